@@ -1,0 +1,168 @@
+"""Capture: layer inputs and output-gradient edges of one training forward, and what follows from them.
+
+The model is the user's own and stays as it is: hooks live only inside the ``with`` block. What is
+kept of an output is its edge in the graph, never the tensor: after an in-place activation,
+differentiating to the tensor would be silently wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.layers import Layer
+from kfbench.curvature.statistics import LayerStatistics
+
+
+class CaptureError(RuntimeError):
+    """A model did what capture cannot follow; the message is one sentence for the user."""
+
+
+@dataclass
+class _Call:
+    """One call of a layer: its input (shared, not copied), that input's version, its output's edge."""
+
+    input: Tensor
+    version: int
+    edge: GradientEdge
+
+
+@dataclass
+class Captured:
+    """One captured forward. ``gradients`` may be asked once per graph; labels are drawn before."""
+
+    layers: dict[str, Layer]
+    plain: list[nn.Parameter]
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+    _rows: dict[str, Tensor] | None = None
+    _plain_gradients: list[Tensor | None] | None = None
+    _inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def samples_per_call(self) -> dict[str, set[int]]:
+        """The batch sizes that each layer was called with."""
+        return {name: {call.input.shape[0] for call in calls} for name, calls in self.calls.items()}
+
+    def exclude(self, name: str) -> None:
+        """Forget a layer: its parameters are then treated as plain ones, by the caller."""
+        self.calls.pop(name, None)
+        self._inputs.pop(name, None)
+
+    def gradient_of(self, name: str, losses: Tensor) -> Tensor:
+        """One layer's mean gradient [d_out, d_in], keeping the graph: for checking it against autograd."""
+        found = torch.autograd.grad(
+            losses.sum(), [call.edge for call in self.calls[name]], retain_graph=True, allow_unused=True
+        )
+        rows = [self._one_call(name, call, g) for call, g in zip(self.calls[name], found, strict=True)]
+        return LayerGradient(torch.cat(rows, 1).flatten(0, 1), self.inputs(name).flatten(0, 1), len(losses)).dense()
+
+    def inputs(self, name: str) -> Tensor:
+        """Input rows [N, P, d_in] of a layer; a layer used twice joins along P."""
+        if name not in self._inputs:
+            for call in self.calls[name]:
+                if call.input._version != call.version:
+                    raise CaptureError(
+                        f"the input of layer {name!r} was changed in place after the layer used it, "
+                        "so its rows are lost; make the operation that follows it out of place"
+                    )
+            rows = [self.layers[name].input_rows(call.input) for call in self.calls[name]]
+            self._inputs[name] = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+        return self._inputs[name]
+
+    def statistics(
+        self, fisher: str, losses: Tensor, output: Tensor, vectors: Callable[[Tensor, str], Tensor] | None = None
+    ) -> dict[str, LayerStatistics]:
+        """The rows of every layer for ``fisher`` none | sampled | full | empirical.
+
+        ``vectors(output, fisher)`` gives the K vectors [K, *output.shape] of the likelihood for
+        sampled and full; empirical uses the true labels' gradients. Needs the graph: call it
+        before ``optimizer.step``.
+        """
+        if fisher == "none":
+            return {name: LayerStatistics(self.inputs(name)) for name in self.calls}
+        if fisher == "empirical":
+            rows = {name: g[None] for name, g in self._true_rows(losses, keep_graph=True).items()}
+        else:
+            assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
+            drawn = vectors(output.detach(), fisher)
+            per_vector = [self._backpropagate(output, vector)[0] for vector in drawn]
+            rows = {name: torch.stack([r[name] for r in per_vector]) for name in self.calls}
+        return {name: LayerStatistics(self.inputs(name), rows[name]) for name in self.calls}
+
+    def gradients(self, losses: Tensor) -> dict[str, LayerGradient]:
+        """Every layer's mean gradient of ``losses`` [N], as rows; frees the graph."""
+        rows = self._true_rows(losses, keep_graph=False)
+        n = len(losses)
+        return {name: LayerGradient(g.flatten(0, 1), self.inputs(name).flatten(0, 1), n) for name, g in rows.items()}
+
+    def plain_gradients(self, losses: Tensor) -> list[Tensor | None]:
+        """The mean gradient of each parameter in ``plain``; None where the loss does not use it."""
+        self._true_rows(losses, keep_graph=False)
+        assert self._plain_gradients is not None
+        return [None if g is None else g / len(losses) for g in self._plain_gradients]
+
+    def _true_rows(self, losses: Tensor, keep_graph: bool) -> dict[str, Tensor]:
+        if self._rows is None:
+            self._rows, self._plain_gradients = self._backpropagate(losses, None, keep_graph, self.plain)
+        return self._rows
+
+    def _backpropagate(
+        self, start: Tensor, vector: Tensor | None, keep_graph: bool = True, plain: list[nn.Parameter] | None = None
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """Gradient rows of every layer [N, P, d_out], then the plain parameters' gradients, of a SUM."""
+        edges = [call.edge for calls in self.calls.values() for call in calls]
+        wanted: list[Any] = [*edges, *(plain or [])]
+        if not wanted:
+            return {}, []
+        weights = torch.ones_like(start) if vector is None else vector
+        found = list(torch.autograd.grad(start, wanted, weights, retain_graph=keep_graph, allow_unused=True))
+        rows = {}
+        for name, calls in self.calls.items():
+            parts = [self._one_call(name, call, found.pop(0)) for call in calls]
+            rows[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return rows, found
+
+    def _one_call(self, name: str, call: _Call, gradient: Tensor | None) -> Tensor:
+        if gradient is None:  # this call does not reach the loss
+            rows = self.layers[name].input_rows(call.input)
+            return rows.new_zeros(rows.shape[0], rows.shape[1], self.layers[name].d_out)
+        return self.layers[name].gradient_rows(gradient)
+
+
+class capture:
+    """``with capture(layers) as captured:`` around a training forward; the hooks end with the block."""
+
+    def __init__(self, layers: dict[str, Layer], plain: list[nn.Parameter] | None = None) -> None:
+        self.captured = Captured(dict(layers), plain or [])
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Captured:
+        for layer in self.captured.layers.values():
+            hook = self._make_hook(layer.name)
+            self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        return self.captured
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _make_hook(self, name: str) -> Callable[..., Tensor | None]:
+        calls = self.captured.calls
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+            if not output.requires_grad:  # evaluation, or under no_grad
+                return None
+            replaced = None
+            if output._is_view():  # an in-place operation on a view would rewrite its edge
+                output = replaced = output.clone()
+            x = args[0] if args else kwargs["input"]
+            calls.setdefault(name, []).append(_Call(x.detach(), x._version, get_gradient_edge(output)))
+            return replaced
+
+        return hook

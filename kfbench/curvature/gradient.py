@@ -1,0 +1,86 @@
+"""A layer's gradient, kept as factors where that is cheaper than the matrix itself.
+
+With R = N P rows the gradient is ``G = g' a / N``. A preconditioner multiplies it on both sides;
+on the rows this costs R d^2 multiply-adds a side, on the dense gradient d_out d_in d, so the rows
+win where R is small (Martens & Grosse 2015, appendix G).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Maps rows [R, d] to rows [R, d]: multiplication by a [d, d] matrix from the right.
+RowMap = Callable[[Tensor], Tensor]
+
+
+class LayerGradient:
+    """The mean gradient of one layer over N samples, as rows or as a dense matrix.
+
+    ``output_gradients`` [R, d_out] are of the SUM of the per-sample losses; ``inputs`` [R, d_in].
+    """
+
+    def __init__(self, output_gradients: Tensor, inputs: Tensor, samples: int) -> None:
+        self.output_gradients, self.inputs, self.samples = output_gradients, inputs, samples
+        self._dense: Tensor | None = None
+
+    @classmethod
+    def from_dense(cls, matrix: Float[Tensor, "d_out d_in"], samples: int) -> LayerGradient:
+        """A gradient known only as a matrix; it has no rows."""
+        gradient = cls(matrix.new_empty(0, matrix.shape[0]), matrix.new_empty(0, matrix.shape[1]), samples)
+        gradient._dense = matrix
+        return gradient
+
+    @classmethod
+    def join(cls, parts: list[LayerGradient]) -> LayerGradient:
+        """The sample-weighted mean over micro-batches, as rows while they stay the smaller form."""
+        if len(parts) == 1:
+            return parts[0]
+        samples = sum(part.samples for part in parts)
+        rows = sum(len(part.inputs) for part in parts)
+        if all(part._dense is None for part in parts) and rows < min(parts[0].shape):
+            joined = [torch.cat([getattr(p, side) for p in parts]) for side in ("output_gradients", "inputs")]
+            return cls(joined[0], joined[1], samples)
+        dense = torch.stack([part.dense() * (part.samples / samples) for part in parts]).sum(0)
+        return cls.from_dense(dense, samples)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.output_gradients.shape[1], self.inputs.shape[1]
+
+    def dense(self) -> Float[Tensor, "d_out d_in"]:
+        """The gradient as a matrix."""
+        if self._dense is None:
+            self._dense = self._product(self.output_gradients, self.inputs)
+        return self._dense
+
+    def transform(self, left: RowMap | None = None, right: RowMap | None = None) -> Float[Tensor, "d_out d_in"]:
+        """``M_left' G M_right``, where ``left`` maps rows g to g M_left and ``right`` rows a to a M_right.
+
+        Each side acts on the rows where they are fewer than the dimension of the OTHER side, the
+        number of rows (or columns) that the dense gradient offers it.
+        """
+        d_out, d_in = self.shape
+        rows = len(self.inputs) if self._dense is None else max(d_out, d_in)
+        g, a = self.output_gradients, self.inputs
+        left_on_rows, right_on_rows = rows < d_in, rows < d_out
+        if left is not None and left_on_rows:
+            g, left = left(g), None
+        if right is not None and right_on_rows:
+            a, right = right(a), None
+        untouched = g is self.output_gradients and a is self.inputs
+        result = self.dense() if untouched else self._product(g, a)
+        if right is not None:
+            result = right(result)
+        if left is not None:
+            result = left(result.T).T
+        return result
+
+    def _product(self, g: Tensor, a: Tensor) -> Tensor:
+        # beta = 0: the 1/N rides along in the matrix product, and the empty matrix is never read.
+        out = g.new_empty(g.shape[1], a.shape[1])
+        return torch.addmm(out, g.T, a, beta=0, alpha=1 / self.samples, out=out)

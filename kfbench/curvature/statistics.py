@@ -1,0 +1,110 @@
+"""What one batch says about each layer, and its running averages.
+
+Factors (Grosse & Martens 2016, weight sharing "expand"), means over samples, so that neither the
+batch size nor the reduction of the loss enters:
+
+- ``A = 1/N sum_n sum_p a a'`` [d_in, d_in]
+- ``B = 1/(N P) sum_n sum_p g g'`` [d_out, d_out], summed over the K backpropagated vectors
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Below this width one product for the whole matrix is faster than its blocks.
+_SYMMETRIC_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer's rows in one batch.
+
+    ``inputs`` [N, P, d_in]. ``output_gradients`` [K, N, P, d_out] or None where the method needs no
+    Fisher: the gradients of K vectors per sample whose outer products sum to (an estimate of) the
+    Fisher of the output. K = 1 for true or once-sampled labels, the number of classes for "full".
+    """
+
+    inputs: Float[Tensor, "N P d_in"]
+    output_gradients: Float[Tensor, "K N P d_out"] | None = None
+
+
+Statistics = Mapping[str, LayerStatistics]
+
+
+def join_statistics(parts: list[dict[str, LayerStatistics]]) -> dict[str, LayerStatistics]:
+    """The statistics of micro-batches as those of the whole batch."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = {}
+    for name in parts[0]:
+        inputs = torch.cat([part[name].inputs for part in parts])
+        gradients = [g for part in parts if (g := part[name].output_gradients) is not None]
+        joined[name] = LayerStatistics(inputs, torch.cat(gradients, dim=1) if gradients else None)
+    return joined
+
+
+class FactorAverages:
+    """Running averages of one kind of factor, one matrix a layer.
+
+    ``x <- m x + (1 - m) new``, divided by its accumulated weight, so that the first observation
+    counts fully (FOOF paper, appendix D.1). What is stored is that normalised mean. m = 0 keeps
+    only the newest batch.
+    """
+
+    def __init__(self, ema: float) -> None:
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {ema}")
+        self.ema = ema
+        self.means: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, name: str, rows: Float[Tensor, "... d"], divisor: float) -> None:
+        """Average in ``sum of row row' / divisor``."""
+        rows = rows.reshape(-1, rows.shape[-1])
+        old_weight = self.ema * self._weights.get(name, 0.0)
+        weight = old_weight + 1 - self.ema
+        if name not in self.means:
+            self.means[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+        add_outer_products(self.means[name], rows, keep=old_weight / weight, scale=(1 - self.ema) / weight / divisor)
+        self._weights[name] = weight
+
+    def add_inputs(self, statistics: Statistics) -> None:
+        """Average in the input factor A of every layer."""
+        for name, layer in statistics.items():
+            self.add(name, layer.inputs, divisor=layer.inputs.shape[0])
+
+    def add_output_gradients(self, statistics: Statistics) -> None:
+        """Average in the output factor B of every layer."""
+        for name, layer in statistics.items():
+            gradients = layer.output_gradients
+            assert gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
+            self.add(name, gradients, divisor=gradients.shape[1] * gradients.shape[2])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Means and their accumulated weights."""
+        return {"means": self.means, "weights": self._weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self.means, self._weights = dict(state["means"]), dict(state["weights"])
+
+
+def add_outer_products(matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float) -> None:
+    """``matrix <- keep * matrix + scale * rows' rows``, in place.
+
+    Only the blocks on and below the diagonal are multiplied out, the rest is mirrored.
+    """
+    d = len(matrix)
+    if d <= _SYMMETRIC_BLOCK:
+        matrix.addmm_(rows.T, rows, beta=keep, alpha=scale)
+        return
+    half = d // 2
+    left, right = rows[:, :half], rows[:, half:]
+    add_outer_products(matrix[:half, :half], left, keep, scale)
+    add_outer_products(matrix[half:, half:], right, keep, scale)
+    matrix[half:, :half].addmm_(right.T, left, beta=keep, alpha=scale)
+    matrix[:half, half:].copy_(matrix[half:, :half].T)

@@ -1,0 +1,1 @@
+"""When things happen: the only place that counts steps or reads clocks."""

@@ -1,0 +1,112 @@
+"""From a validated configuration to the objects that train: everything that can still fail, fails here."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from kfbench.config import Config, Method, Problem, Run
+from kfbench.engine.preconditioning import Preconditioning
+from kfbench.errors import UsageError
+from kfbench.importing import import_object
+from kfbench.methods import find_method
+from kfbench.problems.datasets import Dataset, load_dataset
+from kfbench.problems.models import build_model
+
+
+def prepare_torch(run: Run) -> torch.device:
+    """Threads and determinism for this process; the device, tried out. UsageError where there is none."""
+    torch.set_num_threads(run.threads)
+    if run.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        device = torch.device(run.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {run.device!r} cannot be used: {reason}") from error
+    return device
+
+
+def build_data(config: Config, device: torch.device) -> Dataset:
+    """The data set on the device, cut to ``train_samples``, checked against the batch size."""
+    problem, run = config.problem, config.run
+    data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, getattr(torch, run.dtype))
+    data = data.first(problem.train_samples)
+    if run.batch_size > len(data.train_inputs):
+        raise UsageError(f"batch_size is {run.batch_size}, above the {len(data.train_inputs)} training samples")
+    return data
+
+
+def build_network(problem: Problem, run: Run, data: Dataset, device: torch.device, seed: int) -> nn.Module:
+    """The model, initialised from ``seed`` on the CPU so that devices start equal."""
+    torch.manual_seed(seed)
+    options = {key: value for key in ("width", "bias") if (value := getattr(problem, key)) is not None}
+    model = build_model(problem.model, data.input_shape, data.outputs, **options)
+    model = model.to(device, getattr(torch, run.dtype))
+    try:
+        with torch.no_grad():
+            was_training = model.training
+            shape = model.eval()(data.train_inputs[:2]).shape
+            model.train(was_training)
+    except Exception as error:  # a user's model may fail in any way
+        raise UsageError(f"model {problem.model!r} fails on a batch: {type(error).__name__}: {error}") from error
+    if shape != (min(2, len(data.train_inputs)), data.outputs):
+        raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected [2, {data.outputs}]")
+    return model
+
+
+def build_method(
+    method: Method, model: nn.Module, seed: int
+) -> tuple[torch.optim.Optimizer, Preconditioning | None, float]:
+    """The torch optimizer, the preconditioning over it or None, and the weight decay that is ours."""
+    entry, options = find_method(method.opt), method.options
+    names = set(entry.optimizer_options) | (set(options) - set(entry.options) if not entry.preconditioner else set())
+    arguments = {name: options[name] for name in names if options.get(name) is not None}
+    preconditioning = None
+    if entry.preconditioner:
+        preconditioning = _build_preconditioning(method, entry.constructor, entry.preconditioner, model, seed)
+    optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
+    decay = 0.0 if "weight_decay" in names else float(options.get("weight_decay") or 0.0)
+    return optimizer, preconditioning, decay
+
+
+def _build_preconditioning(
+    method: Method, constructor: tuple[str, ...], path: str, model: nn.Module, seed: int
+) -> Preconditioning:
+    options = method.options
+    extra = set(options) - set(find_method(method.opt).options)
+    arguments = {name: options[name] for name in {*constructor, *extra} if options.get(name) is not None}
+    preconditioner = _construct(method.opt, path, arguments)
+    try:
+        return Preconditioning(
+            model,
+            preconditioner,
+            damping=options["damping"],
+            T=options["T"],
+            S=options["S"],
+            order=options["order"],
+            seed=seed,
+        )
+    except ValueError as error:
+        raise UsageError(f"method {method.opt!r}: {error}") from error
+
+
+def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: Any) -> Any:
+    try:
+        return import_object(path, "method")(*positional, **arguments)
+    except Exception as error:  # a user's class may fail in any way
+        given = ", ".join(f"{k}={v!r}" for k, v in sorted(arguments.items()))
+        raise UsageError(f"method {opt!r} raised on construction with {given}: {error}") from error
+
+
+def total_updates(run: Run, samples: int) -> tuple[int, int]:
+    """(updates in all, updates an epoch); the last batch of an epoch may be smaller."""
+    per_epoch = math.ceil(samples / run.batch_size)
+    if run.updates is not None:
+        return run.updates, per_epoch
+    assert run.epochs is not None
+    return run.epochs * per_epoch, per_epoch

@@ -1,0 +1,60 @@
+"""Checkpoints: written whole or not at all, with the one before kept in reserve."""
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kfbench.errors import UsageError
+from kfbench.results.records import write_atomically
+
+CHECKPOINT = "checkpoint.pt"
+RESERVE = "checkpoint.previous.pt"
+
+
+def save_checkpoint(directory: Path, content: Mapping[str, Any]) -> None:
+    """Write beside the last one, keep that as reserve, then rename; a crash at any point leaves one whole."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    current = directory / CHECKPOINT
+    incoming = directory / (CHECKPOINT + ".new")
+    write_atomically(incoming, buffer.getbuffer())
+    if current.exists():
+        os.replace(current, directory / RESERVE)
+    os.replace(incoming, current)
+
+
+def load_checkpoint(directory: Path, map_location: torch.device) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, or None where there is none at all.
+
+    Only tensors and plain values are loaded (``weights_only``), never code.
+    """
+    found = False
+    for name in (CHECKPOINT, CHECKPOINT + ".new", RESERVE):
+        path = directory / name
+        if not path.exists():
+            continue
+        found = True
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+            continue  # torn: the next one is older and whole
+    if found:
+        raise UsageError(f"no checkpoint in {directory} can be read; start anew with --overwrite")
+    return None
+
+
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys in which two nested configurations differ."""
+    found = []
+    for key in dict.fromkeys([*a, *b]):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}")
+    return found

@@ -1,0 +1,20 @@
+"""Extra forwards that leave no trace."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def forward_isolated(model: nn.Module) -> Iterator[None]:
+    """Restores buffers (BatchNorm's averages) and random states (dropout) on leaving the block."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])

@@ -1,0 +1,245 @@
+"""One update: the only place where the order of capture, apply, observe and refresh is decided."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfbench.curvature.capture import Captured, capture
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.layers import Layer, find_layers
+from kfbench.curvature.statistics import LayerStatistics, join_statistics
+from kfbench.engine.isolation import forward_isolated
+from kfbench.engine.schedule import Amortisation
+from kfbench.importing import import_object
+from kfbench.preconditioners.contract import Preconditioner
+from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
+from kfbench.registry import METHODS
+
+# How far a captured gradient may lie from autograd's, relative to its norm: rounding, nothing more.
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
+_LOOSE_AGREEMENT = 5e-2  # half precisions
+
+
+class Preconditioning:
+    """Replaces the gradients of a model by a method's direction, in any training loop.
+
+    ::
+
+        foof = Preconditioning(model, "foof", damping=1.0, T=100)
+        with foof.capture():
+            output = model(x)
+        foof.backward(losses, output)   # losses [N], not reduced: sets .grad of every parameter
+        optimizer.step()                # any torch.optim optimizer
+
+    Parameters
+    ----------
+    model: an unchanged ``nn.Module``; Linear and Conv2d layers are preconditioned, all other
+        parameters keep their plain gradient (a warning names them).
+    method: "foof", "kfac" or an object that meets ``preconditioners/contract.py``.
+    damping: lambda, added to the curvature as the method defines.
+    T, S: refresh every T updates, observing the S before it (default min(T, 50)).
+    order: "independent" (apply, observe, refresh) or "same" (observe, refresh, apply).
+    likelihood: "categorical" (logits), "gaussian", or an object like them; used where labels are
+        sampled from the model.
+    seed: of the sampled labels, which have a generator of their own.
+    options: of the named method, such as ``ema=0.95`` or ``damping_kind="standard"``.
+
+    Raises ValueError for values out of range, TypeError for options a method does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | Preconditioner,
+        *,
+        damping: float,
+        T: int = 100,
+        S: int | None = None,
+        order: str | None = None,
+        likelihood: str | Likelihood = "categorical",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if damping < 0:
+            raise ValueError(f"damping must be at least 0, got {damping}")
+        self.model, self.damping = model, damping
+        self.method: Preconditioner = make_preconditioner(method, **options) if isinstance(method, str) else method
+        self.schedule = Amortisation.of(T, S)
+        self.order = order or self.method.orders[0]
+        if self.order not in self.method.orders:
+            raise ValueError(f"order must be one of {', '.join(self.method.orders)}, got {order!r}")
+        self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
+        self.step = 0
+        self._refreshed = False
+        self.layers, self.left_out = find_layers(model)
+        device = next(model.parameters()).device
+        self.label_generator = torch.Generator(device).manual_seed(seed)
+        self._captured: Captured | None = None
+        self._verified = False
+        self._gradients: list[dict[str, LayerGradient]] = []
+        self._statistics: list[dict[str, LayerStatistics]] = []
+        self._plain: list[tuple[int, list[Tensor | None]]] = []
+
+    @property
+    def observing(self) -> bool:
+        """Whether the coming update feeds the statistics; before any refresh it always does."""
+        return self.schedule.observes(self.step) or not self._refreshed
+
+    def capture(self) -> capture:
+        """The context for one training forward (of one micro-batch)."""
+        block = capture(self.layers, self._plain_parameters())
+        self._captured = block.captured
+        return block
+
+    def backward(self, losses: Tensor, output: Tensor) -> None:
+        """Backpropagate ``losses`` [N] (not reduced) and leave the direction in every ``.grad``."""
+        self.accumulate(losses, output)
+        self.finish()
+
+    def accumulate(self, losses: Tensor, output: Tensor) -> None:
+        """Take in one micro-batch; ``finish`` then treats all of them as one batch."""
+        if losses.dim() != 1:
+            raise ValueError(f"losses must be per sample, [N], got shape {list(losses.shape)}: use reduction='none'")
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise RuntimeError("no forward was captured: run the model inside 'with preconditioning.capture():'")
+        if not self._verified:
+            self._verify(captured, losses)
+        if self.observing:
+            self._statistics.append(self._observed(captured, losses, output))
+        self._gradients.append(captured.gradients(losses))
+        self._plain.append((len(losses), captured.plain_gradients(losses)))
+
+    def finish(self) -> None:
+        """Directions into ``.grad``, then (or before, by order) observe and refresh."""
+        gradients = {name: LayerGradient.join([part[name] for part in self._gradients]) for name in self.layers}
+        statistics = join_statistics(self._statistics) if self._statistics else None
+        # Without warm-up there is nothing to apply yet, so the first update uses its own batch.
+        same = self.order == "same" or not self._refreshed
+        if same:
+            self._observe_and_refresh(statistics)
+        directions = self.method.apply(gradients)
+        self._write(directions)
+        if not same:
+            self._observe_and_refresh(statistics)
+        self._gradients, self._statistics, self._plain = [], [], []
+        self.step += 1
+
+    def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fill the statistics from (inputs, targets) before the first update, then refresh once.
+
+        BatchNorm buffers and the random state of dropout come out as they went in.
+        """
+        observed = False
+        with forward_isolated(self.model):
+            for x, y in batches:
+                with self.capture():
+                    output = self.model(x)
+                captured, self._captured = self._captured, None
+                assert captured is not None
+                losses = self.likelihood.loss(output, y)
+                if not self._verified:
+                    self._verify(captured, losses)
+                self.method.observe(self._observed(captured, losses, output))
+                observed = True
+        if observed:
+            self._refresh()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything from which an interrupted run continues bit for bit, but the model."""
+        return {
+            "method": self.method.state_dict(),
+            "step": self.step,
+            "refreshed": self._refreshed,
+            "labels": self.label_generator.get_state(),
+            "layers": list(self.layers),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.method.load_state_dict(state["method"])
+        self.step, self._refreshed = state["step"], state["refreshed"]
+        self.label_generator.set_state(state["labels"].cpu())
+        self.layers = {name: self.layers[name] for name in state["layers"]}
+        self._verified = True
+
+    def _observed(self, captured: Captured, losses: Tensor, output: Tensor) -> dict[str, LayerStatistics]:
+        return captured.statistics(self.method.fisher, losses, output, self._fisher_vectors)
+
+    def _fisher_vectors(self, output: Tensor, fisher: str) -> Tensor:
+        if fisher == "full":
+            return self.likelihood.full_vectors(output)
+        return self.likelihood.sampled_vectors(output, self.label_generator)
+
+    def _observe_and_refresh(self, statistics: dict[str, LayerStatistics] | None) -> None:
+        if statistics is not None:
+            self.method.observe(statistics)
+        if self.schedule.refreshes(self.step) or not self._refreshed:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self.method.refresh(self.damping)
+        self._refreshed = True
+
+    @torch.no_grad()
+    def _write(self, directions: dict[str, Tensor]) -> None:
+        for name, layer in self.layers.items():
+            for parameter, direction in zip(layer.parameters, layer.split(directions[name]), strict=True):
+                parameter.grad = direction
+        total = sum(n for n, _ in self._plain)
+        for index, parameter in enumerate(self._plain_parameters()):
+            parts = [(n, g) for n, grads in self._plain if (g := grads[index]) is not None]
+            parameter.grad = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
+
+    def _plain_parameters(self) -> list[nn.Parameter]:
+        covered = {id(p) for layer in self.layers.values() for p in layer.parameters}
+        return [p for p in self.model.parameters() if p.requires_grad and id(p) not in covered]
+
+    def _verify(self, captured: Captured, losses: Tensor) -> None:
+        """Once: leave out every layer whose captured gradient is not autograd's.
+
+        This finds, whatever the reason, weights that are also used past the layer's own forward
+        (tied weights, penalties inside the loss, modules that bypass hooks) and batches that do
+        not lie along the first dimension.
+        """
+        for name in list(self.layers):
+            if reason := _why_wrong(self.layers[name], captured, losses):
+                self.left_out[name] = reason
+                del self.layers[name]
+                captured.exclude(name)
+        captured.plain[:] = self._plain_parameters()
+        self._verified = True
+        if self.left_out:
+            listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in self.left_out.items())
+            warnings.warn(f"not preconditioned, plain gradient instead: {listed}", stacklevel=4)
+
+
+def make_preconditioner(name: str, **options: Any) -> Preconditioner:
+    """The named method with its registered defaults; TypeError for an option it does not have."""
+    entry = METHODS.get(name)
+    if entry is None or entry.preconditioner is None:
+        named = [known for known, e in METHODS.items() if e.preconditioner]
+        raise ValueError(f"method must be one of {', '.join(named)}, got {name!r}")
+    make: Callable[..., Preconditioner] = import_object(entry.preconditioner, "method")
+    defaults = {option: entry.options[option] for option in entry.constructor}
+    return make(**(defaults | options))
+
+
+def _why_wrong(layer: Layer, captured: Captured, losses: Tensor) -> str | None:
+    """Why the rows of this layer do not give its gradient, or None where they do."""
+    calls = captured.calls.get(layer.name)
+    if not calls:
+        return "its forward was not called through the module"
+    if captured.samples_per_call()[layer.name] != {len(losses)}:
+        return "its batch does not lie along the first dimension"
+    truth = torch.autograd.grad(losses.sum(), layer.parameters, retain_graph=True, allow_unused=True)
+    expected = [torch.zeros_like(p) if g is None else g for g, p in zip(truth, layer.parameters, strict=True)]
+    G = captured.gradient_of(layer.name, losses)
+    wanted = layer.matrix(expected) / len(losses)
+    tolerance = _AGREEMENT.get(wanted.dtype, _LOOSE_AGREEMENT)
+    if float((G - wanted).norm()) > tolerance * float(wanted.norm()):
+        return "its weight is used outside the layer too"
+    return None

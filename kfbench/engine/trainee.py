@@ -1,0 +1,159 @@
+"""What is trained, by what: one seed's model, optimizer and preconditioning, and one update of it."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from kfbench.config import Config
+from kfbench.engine.batches import LABELS, Batch, stream_seed, training_batches, warmup_batches
+from kfbench.engine.build import build_method, build_network, total_updates
+from kfbench.engine.evaluation import evaluate
+from kfbench.engine.memory import tensor_bytes
+from kfbench.engine.schedule import learning_rate_factor
+from kfbench.problems.datasets import Dataset
+from kfbench.problems.likelihoods import Categorical
+
+
+class Trainee:
+    """One seed of one method. Equal configuration and seed give bit-equal updates."""
+
+    def __init__(self, config: Config, data: Dataset, seed: int, device: torch.device) -> None:
+        self.run, self.method, self.data, self.seed, self.device = config.run, config.methods[0], data, seed, device
+        self.eval_samples = config.problem.eval_samples
+        self.total, self.per_epoch = total_updates(config.run, len(data.train_inputs))
+        self.likelihood = Categorical()
+        self.model = build_network(config.problem, config.run, data, device, seed)
+        self.optimizer, self.preconditioning, self.weight_decay = build_method(
+            self.method, self.model, stream_seed(seed, LABELS)
+        )
+        self.scheduler = self._make_scheduler()
+        self.step = self.samples = 0
+
+    def _make_scheduler(self) -> LambdaLR | None:
+        schedule, decay = self.method.options["lr_schedule"], self.method.options["lr_decay"]
+        if schedule == "constant":
+            return None
+        return LambdaLR(self.optimizer, lambda step: learning_rate_factor(schedule, decay, step, self.total))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the coming update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def damping(self) -> float | None:
+        """lambda, where the method has one."""
+        return self.preconditioning.damping if self.preconditioning else None
+
+    @property
+    def damping_retries(self) -> int:
+        """How many factors needed more damping than asked for."""
+        return getattr(self.preconditioning.method, "damping_retries", 0) if self.preconditioning else 0
+
+    def warn_if_hardly_refreshed(self) -> None:
+        """Fewer than two refreshes in the whole run say little about a method."""
+        T = self.method.options.get("T")
+        if self.preconditioning and not self.run.quick and self.total // T < 2:
+            warnings.warn(
+                f"{self.total} updates give fewer than two refreshes at T = {T}: the method is hardly at work; "
+                f"train longer or lower --T",
+                stacklevel=2,
+            )
+
+    def batches(self) -> Iterator[Batch]:
+        """The training batches from the coming update on, without end."""
+        return training_batches(self.data, self.run.batch_size, self.seed, self.step)
+
+    def warm_up(self) -> None:
+        """Fill the statistics of a preconditioned method before its first update."""
+        if self.preconditioning:
+            count = self.method.options["warmup_batches"]
+            self.preconditioning.warm_up(warmup_batches(self.data, self.run.batch_size, self.seed, count))
+
+    def update(self, x: Tensor, y: Tensor) -> Tensor:
+        """One optimizer step on one batch; the mean loss before it, still on the device."""
+        loss = self._backward(x, y) if self.preconditioning is None else self._precondition(x, y)
+        self._decay_weights()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.step += 1
+        self.samples += len(x)
+        return loss
+
+    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The plain mean gradient into ``.grad``."""
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for xs, ys in self._micro_batches(x, y):
+            loss = self.likelihood.loss(self.model(xs), ys).sum() / len(x)
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def _precondition(self, x: Tensor, y: Tensor) -> Tensor:
+        """The method's direction into ``.grad``."""
+        assert self.preconditioning is not None
+        total = torch.zeros((), device=self.device)
+        for xs, ys in self._micro_batches(x, y):
+            with self.preconditioning.capture():
+                output = self.model(xs)
+            losses = self.likelihood.loss(output, ys)
+            self.preconditioning.accumulate(losses, output)
+            total = total + losses.detach().sum() / len(x)
+        self.preconditioning.finish()
+        return total
+
+    def _micro_batches(self, x: Tensor, y: Tensor) -> list[Batch]:
+        size = self.run.micro_batch_size
+        return [(x, y)] if size is None else list(zip(x.split(size), y.split(size), strict=True))
+
+    @torch.no_grad()
+    def _decay_weights(self) -> None:
+        if self.weight_decay:
+            for group in self.optimizer.param_groups:
+                torch._foreach_mul_(group["params"], 1 - group["lr"] * self.weight_decay)
+
+    def evaluate(self) -> dict[str, float | None]:
+        """Losses and accuracies on training and test set, or on their first ``eval_samples``."""
+        k, data = self.eval_samples, self.data
+        train = evaluate(self.model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
+        test = evaluate(self.model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
+        names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        return dict(zip(names, (*train, *test), strict=True))
+
+    def state_memory_bytes(self) -> int:
+        """Bytes that optimizer and method keep between updates, beyond the parameters."""
+        method = self.preconditioning.method.state_dict() if self.preconditioning else {}
+        return tensor_bytes([self.optimizer.state_dict(), method])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything from which ``load_state_dict`` continues bit for bit."""
+        cuda = self.device.type == "cuda"
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.last_epoch if self.scheduler else None,
+            "preconditioning": self.preconditioning.state_dict() if self.preconditioning else None,
+            "random": torch.get_rng_state(),
+            "random_device": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.step, self.samples = state["step"], state["samples"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.last_epoch = state["scheduler"]
+        if self.preconditioning is not None:
+            self.preconditioning.load_state_dict(state["preconditioning"])
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_device"] is not None:
+            torch.cuda.set_rng_state(state["random_device"].cpu(), self.device)

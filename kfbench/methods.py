@@ -1,0 +1,123 @@
+"""SPECs: which optimizer is meant, ours by name or a user's by path, and which options it has."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kfbench.errors import UsageError, unknown
+from kfbench.importing import import_object
+from kfbench.registry import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, MethodEntry
+
+_CONTRACT = ("fisher", "orders", "observe", "refresh", "apply", "state_dict", "load_state_dict")
+# Options that kfbench itself gives to a user's torch optimizer; the rest are its constructor's.
+_OURS_FOR_OPTIMIZERS = {"lr_schedule": "constant", "lr_decay": 0.1}
+
+
+def parse_spec(entry: Any) -> tuple[str, dict[str, Any]]:
+    """``NAME[:k=v,...]``, ``package.module:Class[:k=v,...]`` or a mapping with "opt" -> name, options."""
+    if isinstance(entry, Mapping):
+        options = dict(entry)
+        opt = options.pop("opt", None)
+        if not isinstance(opt, str) or not opt:
+            raise UsageError(f"a method needs a key 'opt' with its name, got {dict(entry)!r}")
+        return opt, options
+    if not isinstance(entry, str) or not entry:
+        raise UsageError(f"a SPEC is NAME[:k=v,...] or package.module:Class[:k=v,...], got {entry!r}")
+    segments = entry.split(":")
+    first_options = next((i for i, segment in enumerate(segments) if "=" in segment), len(segments))
+    name, options_text = ":".join(segments[:first_options]), ":".join(segments[first_options:])
+    if not name:
+        raise UsageError(f"SPEC {entry!r} names no method before its options")
+    return name, _parse_options(options_text, entry)
+
+
+def _parse_options(text: str, spec: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    # Commas inside brackets belong to a value: betas=(0.9,0.99).
+    for part in re.findall(r"(?:[^,(\[]|\([^)]*\)|\[[^\]]*\])+", text):
+        key, separator, value = part.partition("=")
+        if not separator or not key or not value:
+            raise UsageError(f"SPEC {spec!r}: options look like k=v,k=v, got {part!r}")
+        if key in options:
+            raise UsageError(f"SPEC {spec!r} gives {key!r} twice")
+        options[key] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    """A Python literal, true, false, none, or text."""
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def find_method(opt: str) -> MethodEntry:
+    """The entry of a known name, or one made from a user's class; UsageError where there is neither."""
+    if opt in METHODS:
+        return METHODS[opt]
+    if ":" not in opt:
+        raise unknown("method", opt, METHODS, ", or package.module:Class")
+    return _user_entry(opt)
+
+
+def _user_entry(path: str) -> MethodEntry:
+    found = import_object(path, "method")
+    if not isinstance(found, type):
+        raise UsageError(f"method {path!r} is a {type(found).__name__}, expected a class")
+    import torch  # only where a class must be told apart; slow to import
+
+    if issubclass(found, torch.optim.Optimizer):
+        return _optimizer_entry(path, found)
+    missing = [name for name in _CONTRACT if not hasattr(found, name)]
+    if missing:
+        raise UsageError(
+            f"method {path!r} is neither a torch.optim.Optimizer nor a preconditioner: it lacks {', '.join(missing)}"
+        )
+    return _preconditioner_entry(path, found)
+
+
+def _optimizer_entry(path: str, found: type) -> MethodEntry:
+    closure = inspect.signature(found.step).parameters.get("closure")  # type: ignore[attr-defined]
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UsageError(f"method {path!r} needs a closure that evaluates the loss again, which train does not give")
+    options, open_ended = _constructor_options(found)
+    options.pop("params", None)
+    return MethodEntry(
+        summary=(found.__doc__ or path).strip().splitlines()[0],
+        paper="user's class",
+        optimizer=path,
+        optimizer_options=tuple(options),
+        preconditioner=None,
+        options={**_OURS_FOR_OPTIMIZERS, **options},
+        open_ended=open_ended,
+    )
+
+
+def _preconditioner_entry(path: str, found: type) -> MethodEntry:
+    options, open_ended = _constructor_options(found)
+    ours = {key: value for key, value in PRECONDITIONED_OPTIONS.items() if key != "ema"}
+    return MethodEntry(
+        summary=(found.__doc__ or path).strip().splitlines()[0],
+        paper="user's class",
+        optimizer="torch.optim:SGD",
+        optimizer_options=SGD_CONSTRUCTOR,
+        preconditioner=path,
+        options={**ours, "order": found.orders[0], **options},  # type: ignore[attr-defined]
+        constructor=tuple(options),
+        open_ended=open_ended,
+    )
+
+
+def _constructor_options(found: type) -> tuple[dict[str, Any], bool]:
+    """The constructor's parameters with their defaults (None where required); whether it takes **kwargs."""
+    parameters = list(inspect.signature(found).parameters.values())
+    named = {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind != p.VAR_KEYWORD}
+    return named, any(p.kind == p.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,39 @@
+"""The contract that every method meets, ours and users' own alike."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.statistics import Statistics
+
+
+class Preconditioner(Protocol):
+    """A map from a gradient to a direction over the whole network, for a few captured layers.
+
+    It knows nothing of steps, learning rates, schedules or ranks; ``engine/preconditioning.py``
+    calls it. All tensors lie on the device and in the precision of the model.
+    """
+
+    fisher: str
+    """Whose output gradients ``observe`` needs: none | sampled | full | empirical."""
+
+    orders: tuple[str, ...]
+    """The orders it supports, the default first: independent (apply, observe, refresh), so that
+    statistics and gradient come from different batches, or same (observe, refresh, apply)."""
+
+    def observe(self, statistics: Statistics) -> None:
+        """Take in one batch's rows: inputs [N, P, d_in], output gradients [K, N, P, d_out]."""
+
+    def refresh(self, damping: float) -> None:
+        """Do everything cubic, from what was observed so far."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        """The direction [d_out, d_in] of every layer, with the last refresh; changes no gradient."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which ``load_state_dict`` restores it bit for bit."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""

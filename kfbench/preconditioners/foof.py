@@ -1,0 +1,50 @@
+"""FOOF, gradient descent on neurons (Benzing 2022, eq 6 and Algorithm 1)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.linalg import DampedInverse, damped_inverses
+from kfbench.curvature.statistics import FactorAverages, Statistics
+
+
+class FOOF:
+    """Direction ``G (A + lambda I)^-1``: no loss, no label, no Fisher enters but through G.
+
+    Deviations from Algorithm 1 as printed: observe before refresh (as in the authors' code; the
+    printed order is one update staler), and A is a mean over samples, not a sum.
+    """
+
+    fisher = "none"
+    orders = ("independent", "same")
+
+    def __init__(self, ema: float = 0.95) -> None:
+        self.A = FactorAverages(ema)
+        self.inverses: dict[str, DampedInverse] = {}
+        self.damping_retries = 0
+
+    def observe(self, statistics: Statistics) -> None:
+        """Average in ``A = 1/N sum_n sum_p a a'`` of every layer."""
+        self.A.add_inputs(statistics)
+
+    def refresh(self, damping: float) -> None:
+        """``(A + lambda I)^-1`` of every layer."""
+        self.inverses, retried = damped_inverses(self.A.means, dict.fromkeys(self.A.means, damping))
+        self.damping_retries += len(retried)
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        """Directions [d_out, d_in]."""
+        return {name: G.transform(right=self.inverses[name]) for name, G in gradients.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, inverses and the count of retries."""
+        inverses = {name: inverse.state_dict() for name, inverse in self.inverses.items()}
+        return {"A": self.A.state_dict(), "inverses": inverses, "damping_retries": self.damping_retries}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self.A.load_state_dict(state["A"])
+        self.inverses = {name: DampedInverse.from_state(s) for name, s in state["inverses"].items()}
+        self.damping_retries = state["damping_retries"]

@@ -1,0 +1,110 @@
+"""K-FAC: block-diagonal, Kronecker-factored Fisher (Martens & Grosse 2015; KFC: Grosse & Martens 2016).
+
+The factors are A and B of ``curvature/statistics.py``; the layer's block of the Fisher is
+approximated by ``B (x) A`` (row-major vec). How lambda enters is the damping kind:
+
+- heuristic: ``(B + lambda_B I)^-1 G (A + lambda_A I)^-1`` with ``lambda_A lambda_B = lambda`` and
+  ``lambda_A / lambda_B = (tr A / d_in) / (tr B / d_out)`` (Martens & Grosse E.3; Benzing 2022, eq 2);
+  lambda is the square of Martens & Grosse's gamma.
+- standard: ``(B (x) A + lambda I)^-1 vec G``, through eigenbases of both factors.
+- standard-as-released: what Benzing's released code computes in its place, with two bases
+  transposed. Not a method: kept to re-test the claim that rests on it (its Figure 3A). It depends
+  on the signs of eigenvectors, which are LAPACK's choice, so it is not portable across machines.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis, pi_correction
+from kfbench.curvature.statistics import FactorAverages, Statistics
+
+DAMPING_KINDS = ("heuristic", "standard", "standard-as-released")
+FISHERS = ("sampled", "full", "empirical")
+
+
+class KFAC:
+    """K-FAC with the Fisher of sampled labels, of all labels (full), or of the true ones (empirical)."""
+
+    orders = ("independent", "same")
+
+    def __init__(self, ema: float = 0.95, damping_kind: str = "heuristic", fisher: str = "sampled") -> None:
+        if damping_kind not in DAMPING_KINDS:
+            raise ValueError(f"damping_kind must be one of {', '.join(DAMPING_KINDS)}, got {damping_kind!r}")
+        if fisher not in FISHERS:
+            raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
+        self.fisher, self.damping_kind = fisher, damping_kind
+        self.A, self.B = FactorAverages(ema), FactorAverages(ema)
+        self.damping_retries = 0
+        # After a refresh one of these is filled, by damping kind.
+        self.inverses: dict[str, tuple[DampedInverse, DampedInverse]] = {}
+        self.bases: dict[str, dict[str, Tensor]] = {}
+
+    def observe(self, statistics: Statistics) -> None:
+        """Average in both factors of every layer."""
+        self.A.add_inputs(statistics)
+        self.B.add_output_gradients(statistics)
+
+    def refresh(self, damping: float) -> None:
+        """Inverses of the damped factors, or eigenbases of the factors."""
+        if self.damping_kind == "heuristic":
+            self._refresh_inverses(damping)
+        else:
+            self.bases = {name: _basis(self.B.means[name], A, damping) for name, A in self.A.means.items()}
+
+    def _refresh_inverses(self, damping: float) -> None:
+        lambda_A, lambda_B = {}, {}
+        for name, A in self.A.means.items():
+            B = self.B.means[name]
+            pi = pi_correction(A.trace(), len(A), B.trace(), len(B))
+            lambda_A[name], lambda_B[name] = pi * damping**0.5, damping**0.5 / pi
+        left, retried_B = damped_inverses(self.B.means, lambda_B)
+        right, retried_A = damped_inverses(self.A.means, lambda_A)
+        self.inverses = {name: (left[name], right[name]) for name in right}
+        self.damping_retries += len(retried_A) + len(retried_B)
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        """Directions [d_out, d_in]."""
+        if self.damping_kind == "heuristic":
+            return {name: G.transform(*self.inverses[name]) for name, G in gradients.items()}
+        rotate = _as_released if self.damping_kind == "standard-as-released" else _standard
+        return {name: rotate(G, **self.bases[name]) for name, G in gradients.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, inverses or bases, and the count of retries."""
+        inverses = {n: [left.state_dict(), right.state_dict()] for n, (left, right) in self.inverses.items()}
+        state = {"A": self.A.state_dict(), "B": self.B.state_dict(), "inverses": inverses, "bases": self.bases}
+        return state | {"damping_retries": self.damping_retries}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self.A.load_state_dict(state["A"])
+        self.B.load_state_dict(state["B"])
+        self.inverses = {
+            name: (DampedInverse.from_state(left), DampedInverse.from_state(right))
+            for name, (left, right) in state["inverses"].items()
+        }
+        self.bases = dict(state["bases"])
+        self.damping_retries = state["damping_retries"]
+
+
+def _basis(B: Tensor, A: Tensor, damping: float) -> dict[str, Tensor]:
+    """Eigenvectors of both factors and ``s_B s_A' + lambda`` [d_out, d_in]."""
+    s_B, U_B = eigenbasis(B)
+    s_A, U_A = eigenbasis(A)
+    return {"U_B": U_B, "U_A": U_A, "denominator": torch.outer(s_B, s_A).add_(damping)}
+
+
+def _standard(G: LayerGradient, U_B: Tensor, U_A: Tensor, denominator: Tensor) -> Tensor:
+    """``U_B [ (U_B' G U_A) / denominator ] U_A'``."""
+    rotated = G.transform(left=lambda g: g @ U_B, right=lambda a: a @ U_A)
+    return U_B @ (rotated / denominator) @ U_A.T
+
+
+def _as_released(G: LayerGradient, U_B: Tensor, U_A: Tensor, denominator: Tensor) -> Tensor:
+    """``U_B' [ (U_B G U_A) / denominator ] U_A'``: the two left factors are transposed, as released."""
+    rotated = G.transform(left=lambda g: g @ U_B.T, right=lambda a: a @ U_A)
+    return U_B.T @ (rotated / denominator) @ U_A.T

@@ -1,0 +1,82 @@
+"""Likelihoods: what the output of the model means, its loss, and the Fisher of the output.
+
+The Fisher of one sample's output f is ``E[grad_f log p(y|f) grad_f log p(y|f)']`` over labels y
+drawn from the model. It is handed on as K vectors per sample whose outer products sum to it, or
+for sampled labels to an unbiased estimate of it.
+"""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Likelihood(Protocol):
+    """``-log p(target | output)`` and its Fisher, for outputs with samples along the first dimension."""
+
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:
+        """Per-sample loss, never reduced."""
+
+    def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[1, *output.shape]: gradient of the loss at one label drawn per sample."""
+
+    def full_vectors(self, output: Tensor) -> Tensor:
+        """[K, *output.shape]: the columns of an exact square root of the output Fisher."""
+
+    def correct(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """[N] booleans, or None where accuracy means nothing."""
+
+
+class Categorical:
+    """Softmax over the last dimension: output = logits [N, C], target = class indices [N]."""
+
+    def loss(self, output: Float[Tensor, "N C"], target: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
+        """Cross-entropy in nats."""
+        return F.cross_entropy(output, target, reduction="none")
+
+    def sampled_vectors(
+        self, output: Float[Tensor, "N C"], generator: torch.Generator | None
+    ) -> Float[Tensor, "1 N C"]:
+        """``p - onehot(y)`` with y drawn from p."""
+        p = output.softmax(dim=-1)
+        drawn = torch.multinomial(p, 1, generator=generator)
+        return p.scatter_add(1, drawn, -torch.ones_like(p))[None]
+
+    def full_vectors(self, output: Float[Tensor, "N C"]) -> Float[Tensor, "K N C"]:
+        """Columns of ``diag(sqrt p) - p sqrt(p)'``, whose square is ``diag(p) - p p'``."""
+        p = output.softmax(dim=-1)
+        root = p.sqrt()
+        return (torch.diag_embed(root) - p[:, :, None] * root[:, None, :]).permute(2, 0, 1)
+
+    def correct(self, output: Tensor, target: Tensor) -> Tensor:
+        """Whether the most likely class is the true one."""
+        return output.argmax(dim=-1) == target
+
+
+class Gaussian:
+    """Unit variance: loss ``1/2 |f - y|^2`` per sample (no constant); output and target [N, d]."""
+
+    def loss(self, output: Float[Tensor, "N d"], target: Float[Tensor, "N d"]) -> Float[Tensor, "N"]:
+        """Half the squared error, summed over the dimensions of a sample."""
+        return 0.5 * (output - target).square().flatten(1).sum(1)
+
+    def sampled_vectors(
+        self, output: Float[Tensor, "N d"], generator: torch.Generator | None
+    ) -> Float[Tensor, "1 N d"]:
+        """``f - y`` with y drawn around f: a standard normal."""
+        noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        return noise[None]
+
+    def full_vectors(self, output: Float[Tensor, "N d"]) -> Float[Tensor, "d N d"]:
+        """The output Fisher is the identity, and its own root."""
+        identity = torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
+        return identity[:, None, :].expand(-1, len(output), -1)
+
+    def correct(self, output: Tensor, target: Tensor) -> None:
+        """Regression has no accuracy."""
+        return None
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {"categorical": Categorical, "gaussian": Gaussian}

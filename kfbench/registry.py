@@ -1,0 +1,175 @@
+"""Everything that has a name: methods, models, data sets, with one line and the paper of each.
+
+Plain data, without torch: `kfbench list`, completion and the configuration read it. A new method
+adds a row here and its file under ``preconditioners/``; the property tests read the same table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+# Options that each kind of method understands, with the defaults of that kind.
+SGD_CONSTRUCTOR = ("lr", "momentum", "nesterov")
+COMMON_OPTIONS = {"lr": 0.1, "lr_schedule": "constant", "lr_decay": 0.1, "weight_decay": 0.0}
+SGD_OPTIONS = {**COMMON_OPTIONS, "momentum": 0.0, "nesterov": False}
+PRECONDITIONED_OPTIONS: dict[str, Any] = {
+    **SGD_OPTIONS,
+    "damping": 1.0,
+    "T": 100,
+    "S": None,
+    "ema": 0.95,
+    "warmup_batches": 50,
+    "order": "independent",
+}
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One name for ``--opt``: a preconditioner (or none) over a torch optimizer, and its defaults."""
+
+    summary: str
+    paper: str
+    optimizer: str  # package.module:Class
+    preconditioner: str | None  # package.module:Class
+    options: Mapping[str, Any]  # option -> default
+    optimizer_options: tuple[str, ...]  # those that the optimizer's constructor takes
+    constructor: tuple[str, ...] = ()  # those that the preconditioner's constructor takes
+    open_ended: bool = False  # a user's constructor with **kwargs takes any option
+
+    def accepts(self, option: str) -> bool:
+        """Whether this method has that option."""
+        return self.open_ended or option in self.options
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One name for ``--dataset``: IDX files in the published format."""
+
+    summary: str
+    paper: str
+    classes: int
+    torchvision: str  # class in torchvision.datasets that downloads it; "" where it is embedded
+    sizes: tuple[int, int]  # training, test
+    system_folders: tuple[str, ...] = ()
+    debian_package: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of the decompressed IDX files
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One name for ``--model``."""
+
+    summary: str
+    paper: str
+    options: tuple[str, ...]
+
+
+_SGD, _ADAM = "torch.optim:SGD", "torch.optim:Adam"
+_BENZING = "Benzing 2022, Gradient Descent on Neurons and its Link to Approximate Second-Order Optimization, ICML"
+
+METHODS: Mapping[str, MethodEntry] = MappingProxyType(
+    {
+        "sgd": MethodEntry(
+            summary="stochastic gradient descent with momentum",
+            paper="Polyak 1964, Some methods of speeding up the convergence of iteration methods",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner=None,
+            options={**SGD_OPTIONS, "lr": 0.01, "momentum": 0.9},
+        ),
+        "adam": MethodEntry(
+            summary="Adam",
+            paper="Kingma & Ba 2015, Adam: A Method for Stochastic Optimization, ICLR",
+            optimizer=_ADAM,
+            optimizer_options=("lr",),
+            preconditioner=None,
+            options={**COMMON_OPTIONS, "lr": 3e-4},
+        ),
+        "adamw": MethodEntry(
+            summary="Adam with decoupled weight decay",
+            paper="Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, ICLR",
+            optimizer=_ADAM,
+            optimizer_options=("lr",),
+            preconditioner=None,
+            options={**COMMON_OPTIONS, "lr": 3e-4, "weight_decay": 0.01},
+        ),
+        "foof": MethodEntry(
+            summary="gradient descent on neurons: G (A + lambda I)^-1",
+            paper=f"{_BENZING}, eq 6, Algorithm 1",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.foof:FOOF",
+            options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 1.0},
+            constructor=("ema",),
+        ),
+        "kfac": MethodEntry(
+            summary="Kronecker-factored Fisher: (B + lambda_B I)^-1 G (A + lambda_A I)^-1",
+            paper="Martens & Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, ICML",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.kfac:KFAC",
+            options={
+                **PRECONDITIONED_OPTIONS,
+                "lr": 0.003,
+                "damping": 0.01,
+                "damping_kind": "heuristic",
+                "fisher": "sampled",
+            },
+            constructor=("ema", "damping_kind", "fisher"),
+        ),
+    }
+)
+
+_FASHION_MNIST = (
+    "Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms"
+)
+
+DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
+    {
+        "fashion-mnist-1k": DatasetEntry(
+            summary="1,000 + 1,000 images drawn once from Fashion-MNIST, carried in the package",
+            paper=_FASHION_MNIST,
+            classes=10,
+            torchvision="",
+            sizes=(1000, 1000),
+            sha256={
+                "train-images-idx3-ubyte": "1e483751525586bc91a931c1d0cbc82bcd23a088af3c00d5dd4604b2f948066a",
+                "train-labels-idx1-ubyte": "2c5ab80733abf7aaee01f6c9d42e06a65945c8992997a1542228783979317b8d",
+                "t10k-images-idx3-ubyte": "b3a809631d2d7e6bef5251202f12daefeb63845594eb223c094fd12135393a98",
+                "t10k-labels-idx1-ubyte": "69875cb6abe0d2c29baa1d0f7be55a3ab004fdd65542037edf00480ccb19dc6f",
+            },
+        ),
+        "fashion-mnist": DatasetEntry(
+            summary="60,000 + 10,000 grey images of clothes, 28 x 28, 10 classes",
+            paper=_FASHION_MNIST,
+            classes=10,
+            torchvision="FashionMNIST",
+            sizes=(60000, 10000),
+            system_folders=("/usr/share/datasets/fashion-mnist",),
+            debian_package="dataset-fashion-mnist",
+            sha256={
+                "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+                "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+                "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+                "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            },
+        ),
+        "mnist": DatasetEntry(
+            summary="60,000 + 10,000 grey images of handwritten digits, 28 x 28, 10 classes",
+            paper="LeCun, Bottou, Bengio & Haffner 1998, Gradient-based learning applied to document recognition",
+            classes=10,
+            torchvision="MNIST",
+            sizes=(60000, 10000),
+        ),
+    }
+)
+
+MODELS: Mapping[str, ModelEntry] = MappingProxyType(
+    {
+        "mlp": ModelEntry(
+            "three hidden ReLU layers of equal width (1000), no bias", f"{_BENZING}, appendix D.5", ("width", "bias")
+        ),
+        "logistic": ModelEntry("multinomial logistic regression", f"{_BENZING}, Figure 2A", ("bias",)),
+    }
+)

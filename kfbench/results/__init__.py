@@ -1,0 +1,1 @@
+"""What was found: records, statistics, tables, plots. Never touches the model."""
