@@ -46,17 +46,17 @@ class Problem(Section):
     """What is trained."""
 
     dataset: Text = Field("fashion-mnist-1k", description="data set, see `kfbench list`")
-    data_dir: Text | None = Field(None, description="folder with data files [default: KFBENCH_DATA, or the cache]")
+    data_dir: Text | None = Field(None, description="folder with data files (default: KFBENCH_DATA, or the cache)")
     normalize: Literal["mnist", "own"] = Field(
         "mnist", description="mean and deviation: MNIST's, as in the FOOF paper, or the data set's own"
     )
-    train_samples: Int | None = Field(None, ge=1, description="train on the first N of a fixed shuffle [default: all]")
+    train_samples: Int | None = Field(None, ge=1, description="train on the first N of a fixed shuffle (default: all)")
     eval_samples: Int | None = Field(
-        None, ge=1, description="evaluate on the first N training and N test images [default: all]"
+        None, ge=1, description="evaluate on the first N training and N test images (default: all)"
     )
     model: Text = Field("mlp", description="model, see `kfbench list`, or package.module:function")
-    width: Int | None = Field(None, ge=1, description="width of the hidden layers [default: the model's, mlp 1000]")
-    bias: bool | None = Field(None, description="train biases [default: the model's, mlp no]")
+    width: Int | None = Field(None, ge=1, description="width of the hidden layers (default: the model's, mlp 1000)")
+    bias: bool | None = Field(None, description="train biases (default: the model's, mlp no)")
 
 
 class MethodOptions(Section):
@@ -68,11 +68,11 @@ class MethodOptions(Section):
         None, description="how lambda enters K-FAC"
     )
     fisher: Literal["sampled", "full", "empirical"] | None = Field(None, description="labels of the Fisher")
-    T: Int | None = Field(None, ge=1, description="updates between refreshes of what is cubic [default: 100]")
-    S: Int | None = Field(None, ge=1, description="updates before each refresh that feed it [default: min(T, 50)]")
-    ema: Float | None = Field(None, ge=0, lt=1, description="decay of the running averages [default: 0.95]")
+    T: Int | None = Field(None, ge=1, description="updates between refreshes of what is cubic (default: 100)")
+    S: Int | None = Field(None, ge=1, description="updates before each refresh that feed it (default: min(T, 50))")
+    ema: Float | None = Field(None, ge=0, lt=1, description="decay of the running averages (default: 0.95)")
     warmup_batches: Int | None = Field(
-        None, ge=0, description="batches that fill the averages before update 0 [default: 50]"
+        None, ge=0, description="batches that fill the averages before update 0 (default: 50)"
     )
     order: Literal["independent", "same"] | None = Field(
         None, description="whether a direction may use its own batch's statistics"
@@ -84,17 +84,17 @@ class MethodOptions(Section):
         None, description="how lr falls over the run"
     )
     lr_decay: Float | None = Field(
-        None, gt=0, le=1, description="factor of step (at 1/2 and 3/4) and exp (at the end) [default: 0.1]"
+        None, gt=0, le=1, description="factor of step (at 1/2 and 3/4) and exp (at the end) (default: 0.1)"
     )
 
 
 class Run(Section):
     """How long, how often, on what."""
 
-    epochs: Int | None = Field(None, ge=1, description="passes over the data [default: 30 on *-1k data sets, else 10]")
+    epochs: Int | None = Field(None, ge=1, description="passes over the data (default: 30 on *-1k data sets, else 10)")
     updates: Int | None = Field(None, ge=1, description="optimizer steps, instead of --epochs")
     batch_size: Int = Field(100, ge=1, description="samples per update")
-    micro_batch_size: Int | None = Field(None, ge=1, description="samples per forward [default: batch size]")
+    micro_batch_size: Int | None = Field(None, ge=1, description="samples per forward (default: batch size)")
     target_loss: Float | None = Field(None, description="record when train_loss at an epoch's end reaches this")
     seed: Int = Field(0, ge=0, le=2**32 - 1, description="the first seed")
     seeds: Int = Field(1, ge=1, description="number of seeds: seed, seed + 1, ...")
@@ -315,7 +315,7 @@ def dump(config: Config) -> dict[str, Any]:
     """As plain values, such that ``load_config`` of them gives the same configuration."""
     tree = config.model_dump(exclude={"methods"})
     methods = [{"opt": m.opt, **{k: v for k, v in m.options.items() if v is not None}} for m in config.methods]
-    return {"problem": tree["problem"], "methods": methods, "run": _without_none(tree["run"])}
+    return {"problem": _without_none(tree["problem"]), "methods": methods, "run": _without_none(tree["run"])}
 
 
 def _without_none(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,8 @@ class DampedInverse:
     amortised use gets plain matrix products, without knowing the schedule.
     """
 
-    def __init__(self, factor: Float[Tensor, "d d"]) -> None:
-        self._cholesky: Tensor | None = factor
-        self._inverse: Tensor | None = None
+    def __init__(self, cholesky: Float[Tensor, "d d"] | None, inverse: Float[Tensor, "d d"] | None = None) -> None:
+        self._cholesky, self._inverse = cholesky, inverse
         self._uses = 0
 
     def __call__(self, rows: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
@@ -55,8 +54,8 @@ class DampedInverse:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "DampedInverse":
         """Restore, bit for bit."""
-        new = cls(state["cholesky"])
-        new._inverse, new._uses = state["inverse"], state["uses"]
+        new = cls(state["cholesky"], state["inverse"])
+        new._uses = state["uses"]
         return new
 
 

@@ -62,7 +62,7 @@ class FactorAverages:
         self.means: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
 
-    def add(self, name: str, rows: Float[Tensor, "... d"], divisor: float) -> None:
+    def add(self, name: str, rows: Float[Tensor, "... d"], divisor: int) -> None:
         """Average in ``sum of row row' / divisor``."""
         rows = rows.reshape(-1, rows.shape[-1])
         old_weight = self.ema * self._weights.get(name, 0.0)

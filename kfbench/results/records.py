@@ -98,8 +98,13 @@ def _cell(value: Any) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Atomically; numbers that are not finite become the strings "nan", "inf", "-inf"."""
-    write_atomically(path, json.dumps(_finite(content), indent=2, allow_nan=False).encode() + b"\n")
+    """Atomically, as ``to_json`` does."""
+    write_atomically(path, to_json(content).encode() + b"\n")
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Standard JSON; numbers that are not finite become the strings "nan", "inf", "-inf"."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,116 @@
+"""The command line: which commands there are, and how every error becomes one sentence."""
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from typer.core import TyperGroup
+
+from kfbench.errors import KfbenchError
+
+# name -> (module, function or sub-application, one line for --help). A module is imported when its
+# command runs, so that --help answers at once.
+_COMMANDS = {
+    "train": ("kfbench.cli.train", "train", "Train a model with one optimizer and record every loss."),
+    "data": ("kfbench.cli.data", "app", "List, fetch and check data sets."),
+    "list": ("kfbench.cli.listing", "list_names", "List methods, models and data sets."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Shows stubs; puts the real command in place once it is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in _COMMANDS:
+            self.commands[args[0]] = _load(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def _load(name: str) -> Any:
+    module, attribute, _ = _COMMANDS[name]
+    found = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        wrapped = typer.Typer(add_completion=False)
+        wrapped.command(name)(found)
+        found = wrapped
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    help="A benchmark for neural-network optimizers of the Kronecker family: FOOF, K-FAC, against SGD and Adam.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import kfbench
+
+        print(f"kfbench {kfbench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+for _name, (_, _, _help) in _COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
+
+
+def main() -> NoReturn:
+    """Run a command; errors are one sentence on standard error, with the exit code they name."""
+    debug = "--debug" in sys.argv
+    warnings.showwarning = _show_warning
+    try:
+        code = app(standalone_mode=False)
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit):
+            traceback.print_exc()
+        code = _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: BaseException) -> int:
+    """Print what the user should know of an error; returns the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0
+    if isinstance(error, KfbenchError):
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keep the exit silent too
+        return 0
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}; what was written before stays valid", 2)
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return _fail("interrupted", 130)
+    if hasattr(error, "format_message"):  # a usage error of the command-line parser
+        return _fail(error.format_message(), getattr(error, "exit_code", 2))
+    name = type(error).__name__
+    return _fail(f"internal error, {name}: {error} (run again with --debug for the traceback)", 3)
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"Error: {sentence}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    if issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):
+        return
+    print(f"Warning: {message}", file=sys.stderr)

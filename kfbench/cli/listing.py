@@ -1,0 +1,29 @@
+"""`kfbench list`: what has a name, with one line and, on request, the paper."""
+
+from typing import Annotated, Any
+
+import typer
+
+from kfbench.cli.flags import Format
+from kfbench.registry import DATASETS, METHODS, MODELS
+
+
+def list_names(
+    cite: Annotated[bool, typer.Option("--cite", help="show the paper of each")] = False,
+    defaults: Annotated[bool, typer.Option("--defaults", help="show every option of each method")] = False,
+    format: Format = "table",
+) -> None:
+    """List methods, models and data sets."""
+    from kfbench.results.tables import print_table
+
+    rows: list[dict[str, Any]] = []
+    for kind, entries in (("method", METHODS), ("model", MODELS), ("data set", DATASETS)):
+        for name, entry in entries.items():
+            row = {"kind": kind, "name": name, "what": entry.summary}
+            if cite:
+                row["paper"] = entry.paper
+            if defaults:
+                options = getattr(entry, "options", {}) if kind == "method" else {}
+                row["options"] = ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)
+            rows.append(row)
+    print_table(rows, format, {"names": rows})

@@ -1,0 +1,81 @@
+"""Tables from records: rich in a terminal, tabulate and JSON for pipes."""
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MEGABYTE = 1e6
+
+
+def summary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of `train`: one row a seed, and mean and deviation where there are several."""
+    rows = [_row(str(run["seed"]), summary["method"], run["status"], run) for run in summary["runs"]]
+    if len(rows) > 1:
+        rows.append(_row("mean", summary["method"], summary["status"], summary["mean"]))
+        rows.append(_row("std", summary["method"], "", summary["std"]))
+    return rows
+
+
+def _row(seed: str, method: str, status: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "method": method,
+        "seed": seed,
+        "status": status,
+        "final train loss": number(values.get("final_train_loss"), 4),
+        "best train loss": number(values.get("best_train_loss"), 4),
+        "test accuracy": number(values.get("test_accuracy"), 4),
+        "updates": number(values.get("updates"), 6),
+        "s updates": number(values.get("seconds_updates"), 4),
+        "s elsewhere": number(values.get("seconds_elsewhere"), 4),
+        "ms/update": number(values.get("seconds_per_update"), 4, 1e3),
+        "peak MB": number(values.get("peak_memory_bytes"), 4, 1 / _MEGABYTE),
+        "state MB": number(values.get("state_memory_bytes"), 4, 1 / _MEGABYTE),
+    }
+
+
+def number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    """With that many significant digits; empty where there is none."""
+    return "" if value is None else f"{value * factor:.{digits}g}"
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[str, Any]) -> None:
+    """To standard output: table, markdown or csv of the rows; json of the whole record."""
+    if format == "json":
+        from kfbench.results.records import to_json
+
+        print(to_json(record))
+    elif format == "csv":
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    elif format == "markdown":
+        from tabulate import tabulate
+
+        print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+    else:
+        _print_rich(rows)
+
+
+def _print_rich(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a pipe has no width: do not cut
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in rows[0]:
+        numeric = all(_looks_numeric(row[column]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+
+
+def _looks_numeric(value: Any) -> bool:
+    try:
+        float(value or 0)
+    except ValueError:
+        return False
+    return True

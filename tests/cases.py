@@ -1,0 +1,143 @@
+"""The one table of methods, and the small problems, through which every property test goes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kfbench.preconditioners.foof import FOOF
+from kfbench.preconditioners.kfac import DAMPING_KINDS, FISHERS, KFAC
+from tests import dense
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """One row: how to make the method, and the dense definition of its direction from A, B, G, lambda."""
+
+    name: str
+    make: Callable[..., Any]
+    dense: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    fisher: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+    # For lambda -> infinity the direction tends to G / lambda.
+    limit_is_gradient: bool = True
+    # Exact second-order method on one sample: direction = (F + lambda I)^-1 G.
+    exact_on_one_sample: bool = False
+    # The definition depends on signs of eigenvectors: give it the method's own factors, which the
+    # other rows prove, so that LAPACK chooses the same signs.
+    own_factors: bool = False
+    # The loss after ``properties.golden_loss``; None where it is not portable.
+    golden: float | None = None
+
+    def new(self, **more: Any) -> Any:
+        return self.make(**self.options, **more)
+
+
+_DENSE_KFAC = {
+    "heuristic": dense.kfac_heuristic,
+    "standard": dense.kfac_standard,
+    "standard-as-released": dense.kfac_as_released,
+}
+GOLDEN = {
+    "foof": 1.0626185365442231,
+    "kfac-heuristic-sampled": 0.9821313083674429,
+    "kfac-heuristic-full": 0.9697127206724193,
+    "kfac-heuristic-empirical": 1.014512542678488,
+    "kfac-standard-sampled": 0.8164770002603471,
+    "kfac-standard-full": 0.820762872796106,
+    "kfac-standard-empirical": 0.8364140801425188,
+}
+
+METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
+    MethodCase(
+        f"kfac-{kind}-{fisher}",
+        KFAC,
+        _DENSE_KFAC[kind],
+        fisher,
+        {"damping_kind": kind, "fisher": fisher},
+        limit_is_gradient=kind != "standard-as-released",
+        own_factors=kind == "standard-as-released",
+        exact_on_one_sample=kind == "standard" and fisher != "sampled",
+        golden=GOLDEN.get(f"kfac-{kind}-{fisher}"),
+    )
+    for kind in DAMPING_KINDS
+    for fisher in FISHERS
+]
+
+
+class SharedLayer(nn.Module):
+    """One layer used twice: its calls join along P."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(5, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.twice(torch.tanh(self.twice(torch.tanh(self.first(x)))))))
+
+
+class Sequence(nn.Module):
+    """Linear layers on [N, P, d], with and without bias, then a mean over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 2, bias=False), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.second(torch.tanh(self.first(x))))
+        return self.last(hidden.mean(dim=1))
+
+
+def _mlp(bias: bool) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4, bias), nn.Tanh(), nn.Linear(4, 6, bias), nn.Tanh(), nn.Linear(6, 3, bias))
+
+
+def _conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(3, 2, 2, dilation=2, bias=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model of float64, a batch and its labels."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        return {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+
+# name -> (model, shape of one input); every layer has d_out != d_in, but SharedLayer's.
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: _mlp(False), (5,)),
+    "mlp-bias": (lambda: _mlp(True), (5,)),
+    "shared": (SharedLayer, (5,)),
+    "sequence": (Sequence, (2, 3)),
+    "conv": (_conv, (2, 5, 4)),
+}
+# 7 rows lie on both sides of the widths above, so both orders of multiplication are met.
+BATCHES = (1, 4, 7)
+
+
+def problem(name: str, n: int, seed: int = 0) -> Problem:
+    """A small classification problem, all of it from ``seed``."""
+    make, shape = MODELS[name]
+    torch.manual_seed(seed)
+    with torch.random.fork_rng():
+        model = make().double()
+        x = torch.randn(n, *shape, dtype=torch.float64)
+        with torch.no_grad():
+            model(x)  # lazy layers
+        y = torch.randint(3, (n,))
+    return Problem(model, x, y)

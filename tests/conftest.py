@@ -1,0 +1,23 @@
+"""One thread, checked shapes, and no run folders left behind."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook
+
+# Every shape annotation of the numerical core is checked while the tests run.
+install_import_hook(
+    ["kfbench.curvature", "kfbench.preconditioners", "kfbench.problems.likelihoods"], "beartype.beartype"
+)
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_empty_folder(tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KFBENCH_DATA", raising=False)

@@ -1,0 +1,133 @@
+"""Dense references by loops and ``torch.kron``, written from the definitions and sharing no code with kfbench.
+
+Row-major vec throughout: ``vec(B V A) = kron(B, A) vec(V)`` for symmetric A.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def kron_solve(left: Tensor, right: Tensor, G: Tensor, damping: float = 0.0) -> Tensor:
+    """``(left (x) right + damping I)^-1 vec G``, as a matrix."""
+    M = torch.kron(left, right)
+    M = M + damping * torch.eye(len(M), dtype=M.dtype)
+    return torch.linalg.solve(M, G.reshape(-1)).reshape(G.shape)
+
+
+def _eye(n: int, like: Tensor) -> Tensor:
+    return torch.eye(n, dtype=like.dtype)
+
+
+def foof(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+    return kron_solve(_eye(len(G), G), A + damping * _eye(len(A), A), G)
+
+
+def kfac_heuristic(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+    """lambda_A lambda_B = damping and lambda_A / lambda_B = the ratio of mean eigenvalues."""
+    ratio = torch.linalg.eigvalsh(A).mean() / torch.linalg.eigvalsh(B).mean()
+    lambda_B = (damping / ratio) ** 0.5
+    lambda_A = damping / lambda_B
+    return kron_solve(B + lambda_B * _eye(len(B), B), A + lambda_A * _eye(len(A), A), G)
+
+
+def kfac_standard(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+    return kron_solve(B, A, G, damping)
+
+
+def kfac_as_released(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+    """Both left bases transposed; the eigenvectors are those that LAPACK returns."""
+    s_A, U_A = torch.linalg.eigh(A)
+    s_B, U_B = torch.linalg.eigh(B)
+    rotated = torch.kron(U_B.contiguous(), U_A.T.contiguous()) @ G.reshape(-1)
+    scaled = rotated / (torch.outer(s_B, s_A).reshape(-1) + damping)
+    return (torch.kron(U_B.T.contiguous(), U_A.contiguous()) @ scaled).reshape(G.shape)
+
+
+class Rows:
+    """Rows of one layer for single samples, by running the model on one sample at a time."""
+
+    def __init__(self, model: nn.Module, layer: nn.Module) -> None:
+        self.model, self.layer = model, layer
+
+    def one_sample(self, x: Tensor, vector: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """(a, g) at every position, for the scalar ``vector . output``."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            output.retain_grad()
+            seen.append((args[0].detach().clone(), output))
+            return output.clone()  # what follows may work in place
+
+        handle = self.layer.register_forward_hook(keep)
+        output = self.model(x[None])
+        handle.remove()
+        (output[0] * vector).sum().backward()
+        inputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for given, kept in seen:
+            inputs += self._positions(given[0])
+            g = torch.zeros_like(kept) if kept.grad is None else kept.grad
+            gradients += [g[0][:, i, j] for i in range(g.shape[2]) for j in range(g.shape[3])] if (
+                isinstance(self.layer, nn.Conv2d)
+            ) else list(g[0].reshape(-1, g.shape[-1]))
+        self.model.zero_grad()
+        return inputs, gradients
+
+    def _positions(self, given: Tensor) -> list[Tensor]:
+        layer = self.layer
+        if isinstance(layer, nn.Conv2d):
+            rows = _patches(layer, given)
+        else:
+            rows = list(given.reshape(-1, given.shape[-1]))
+        if layer.bias is not None:
+            rows = [torch.cat([row, torch.ones(1, dtype=row.dtype)]) for row in rows]
+        return rows
+
+
+def _patches(conv: nn.Conv2d, image: Tensor) -> list[Tensor]:
+    """Input patches by slicing a padded image, in the order of the output's positions."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    padded = nn.functional.pad(image, (pw, pw, ph, ph))
+    height = (padded.shape[1] - dh * (kh - 1) - 1) // sh + 1
+    width = (padded.shape[2] - dw * (kw - 1) - 1) // sw + 1
+    rows = []
+    for i in range(height):
+        for j in range(width):
+            patch = padded[:, i * sh : i * sh + dh * (kh - 1) + 1 : dh, j * sw : j * sw + dw * (kw - 1) + 1 : dw]
+            rows.append(patch.reshape(-1))
+    return rows
+
+
+def factors(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """(A, B) by loops; ``vectors`` [K, N, C] are backpropagated for B."""
+    rows, n = Rows(model, layer), len(x)
+    A = B = None
+    for i in range(n):
+        for k, vector in enumerate(vectors[:, i]):
+            inputs, gradients = rows.one_sample(x[i], vector)
+            b = sum(torch.outer(g, g) for g in gradients) / (n * len(gradients))
+            B = b if B is None else B + b
+            if k == 0:
+                a = sum(torch.outer(a, a) for a in inputs) / n
+                A = a if A is None else A + a
+    return A, B
+
+
+def gradient(model: nn.Module, layer: nn.Module, losses: Tensor) -> Tensor:
+    """The mean gradient of weight and bias in one matrix, by autograd."""
+    parameters = [layer.weight] + ([layer.bias] if layer.bias is not None else [])
+    found = torch.autograd.grad(losses.mean(), parameters, retain_graph=True)
+    weight = found[0].reshape(len(found[0]), -1)
+    return torch.cat([weight, found[1][:, None]], dim=1) if len(found) > 1 else weight
+
+
+def fisher_block(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tensor) -> Tensor:
+    """``1/N sum_n sum_k vec(G_nk) vec(G_nk)'`` of one layer, G_nk = sum_p g a'."""
+    rows, n = Rows(model, layer), len(x)
+    total = 0
+    for i in range(n):
+        for vector in vectors[:, i]:
+            inputs, gradients = rows.one_sample(x[i], vector)
+            g = sum(torch.outer(b, a) for a, b in zip(inputs, gradients, strict=True)).reshape(-1)
+            total = total + torch.outer(g, g) / n
+    return total

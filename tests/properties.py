@@ -1,0 +1,320 @@
+"""Properties that every method has, as functions that raise AssertionError: tests and mutants call them."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from kfbench.engine.preconditioning import Preconditioning
+from kfbench.problems.likelihoods import Categorical
+from tests import dense
+from tests.cases import BATCHES, MODELS, MethodCase, Problem, problem
+
+LAMBDA = 0.3
+# Float64, solved twice by different algorithms.
+TOLERANCE = 1e-10
+
+
+def assert_close(got: Tensor, wanted: Tensor, tolerance: float = TOLERANCE, what: str = "") -> None:
+    """Relative to the norm; the message prints the ratio: a constant one is a missing factor."""
+    error = float((got - wanted).norm() / wanted.norm().clamp(min=1e-300))
+    if not error <= tolerance:
+        ratio = (got / wanted).flatten()
+        raise AssertionError(
+            f"{what}: relative error {error:.2e} > {tolerance:.0e}; ratio got/wanted: median {ratio.median():.6g}, "
+            f"from {ratio.min():.6g} to {ratio.max():.6g}"
+        )
+
+
+def run(case: MethodCase, p: Problem, *, updates: int = 1, micro: int | None = None, **options: object) -> Preconditioning:
+    """Precondition ``updates`` times on the same batch, leaving the weights as they are."""
+    settings = {"damping": LAMBDA, "T": 1, "order": "same"} | options
+    pre = Preconditioning(p.model, case.new(**settings.pop("method", {})), **settings)
+    for _ in range(updates):
+        backward(pre, p, micro)
+    return pre
+
+
+def backward(pre: Preconditioning, p: Problem, micro: int | None = None) -> None:
+    size = micro or len(p.x)
+    for x, y in zip(p.x.split(size), p.y.split(size), strict=True):
+        with pre.capture():
+            output = p.model(x)
+        pre.accumulate(cross_entropy(output, y, reduction="none"), output)
+    pre.finish()
+
+
+def directions(p: Problem) -> dict[str, Tensor]:
+    """What lies in ``.grad``, as one matrix a layer."""
+    found = {}
+    for name, layer in p.layers.items():
+        weight = layer.weight.grad.reshape(len(layer.weight), -1)
+        found[name] = torch.cat([weight, layer.bias.grad[:, None]], 1) if layer.bias is not None else weight.clone()
+    return found
+
+
+def vectors_of(case: MethodCase, p: Problem, seed: int = 0) -> Tensor:
+    """What a method backpropagates for its Fisher, with the labels of the same seed."""
+    output = p.model(p.x).detach()
+    likelihood = Categorical()
+    if case.fisher in ("none", "full"):
+        return likelihood.full_vectors(output)
+    if case.fisher == "sampled":
+        return likelihood.sampled_vectors(output, torch.Generator().manual_seed(seed))
+    leaf = output.clone().requires_grad_()
+    return torch.autograd.grad(likelihood.loss(leaf, p.y).sum(), leaf)[0][None]
+
+
+def gradient(p: Problem, name: str) -> Tensor:
+    """One layer's mean gradient by autograd."""
+    return dense.gradient(p.model, p.layers[name], cross_entropy(p.model(p.x), p.y, reduction="none"))
+
+
+def check_against_dense(
+    case: MethodCase, pre: Preconditioning, p: Problem, observed: list[tuple[float, Problem, Tensor]], what: str
+) -> None:
+    """The directions in ``.grad`` equal the definition, from loops and a dense solve.
+
+    ``observed`` lists the batches that the factors average: (weight, batch, its vectors).
+    """
+    got = directions(p)
+    for name, layer in p.layers.items():
+        pairs = [(w, dense.factors(b.model, layer, b.x, vectors)) for w, b, vectors in observed]
+        A, B = (sum(w * factors[i] for w, factors in pairs) for i in (0, 1))
+        if case.own_factors:
+            mine = pre.method.A.means[name], pre.method.B.means[name]
+            assert_close(mine[0], A, what=f"{case.name}, A of {what}, layer {name}")
+            assert_close(mine[1], B, what=f"{case.name}, B of {what}, layer {name}")
+            A, B = mine
+        wanted = case.dense(A, B, gradient(p, name), LAMBDA)
+        assert_close(got[name], wanted, what=f"{case.name}, {what}, layer {name}")
+
+
+def check_dense(case: MethodCase, model: str = "mlp-bias", n: int = 7) -> None:
+    """The direction equals the dense solve it stands for."""
+    p = problem(model, n)
+    pre = run(case, p)
+    check_against_dense(case, pre, p, [(1.0, p, vectors_of(case, p))], f"{model}, N = {n}")
+
+
+class FixedDraws(Categorical):
+    """Draws the least likely label always, so that the same sample gets the same label anywhere."""
+
+    def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        p = output.softmax(dim=-1)
+        return (p - torch.nn.functional.one_hot(p.argmin(-1), p.shape[-1]))[None]
+
+
+def check_duplicated_batch(case: MethodCase) -> None:
+    """A batch given twice over is the same batch: everything is a mean over samples."""
+    if case.own_factors:  # rounding may turn the sign of an eigenvector, and that direction with it
+        return
+    p = problem("mlp-bias", 4)
+    twice = Problem(p.model, torch.cat([p.x, p.x]), torch.cat([p.y, p.y]))
+    run(case, p, likelihood=FixedDraws())
+    once = directions(p)
+    run(case, twice, likelihood=FixedDraws())
+    for name, got in directions(twice).items():
+        assert_close(got, once[name], what=f"{case.name}, duplicated batch, layer {name}")
+
+
+def check_micro_batches(case: MethodCase) -> None:
+    """Micro-batches, the last one ragged, are one batch."""
+    if case.own_factors:
+        return
+    for model in ("mlp-bias", "conv"):
+        p = problem(model, 7)
+        run(case, p, likelihood=FixedDraws())
+        whole = directions(p)
+        run(case, p, micro=3, likelihood=FixedDraws())
+        for name, got in directions(p).items():
+            assert_close(got, whole[name], what=f"{case.name}, micro-batches, layer {name}")
+
+
+def check_not_a_no_op(case: MethodCase) -> None:
+    """The direction is neither the gradient nor a multiple of it."""
+    p = problem("mlp-bias", 7)
+    run(case, p)
+    for name, got in directions(p).items():
+        G = gradient(p, name)
+        cosine = float((got * G).sum() / (got.norm() * G.norm()))
+        assert abs(cosine) < 1 - 1e-4, f"{case.name} leaves the gradient of {name} as it was: cosine {cosine}"
+
+
+def check_descent(case: MethodCase) -> None:
+    """A positive definite preconditioner gives a descent direction."""
+    p = problem("mlp-bias", 7)
+    run(case, p)
+    for name, got in directions(p).items():
+        G = gradient(p, name)
+        if case.limit_is_gradient:
+            assert float((got * G).sum()) > 0, f"{case.name}: no descent in layer {name}"
+
+
+def check_large_damping(case: MethodCase) -> None:
+    """For large damping the direction tends to G / lambda."""
+    if not case.limit_is_gradient:
+        return
+    p = problem("mlp-bias", 7)
+    huge = 1e12
+    run(case, p, damping=huge)
+    for name, got in directions(p).items():
+        G = gradient(p, name)
+        assert_close(got * huge, G, tolerance=1e-4, what=f"{case.name}, large damping, layer {name}")
+
+
+def check_one_sample(case: MethodCase) -> None:
+    """For N = P = 1 the Kronecker product is the Fisher, so the direction is exact."""
+    if not case.exact_on_one_sample:
+        return
+    p = problem("mlp-bias", 1)
+    vectors = vectors_of(case, p)
+    if len(vectors) > 1:  # several labels: only the last layer, or one class direction, factorises
+        return
+    run(case, p)
+    for name, got in directions(p).items():
+        layer = p.layers[name]
+        G = gradient(p, name)
+        F = dense.fisher_block(p.model, layer, p.x, vectors)
+        F = F + LAMBDA * torch.eye(len(F), dtype=F.dtype)
+        wanted = torch.linalg.solve(F, G.reshape(-1)).reshape(G.shape)
+        assert_close(got, wanted, what=f"{case.name}, one sample, layer {name}")
+
+
+def check_averages(case: MethodCase) -> None:
+    """Two batches average with the normalised weights m (1 - m) and (1 - m)."""
+    old, new = _two_batches()
+    m = 0.6
+    pre = Preconditioning(old.model, case.new(ema=m), damping=LAMBDA, T=1, order="same")
+    backward(pre, old)
+    vectors = vectors_of(case, old)
+    pre.label_generator.manual_seed(5)
+    backward(pre, new)
+    weights = (m / (1 + m), 1 / (1 + m))
+    observed = [(weights[0], old, vectors), (weights[1], new, vectors_of(case, new, seed=5))]
+    check_against_dense(case, pre, new, observed, "averages")
+
+
+def check_no_memory_without_ema(case: MethodCase) -> None:
+    """ema = 0 keeps only the newest batch: sub-sampled K-FAC."""
+    old, new = _two_batches()
+    pre = Preconditioning(old.model, case.new(ema=0.0), damping=LAMBDA, T=1, order="same")
+    backward(pre, old)
+    pre.label_generator.manual_seed(5)
+    backward(pre, new)
+    check_against_dense(case, pre, new, [(1.0, new, vectors_of(case, new, seed=5))], "ema = 0")
+
+
+def check_independent_order(case: MethodCase) -> None:
+    """With "independent" the direction at update t uses statistics up to t - 1; with "same" up to t."""
+    old, new = _two_batches()
+    pre = Preconditioning(old.model, case.new(ema=0.0), damping=LAMBDA, T=1, order="independent")
+    backward(pre, old)
+    own = copy.deepcopy(pre)  # the factors that the coming direction uses
+    backward(pre, new)
+    check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "order independent")
+
+
+def check_amortised(case: MethodCase) -> None:
+    """Between refreshes the direction is that of the last refresh, however the statistics moved."""
+    old, new = _two_batches()
+    pre = Preconditioning(old.model, case.new(ema=0.0), damping=LAMBDA, T=3, order="same")
+    backward(pre, old)  # nothing was refreshed yet, so this one is
+    own = copy.deepcopy(pre)
+    backward(pre, new)
+    check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "amortised")
+
+
+def _two_batches() -> tuple[Problem, Problem]:
+    """Different batches, of different sizes, of one model."""
+    old, new = problem("mlp-bias", 4, seed=1), problem("mlp-bias", 7, seed=1)
+    return old, Problem(old.model, new.x, new.y)
+
+
+def check_evaluation_leaves_state(case: MethodCase) -> None:
+    """Forwards outside ``capture`` change nothing, bit for bit."""
+    p = problem("mlp-bias", 7)
+    pre = run(case, p)
+    before = copy.deepcopy(pre.state_dict())
+    p.model(p.x * 3)
+    with torch.no_grad():
+        p.model(p.x * 2)
+    assert equal(before, pre.state_dict()), f"{case.name}: an evaluation changed the state"
+
+
+def check_repeatable(case: MethodCase) -> None:
+    """The same batches and seed give the same bits."""
+    found = []
+    for _ in range(2):
+        p = problem("mlp-bias", 7)
+        run(case, p, updates=3, T=2)
+        found.append(directions(p))
+    assert equal(*found), f"{case.name} is not repeatable"
+
+
+def check_state_restores(case: MethodCase) -> None:
+    """A restored method continues bit for bit, in any phase of the schedule."""
+    for done in range(1, 5):
+        p = problem("mlp-bias", 7)
+        pre = run(case, p, updates=done, T=3, S=2, order="independent")
+        state = copy.deepcopy(pre.state_dict())
+        restored = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order="independent", seed=99)
+        restored.load_state_dict(copy.deepcopy(state))
+        for _ in range(4):
+            backward(pre, p)
+            expected = directions(p)
+            backward(restored, p)
+            assert equal(expected, directions(p)), f"{case.name} continues differently after {done} updates"
+
+
+def golden_loss(case: MethodCase) -> float:
+    """The loss after six updates from a fixed start, in the order that training uses."""
+    p = problem("mlp-bias", 7)
+    optimizer = torch.optim.SGD(p.model.parameters(), lr=0.05, momentum=0.9)
+    pre = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order="independent", seed=3)
+    for _ in range(6):
+        backward(pre, p)
+        optimizer.step()
+    return float(cross_entropy(p.model(p.x), p.y))
+
+
+def check_golden(case: MethodCase) -> None:
+    """A short trajectory as it was when the method was proven: whatever changes it is noticed."""
+    if case.golden is None:
+        return
+    got = golden_loss(case)
+    assert abs(got / case.golden - 1) < 1e-8, f"{case.name}: loss {got!r}, was {case.golden!r}"
+
+
+def equal(a: object, b: object) -> bool:
+    """Bit-equality of nested states."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+# Every method goes through all of these; mutants must be caught by at least one.
+CHECKS: list[Callable[[MethodCase], None]] = [
+    check_dense,
+    check_duplicated_batch,
+    check_micro_batches,
+    check_not_a_no_op,
+    check_descent,
+    check_large_damping,
+    check_one_sample,
+    check_averages,
+    check_no_memory_without_ema,
+    check_independent_order,
+    check_amortised,
+    check_evaluation_leaves_state,
+    check_repeatable,
+    check_state_restores,
+    check_golden,
+]
+DENSE_CASES = [(model, n) for model in MODELS for n in BATCHES]
