@@ -54,23 +54,21 @@ class Rows:
         seen: list[tuple[Tensor, Tensor]] = []
 
         def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            output.retain_grad()
             seen.append((args[0].detach().clone(), output))
             return output.clone()  # what follows may work in place
 
         handle = self.layer.register_forward_hook(keep)
         output = self.model(x[None])
         handle.remove()
-        (output[0] * vector).sum().backward()
+        scalar = (output[0] * vector).sum()
+        found = torch.autograd.grad(scalar, [kept for _, kept in seen], allow_unused=True)
         inputs: list[Tensor] = []
         gradients: list[Tensor] = []
-        for given, kept in seen:
+        for (given, kept), gradient in zip(seen, found, strict=True):
             inputs += self._positions(given[0])
-            g = torch.zeros_like(kept) if kept.grad is None else kept.grad
-            gradients += [g[0][:, i, j] for i in range(g.shape[2]) for j in range(g.shape[3])] if (
-                isinstance(self.layer, nn.Conv2d)
-            ) else list(g[0].reshape(-1, g.shape[-1]))
-        self.model.zero_grad()
+            g = torch.zeros_like(kept[0]) if gradient is None else gradient[0]
+            rows = g.flatten(1).T if isinstance(self.layer, nn.Conv2d) else g.reshape(-1, g.shape[-1])
+            gradients += list(rows)
         return inputs, gradients
 
     def _positions(self, given: Tensor) -> list[Tensor]:

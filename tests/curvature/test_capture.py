@@ -1,0 +1,312 @@
+"""Capture against the traps of published codes: each test is one of them."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrizations
+
+from kfbench.curvature.capture import CaptureError
+from kfbench.engine.preconditioning import Preconditioning
+from kfbench.preconditioners.kfac import KFAC
+from tests import dense
+from tests.cases import MODELS, Problem, problem
+from tests.properties import assert_close, backward, gradient
+
+
+class Identity:
+    """The contract's smallest method: directions are the captured gradients themselves."""
+
+    fisher = "none"
+    orders = ("same",)
+
+    def observe(self, statistics): ...
+    def refresh(self, damping): ...
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state): ...
+    def apply(self, gradients):
+        return {name: G.dense() for name, G in gradients.items()}
+
+
+def _captured_gradients(model, x, y, method=None):
+    """Preconditions once; returns (what lies in .grad, autograd's gradients, the Preconditioning)."""
+    state = torch.get_rng_state()
+    model.zero_grad()
+    cross_entropy(model(x), y).backward()
+    wanted = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.set_rng_state(state)
+    pre = Preconditioning(model, method or Identity(), damping=1.0, T=1)
+    backward(pre, Problem(model, x, y))
+    return [p.grad for p in model.parameters()], wanted, pre
+
+
+def _assert_plain_gradient(model, x, y):
+    got, wanted, pre = _captured_gradients(model, x, y)
+    for mine, true in zip(got, wanted, strict=True):
+        if true is None:
+            assert mine is None or not mine.any()
+        else:
+            assert_close(mine, true, 1e-12)
+    return pre
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_captured_gradient_is_autograds(name):
+    p = problem(name, 5)
+    pre = _assert_plain_gradient(p.model, p.x, p.y)
+    assert not pre.left_out
+
+
+def _x(n=5, d=4):
+    return torch.randn(n, d, dtype=torch.float64), torch.randint(3, (n,))
+
+
+def _net(*layers):
+    return nn.Sequential(*layers).double()
+
+
+def test_activation_in_place_does_not_spoil_the_rows():
+    """Differentiating to the output tensor after an in-place ReLU is silently wrong; to its edge it is not."""
+    model = _net(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
+    x, y = _x()
+    assert not _assert_plain_gradient(model, x, y).left_out
+
+
+def test_activation_in_place_on_a_view_does_not_spoil_the_rows():
+    """A Linear with bias returns a view for 3-D inputs; an in-place operation would rewrite its edge."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+
+        def forward(self, x):
+            return self.b(torch.relu_(self.a(x.view(len(x), 1, 4)))).mean(1)
+
+    assert not _assert_plain_gradient(Net(), *_x()).left_out
+
+
+def test_input_changed_in_place_is_an_error():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+
+        def forward(self, x):
+            h = self.a(x)
+            x.mul_(2)
+            return self.b(h)
+
+    x, y = _x()
+    pre = Preconditioning(Net(), Identity(), damping=1.0)
+    with pre.capture():
+        output = pre.model(x)
+    with pytest.raises((CaptureError, RuntimeError), match=r"in place|inplace"):
+        pre.backward(cross_entropy(output, y, reduction="none"), output)
+
+
+class _Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h, _ = self.attention(x[:, None], x[:, None], x[:, None])
+        return self.last(h[:, 0])
+
+
+class _Tied(nn.Module):
+    """The weight of ``a`` is used again past its own forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)) @ self.a.weight)
+
+
+class _Penalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x))) * (1 + self.a.weight.square().sum())
+
+
+class _TimeFirst(nn.Module):
+    """The batch does not lie along the first dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x.view(len(x), 2, 2).transpose(0, 1))).sum(0))
+
+
+class _OwnForward(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _shared_parameter():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 3))
+    model[2].weight = model[0].weight
+    return model
+
+
+LEFT_OUT = {
+    "attention": (_Attention, "attention.out_proj"),
+    "tied": (_Tied, "a"),
+    "penalty": (_Penalised, "a"),
+    "time-first": (_TimeFirst, "a"),
+    "own-forward": (lambda: nn.Sequential(_OwnForward(4, 5), nn.Linear(5, 3)), "0"),
+    "weight-norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.Linear(5, 3)), "0"),
+    "shared-parameter": (_shared_parameter, "2"),
+    "batch-norm": (lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3)), "1"),
+    "grouped": (
+        lambda: nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4, 3)),
+        "1",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", LEFT_OUT)
+def test_what_cannot_be_captured_keeps_its_plain_gradient_and_is_named(which):
+    make, name = LEFT_OUT[which]
+    model = make().double()
+    x, y = _x()
+    with pytest.warns(UserWarning, match="plain gradient") as caught:
+        pre = _assert_plain_gradient(model, x, y)
+    assert name in pre.left_out
+    assert name in str(caught[0].message)
+    assert pre.layers, "the other layers are still preconditioned"
+
+
+def test_batch_norm_in_training_mode_has_an_exact_gradient():
+    model = _net(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _assert_plain_gradient(model, *_x())
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "both"])
+def test_frozen_parameters_stay_out(frozen):
+    model = _net(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    for name in ("weight", "bias") if frozen == "both" else (frozen,):
+        getattr(model[0], name).requires_grad_(False)
+    x, y = _x()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pre = _assert_plain_gradient(model, x, y)
+    assert pre.layers.keys() == ({"2"} if frozen != "bias" else {"0", "2"})
+
+
+def test_layer_that_the_loss_does_not_reach_has_gradient_zero():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.ignored = nn.Linear(4, 3).double(), nn.Linear(4, 2).double()
+
+        def forward(self, x):
+            self.ignored(x)
+            return self.used(x)
+
+    x, y = _x()
+    pre = Preconditioning(Net(), "foof", damping=1.0, T=1)
+    backward(pre, Problem(pre.model, x, y))
+    assert not pre.model.ignored.weight.grad.any()
+    assert pre.model.used.weight.grad.any()
+
+
+def test_labels_have_their_own_generator():
+    """Sampling labels changes neither dropout nor anything else that draws from torch's generator."""
+    x, y = _x()
+    found = {}
+    for fisher in ("sampled", "full"):
+        torch.manual_seed(3)
+        model = _net(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3))
+        pre = Preconditioning(model, KFAC(fisher=fisher), damping=1.0, T=1)
+        masks = []
+        for _ in range(3):
+            with pre.capture():
+                output = model(x)
+            masks.append(output.detach().clone())
+            pre.backward(cross_entropy(output, y, reduction="none"), output)
+        found[fisher] = torch.stack(masks)
+    assert torch.equal(found["sampled"], found["full"])
+
+
+def test_dropout_masks_are_the_same_for_labels_and_loss():
+    """Label backward goes through the same graph, so its rows carry the same mask as the gradient's."""
+    model = _net(nn.Linear(4, 50), nn.Dropout(0.5), nn.Linear(50, 3))
+    x, y = _x(1)
+    pre = Preconditioning(model, KFAC(fisher="full"), damping=1.0, T=1, order="same")
+    with pre.capture() as captured:
+        output = model(x)
+    pre.backward(cross_entropy(output, y, reduction="none"), output)
+    dead = captured.inputs("2")[0, 0, :-1] == 0
+    assert 0 < dead.sum() < 50
+    B = pre.method.B.means["0"]
+    assert not B[dead].any()
+    assert B[~dead].any()
+
+
+def test_warm_up_restores_batch_norm_and_random_state():
+    model = _net(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3))
+    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    pre = Preconditioning(model, "foof", damping=1.0, T=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pre.warm_up([_x(), _x()])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert pre.method.A.means.keys() == {"0", "3"}
+    assert pre.step == 0
+    torch.set_rng_state(random)
+
+
+def test_hooks_are_gone_after_the_block_and_after_an_error():
+    p = problem("mlp-bias", 4)
+    pre = Preconditioning(p.model, "foof", damping=1.0)
+    with pytest.raises(RuntimeError), pre.capture():
+        p.model(p.x[:, :2])
+    assert not any(layer._forward_hooks for layer in p.layers.values())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reduced_losses_are_refused_with_the_reason(reduction):
+    p = problem("mlp-bias", 4)
+    pre = Preconditioning(p.model, "foof", damping=1.0)
+    with pre.capture():
+        output = p.model(p.x)
+    with pytest.raises(ValueError, match="reduction='none'"):
+        pre.backward(cross_entropy(output, p.y, reduction=reduction), output)
+
+
+def test_backward_without_a_captured_forward_is_refused():
+    p = problem("mlp-bias", 4)
+    pre = Preconditioning(p.model, "foof", damping=1.0)
+    output = p.model(p.x)
+    with pytest.raises(RuntimeError, match="inside 'with"):
+        pre.backward(cross_entropy(output, p.y, reduction="none"), output)
+
+
+def test_rows_of_a_convolution_are_patches_in_the_order_of_its_outputs():
+    p = problem("conv", 2)
+    layer = p.layers["0"]
+    pre = Preconditioning(p.model, "foof", damping=1.0)
+    with pre.capture() as captured:
+        p.model(p.x)
+    rows = captured.inputs("0")
+    weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], dim=1)
+    assert_close(rows @ weight.T, layer(p.x).flatten(2).transpose(1, 2), 1e-12)
+    a, _ = dense.Rows(p.model, layer).one_sample(p.x[1], torch.ones(3, dtype=p.x.dtype))
+    assert_close(rows[1], torch.stack(a), 1e-14)
+    assert gradient(p, "0").shape == (layer.weight.shape[0], rows.shape[2])

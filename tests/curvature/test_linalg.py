@@ -1,0 +1,69 @@
+"""Damped inverses, pi and eigenbases."""
+
+import pytest
+import torch
+
+from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis, pi_correction
+from tests.properties import assert_close, equal
+
+
+def _positive(d, rank=None):
+    x = torch.randn(rank or d, d, dtype=torch.float64)
+    return x.T @ x / len(x)
+
+
+def _inverse(M, damping):
+    return torch.linalg.inv(M + damping * torch.eye(len(M), dtype=M.dtype))
+
+
+def test_every_use_gives_the_damped_inverse():
+    """The first use solves with the Cholesky factor, the later ones multiply by the inverse."""
+    M, rows = _positive(5), torch.randn(3, 5, dtype=torch.float64)
+    found, retried = damped_inverses({"a": M}, {"a": 0.1})
+    for _ in range(4):
+        assert_close(found["a"](rows), rows @ _inverse(M, 0.1), 1e-12)
+    assert retried == []
+    assert found["a"].state_dict()["cholesky"] is None
+
+
+def test_inverse_restores_before_and_after_the_switch():
+    M, rows = _positive(5), torch.randn(3, 5, dtype=torch.float64)
+    found, _ = damped_inverses({"a": M}, {"a": 0.1})
+    for _ in range(3):
+        restored = DampedInverse.from_state(found["a"].state_dict())
+        assert torch.equal(found["a"](rows), restored(rows))
+        assert equal(found["a"].state_dict(), restored.state_dict())
+
+
+def test_matrix_that_is_not_positive_definite_is_retried_and_reported():
+    bad = torch.diag(torch.tensor([1.0, -1e-9], dtype=torch.float64))
+    found, retried = damped_inverses({"good": _positive(2), "bad": bad}, {"good": 1e-3, "bad": 1e-12})
+    assert retried == ["bad"]
+    result = found["bad"](torch.eye(2, dtype=torch.float64))
+    assert torch.isfinite(result).all()
+    assert_close(result[0, 0], torch.tensor(1.0, dtype=torch.float64), 1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_hopeless_matrix_is_one_error_that_names_the_layer(value):
+    matrix = torch.full((3, 3), value, dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="'fc1'"):
+        damped_inverses({"fc1": matrix}, {"fc1": 1.0})
+
+
+def test_pi_balances_the_mean_eigenvalues():
+    A, B = _positive(5) * 7, _positive(3)
+    pi = pi_correction(A.trace(), 5, B.trace(), 3)
+    assert_close(pi**2, torch.linalg.eigvalsh(A).mean() / torch.linalg.eigvalsh(B).mean(), 1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_pi_is_one_where_a_trace_vanishes(a, b):
+    assert float(pi_correction(torch.tensor(a), 2, torch.tensor(b), 3)) == 1.0
+
+
+def test_eigenbasis_rebuilds_the_matrix_and_has_no_negative_eigenvalue():
+    M = _positive(6, rank=2)
+    values, vectors = eigenbasis(M)
+    assert (values >= 0).all()
+    assert_close(vectors * values @ vectors.T, M, 1e-13)

@@ -1,0 +1,121 @@
+"""Factors against loops and against curvlinops; averages; the symmetric product."""
+
+import pytest
+import torch
+from curvlinops import KFACLinearOperator
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from kfbench.curvature.statistics import FactorAverages, add_outer_products
+from kfbench.engine.preconditioning import Preconditioning
+from kfbench.preconditioners.kfac import KFAC
+from kfbench.problems.likelihoods import Categorical
+from tests import dense
+from tests.cases import MODELS, problem
+from tests.properties import assert_close, backward
+
+_TYPES = {"full": "type-2", "empirical": "empirical"}
+
+
+def _factors(p, fisher):
+    pre = Preconditioning(p.model, KFAC(ema=0.0, fisher=fisher), damping=1.0, T=1, order="same")
+    backward(pre, p)
+    return pre.method.A.means, pre.method.B.means
+
+
+@pytest.mark.parametrize("fisher", ["full", "empirical"])
+@pytest.mark.parametrize("model", ["mlp", "mlp-bias", "conv"])
+def test_factors_agree_with_curvlinops(model, fisher):
+    """curvlinops divides A, not B, by the P positions: the product is the same."""
+    p = problem(model, 5)
+    A, B = _factors(p, fisher)
+    operator = KFACLinearOperator(
+        p.model,
+        nn.CrossEntropyLoss(),
+        list(p.model.parameters()),
+        [(p.x, p.y)],
+        fisher_type=_TYPES[fisher],
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+    operator.compute_kronecker_factors()
+    theirs = operator.state_dict()
+    for name, layer in p.layers.items():
+        positions = len(dense.Rows(p.model, layer).one_sample(p.x[0], torch.ones(3, dtype=p.x.dtype))[0])
+        assert_close(A[name], theirs["input_covariances"][name] * positions, what=f"A of {name}")
+        assert_close(B[name], theirs["gradient_covariances"][name] / positions, what=f"B of {name}")
+
+
+def test_foof_is_the_forward_only_type_of_curvlinops():
+    p = problem("mlp-bias", 5)
+    operator = KFACLinearOperator(
+        p.model,
+        nn.CrossEntropyLoss(),
+        list(p.model.parameters()),
+        [(p.x, p.y)],
+        fisher_type="forward-only",
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+    operator.compute_kronecker_factors()
+    pre = Preconditioning(p.model, "foof", damping=1.0, T=1, order="same")
+    backward(pre, p)
+    for name, A in operator.state_dict()["input_covariances"].items():
+        assert_close(pre.method.A.means[name], A)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sampled_output_factor_converges_to_the_full_one(model):
+    """The Monte-Carlo mean is unbiased: its error falls as 1/sqrt(draws)."""
+    p = problem(model, 3)
+    _, exact = _factors(p, "full")
+    pre = Preconditioning(p.model, KFAC(fisher="sampled"), damping=1.0, T=1, order="same")
+    output, draws = p.model(p.x).detach(), 3000
+    likelihood, generator = Categorical(), torch.Generator().manual_seed(0)
+    sums = {name: torch.zeros_like(B) for name, B in exact.items()}
+    for _ in range(draws // 100):  # 100 draws as 100 vectors of one call, each of weight 1/100
+        vectors = torch.cat([likelihood.sampled_vectors(output, generator) for _ in range(100)]) / 10
+        with pre.capture() as captured:
+            again = p.model(p.x)
+        losses = cross_entropy(again, p.y, reduction="none")
+        statistics = captured.statistics("sampled", losses, again, lambda o, f, v=vectors: v)
+        for name, layer in statistics.items():
+            g = layer.output_gradients.flatten(0, 2)
+            sums[name] += g.T @ g / len(p.x) / layer.output_gradients.shape[2]
+    for name, B in exact.items():
+        assert_close(sums[name] / (draws // 100), B, tolerance=0.06, what=f"B of {name} in {model}")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.6, 0.95])
+def test_average_of_one_observation_is_that_observation(ema):
+    rows = torch.randn(6, 1, 5, dtype=torch.float64)
+    averages = FactorAverages(ema)
+    averages.add("a", rows, divisor=6)
+    assert_close(averages.means["a"], rows[:, 0].T @ rows[:, 0] / 6, 1e-14)
+
+
+def test_average_weights_are_normalised():
+    m, observed = 0.7, [torch.randn(4, 3, dtype=torch.float64) for _ in range(5)]
+    averages = FactorAverages(m)
+    for rows in observed:
+        averages.add("a", rows, divisor=4)
+    weights = torch.tensor([(1 - m) * m ** (4 - i) for i in range(5)], dtype=torch.float64)
+    wanted = sum(w * rows.T @ rows / 4 for w, rows in zip(weights / weights.sum(), observed, strict=True))
+    assert_close(averages.means["a"], wanted, 1e-14)
+
+
+@pytest.mark.parametrize("ema", [-0.1, 1.0, 2.0])
+def test_ema_out_of_range_is_refused(ema):
+    with pytest.raises(ValueError, match="ema must be in"):
+        FactorAverages(ema)
+
+
+@pytest.mark.parametrize("d", [1, 2, 255, 513, 784])
+@pytest.mark.parametrize("rows", [1, 100])
+def test_symmetric_product_equals_the_plain_one(d, rows):
+    x = torch.randn(rows, d, dtype=torch.float64)
+    start = torch.randn(d, d, dtype=torch.float64)
+    start = start + start.T
+    got = start.clone()
+    add_outer_products(got, x, keep=0.9, scale=0.3)
+    assert_close(got, 0.9 * start + 0.3 * x.T @ x, 1e-13)

@@ -1,0 +1,46 @@
+"""Small runs through the same function that the command calls."""
+
+import pandas as pd
+import pytest
+
+from kfbench.config import load_config
+from kfbench.engine.observer import Observer
+from kfbench.engine.training import train
+
+SMALL = {"width": 16, "train_samples": 90, "eval_samples": 50, "batch_size": 20, "warmup_batches": 3}
+TIMING = ["seconds_updates", "seconds_elsewhere"]
+
+
+class Runs:
+    """Trains into numbered folders of the test's own directory."""
+
+    def __init__(self, path):
+        self.path, self.count = path, 0
+
+    def config(self, spec, **flags):
+        wanted = SMALL | flags
+        if spec.split(":")[0] not in ("foof", "kfac"):
+            wanted = {k: v for k, v in wanted.items() if k != "warmup_batches"}
+        return load_config(specs=[spec], flags=wanted)
+
+    def train(self, spec, folder=None, observer=None, resume=False, **flags):
+        """(summary, folder)"""
+        if folder is None:
+            self.count += 1
+            folder = self.path / f"run-{self.count}"
+        folder.mkdir(exist_ok=True)
+        return train(self.config(spec, **flags), folder, observer or Observer(), resume), folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Runs(tmp_path)
+
+
+def updates(folder, seed=0):
+    """updates.csv as text cells, without the timing columns: equal frames are bit-identical."""
+    return pd.read_csv(folder / f"seed-{seed}" / "updates.csv", dtype=str).drop(columns=TIMING)
+
+
+def epochs(folder, seed=0):
+    return pd.read_csv(folder / f"seed-{seed}" / "epochs.csv", dtype=str).drop(columns=TIMING)

@@ -1,0 +1,46 @@
+"""Which updates observe and refresh, and what the learning rate is."""
+
+import pytest
+
+from kfbench.engine.schedule import Amortisation, learning_rate_factor
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "observed", "refreshed"),
+    [
+        (1, 1, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]),
+        (4, 4, [0, 1, 2, 3, 4, 5, 6, 7], [3, 7]),
+        (4, 1, [3, 7], [3, 7]),
+        (4, 2, [2, 3, 6, 7], [3, 7]),
+        (5, 3, [2, 3, 4, 7], [4]),
+    ],
+)
+def test_observed_and_refreshed_updates(T, S, observed, refreshed):
+    schedule = Amortisation.of(T, S)
+    assert [t for t in range(8) if schedule.observes(t)] == observed
+    assert [t for t in range(8) if schedule.refreshes(t)] == refreshed
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (10, 10), (50, 50), (51, 50), (500, 50)])
+def test_default_s(T, S):
+    assert Amortisation.of(T, None).S == S
+
+
+@pytest.mark.parametrize(("T", "S"), [(0, None), (-1, None), (3, 4), (3, 0)])
+def test_what_does_not_fit_is_refused(T, S):
+    with pytest.raises(ValueError, match="must be"):
+        Amortisation.of(T, S)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("step", [1, 1, 0.1, 0.01, 0.01]),
+        ("exp", [1, 0.1**0.25, 0.1**0.5, 0.1**0.75, 0.1]),
+        ("cosine", [1, 0.8535533905932737, 0.5, 0.14644660940672624, 0]),
+    ],
+)
+def test_learning_rate_at_each_quarter(schedule, factors):
+    got = [learning_rate_factor(schedule, 0.1, step, 400) for step in (0, 100, 200, 300, 400)]
+    assert got == pytest.approx(factors, abs=1e-12)
