@@ -7,14 +7,14 @@ defaults, ``--config FILE``, flags, ``--set a.b=c``. A value inside a SPEC wins 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from kfbench.errors import UsageError, unknown
+from kfbench.errors import UsageError, shown, unknown
 from kfbench.methods import find_method, parse_spec
 from kfbench.registry import DATASETS, METHODS, MODELS, MethodEntry
 
@@ -139,21 +139,22 @@ def load_config(
     ``assignments`` are "a.b=c".
     """
     tree = read_yaml(file) if file else {}
+    flags = {key: value for key, value in (flags or {}).items() if value is not None}
+    for name, section in (("problem", Problem), ("run", Run)):
+        tree[name] = {**_given(tree, name), **{k: v for k, v in flags.items() if k in section.model_fields}}
+    _keep_budget(tree["run"], flags)
+    if specs:
+        tree["methods"] = list(specs)
     for assignment in assignments:
         _assign(tree, assignment)
+    _keep_budget(_given(tree, "run"), [assignment.partition("=")[0].removeprefix("run.") for assignment in assignments])
     for key in tree:
         if key not in _TOP_KEYS:
             raise unknown("key", key, _TOP_KEYS)
-    flags = {key: value for key, value in (flags or {}).items() if value is not None}
-    problem = _section(Problem, _merged(tree, "problem", flags, Problem))
-    run_keys = _merged(tree, "run", flags, Run)
-    if "epochs" in flags and "updates" not in flags:
-        run_keys.pop("updates", None)
-    if "updates" in flags and "epochs" not in flags:
-        run_keys.pop("epochs", None)
-    run = _with_budget(_section(Run, run_keys), problem)
+    problem = _section(Problem, _given(tree, "problem"))
+    run = _with_budget(_section(Run, _given(tree, "run")), problem)
     method_flags = {key: value for key, value in flags.items() if key in MethodOptions.model_fields}
-    methods = _methods(list(specs) or tree.get("methods"), method_flags)
+    methods = _methods(tree.get("methods"), method_flags)
     _check_problem(problem)
     return Config(problem=problem, methods=methods, run=run)
 
@@ -161,9 +162,10 @@ def load_config(
 def read_yaml(file: Path) -> dict[str, Any]:
     """A YAML mapping; 1e-3 is a number, a key given twice is an error. UsageError for anything else."""
     try:
-        tree = yaml.load(file.read_text(), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"config {file} cannot be read: {' '.join(str(error).split())}") from error
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"config {file} cannot be read: {error}") from error
+    tree = _parse_yaml(text, f"config {file}")
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
@@ -174,17 +176,25 @@ def read_yaml(file: Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 but for floats such as 1e-3, and for duplicate keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key_node, yaml.ScalarNode) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key if isinstance(key_node, yaml.ScalarNode) else id(key_node))
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)  # here, before "<<" merges other mappings into it
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:i]):
+                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+        return node
 
 
-_SCIENTIFIC = re.compile(r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$")
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{what} cannot be read: {error}") from error
+    except Exception as error:  # a tag on the wrong value makes PyYAML fail in many ways: !!timestamp x
+        raise UsageError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+
+
+_SCIENTIFIC = re.compile(r"^[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789."))
 
 
@@ -192,29 +202,42 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
     path, separator, text = assignment.partition("=")
     keys = path.split(".")
     if not separator or not all(keys):
-        raise UsageError(f"--set takes a.b=c, got {assignment!r}")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {assignment!r}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--set takes a.b=c, got {shown(assignment)}")
+    value = _parse_yaml(text, f"--set {shown(assignment)}")
     inner: Any = tree
     for key in keys[:-1]:
-        if isinstance(inner, list) and key.isdigit() and int(key) < len(inner):
-            inner = inner[int(key)]
-        elif isinstance(inner, dict):
-            inner = inner.setdefault(key, {})
-        else:
-            inner = None
+        inner = _inner(inner, key)
     if not isinstance(inner, dict):
-        raise UsageError(f"--set {assignment!r}: {'.'.join(keys[:-1])} is no section")
+        raise UsageError(f"--set {shown(assignment)}: {shown('.'.join(keys[:-1]))} is no section")
     inner[keys[-1]] = value
 
 
-def _merged(tree: Mapping[str, Any], name: str, flags: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
+def _inner(outer: Any, key: str) -> Any:
+    """What lies at ``key`` of a mapping (made where there is nothing) or of a list; None for anything else."""
+    if isinstance(outer, dict):
+        if outer.get(key) is None:
+            outer[key] = {}
+        return outer[key]
+    if not isinstance(outer, list) or key not in map(str, range(len(outer))):
+        return None
+    if isinstance(outer[int(key)], str):  # a SPEC, opened up so that its options can be set
+        opt, options = parse_spec(outer[int(key)])
+        outer[int(key)] = {"opt": opt, **options}
+    return outer[int(key)]
+
+
+def _given(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     given = tree.get(name)
     if given is not None and not isinstance(given, dict):
-        raise UsageError(f"section {name!r} must be a mapping, got {given!r}")
-    return {**(given or {}), **{key: value for key, value in flags.items() if key in section.model_fields}}
+        raise UsageError(f"section {name!r} must be a mapping, got {shown(given)}")
+    return given or {}
+
+
+def _keep_budget(run: dict[str, Any], later: Collection[str]) -> None:
+    """Where the later source gives epochs or updates, the other one of an earlier source is void."""
+    for key, other in (("epochs", "updates"), ("updates", "epochs")):
+        if key in later and other not in later and run.get(key) is not None:
+            run.pop(other, None)
 
 
 _S = TypeVar("_S", bound=Section)
@@ -235,7 +258,7 @@ def _sentence(error: ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
     key = ".".join(str(part) for part in first["loc"][:1])
-    return f"{where + ': ' if where else ''}{key} {message}, got {first['input']!r}"
+    return f"{where + ': ' if where else ''}{key} {message}, got {shown(first['input'])}"
 
 
 def _with_budget(run: Run, problem: Problem) -> Run:
@@ -266,7 +289,7 @@ def _methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:
     if entries is None:
         raise UsageError(f"no method given: use --opt, with one of {', '.join(METHODS)} or package.module:Class")
     if not isinstance(entries, list) or not entries:
-        raise UsageError(f"methods must be a list of SPECs, got {entries!r}")
+        raise UsageError(f"methods must be a list of SPECs, got {shown(entries)}")
     parsed = [parse_spec(entry) for entry in entries]
     found = [find_method(opt) for opt, _ in parsed]
     for flag in flags:
@@ -277,27 +300,41 @@ def _methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:
     resolved = [
         (opt, _options(opt, entry, given, flags)) for (opt, given), entry in zip(parsed, found, strict=True)
     ]
+    named = labels(resolved)
+    for i, label in enumerate(named):
+        if label in named[:i]:
+            raise UsageError(f"method {label!r} is given twice with the same options")
     return tuple(
-        Method(opt=opt, label=label, options=options)
-        for (opt, options), label in zip(resolved, labels(resolved), strict=True)
+        Method(opt=opt, label=label, options=options) for (opt, options), label in zip(resolved, named, strict=True)
     )
 
 
 def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the method: its default, a flag, or what the SPEC says."""
+    """Every option of the method: its default, a flag, or what the SPEC says; none there means the default."""
+    given = {key: value for key, value in given.items() if value is not None}
     for option in given:
         if not entry.accepts(option):
             raise unknown(f"option of {opt!r}", option, entry.options)
     wanted = {**entry.options, **{k: v for k, v in flags.items() if entry.accepts(k)}, **given}
+    wanted = {k: _with_tuples(v) for k, v in wanted.items()}
     known = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}
     checked = _section(MethodOptions, known, repr(opt)).model_dump()
     options = {k: checked.get(k, v) if v is not None else None for k, v in wanted.items()}
     T, S = options.get("T"), options.get("S")
     if T is not None and S is not None and S > T:
         raise UsageError(f"{opt!r}: S must be at most T = {T}, got {S}")
-    if options.get("nesterov") and not options.get("momentum"):
-        raise UsageError(f"{opt!r}: nesterov needs a momentum above 0, got {options.get('momentum')}")
+    if options.get("nesterov") and "momentum" in options and not options["momentum"]:
+        raise UsageError(f"{opt!r}: nesterov needs a momentum above 0, got {options['momentum']}")
     return options
+
+
+def _with_tuples(value: Any) -> Any:
+    """Lists as tuples: betas=(0.9, 0.999) is the same when it was read back from YAML."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _with_lists(value: Any) -> Any:
+    return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -314,7 +351,9 @@ def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 def dump(config: Config) -> dict[str, Any]:
     """As plain values, such that ``load_config`` of them gives the same configuration."""
     tree = config.model_dump(exclude={"methods"})
-    methods = [{"opt": m.opt, **{k: v for k, v in m.options.items() if v is not None}} for m in config.methods]
+    methods = [
+        {"opt": m.opt, **{k: _with_lists(v) for k, v in m.options.items() if v is not None}} for m in config.methods
+    ]
     return {"problem": _without_none(tree["problem"]), "methods": methods, "run": _without_none(tree["run"])}
 
 

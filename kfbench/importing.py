@@ -20,7 +20,7 @@ def import_object(path: str, kind: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way
         raise UsageError(
             f"{kind} {path!r}: importing {module_name} failed: {type(error).__name__}: {error}"
         ) from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from kfbench.errors import UsageError, unknown
+from kfbench.errors import UsageError, shown, unknown
 from kfbench.importing import import_object
 from kfbench.registry import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, MethodEntry
 
@@ -23,29 +23,45 @@ def parse_spec(entry: Any) -> tuple[str, dict[str, Any]]:
         options = dict(entry)
         opt = options.pop("opt", None)
         if not isinstance(opt, str) or not opt:
-            raise UsageError(f"a method needs a key 'opt' with its name, got {dict(entry)!r}")
+            raise UsageError(f"a method needs a key 'opt' with its name, got {shown(dict(entry))}")
+        for key in options:
+            if not isinstance(key, str):
+                raise UsageError(f"options of {shown(opt)} are named by text, got {shown(key)}")
         return opt, options
     if not isinstance(entry, str) or not entry:
-        raise UsageError(f"a SPEC is NAME[:k=v,...] or package.module:Class[:k=v,...], got {entry!r}")
+        raise UsageError(f"a SPEC is NAME[:k=v,...] or package.module:Class[:k=v,...], got {shown(entry)}")
     segments = entry.split(":")
     first_options = next((i for i, segment in enumerate(segments) if "=" in segment), len(segments))
     name, options_text = ":".join(segments[:first_options]), ":".join(segments[first_options:])
-    if not name:
-        raise UsageError(f"SPEC {entry!r} names no method before its options")
-    return name, _parse_options(options_text, entry)
+    if not name.strip(":"):
+        raise UsageError(f"SPEC {shown(entry)} names no method before its options")
+    return name, _parse_options(options_text, entry) if options_text else {}
 
 
 def _parse_options(text: str, spec: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    # Commas inside brackets belong to a value: betas=(0.9,0.99).
-    for part in re.findall(r"(?:[^,(\[]|\([^)]*\)|\[[^\]]*\])+", text):
+    for part in _split(text, spec):
         key, separator, value = part.partition("=")
         if not separator or not key or not value:
-            raise UsageError(f"SPEC {spec!r}: options look like k=v,k=v, got {part!r}")
+            raise UsageError(f"SPEC {shown(spec)}: options look like k=v,k=v, got {shown(part)}")
         if key in options:
-            raise UsageError(f"SPEC {spec!r} gives {key!r} twice")
+            raise UsageError(f"SPEC {shown(spec)} gives {shown(key)} twice")
         options[key] = _value(value)
     return options
+
+
+def _split(text: str, spec: str) -> list[str]:
+    """At commas, but for those inside brackets: betas=(0.9,0.99) is one value."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if depth:
+        raise UsageError(f"SPEC {shown(spec)} has brackets that do not match")
+    return parts
 
 
 def _value(text: str) -> Any:
@@ -54,9 +70,21 @@ def _value(text: str) -> Any:
     if text.lower() in constants:
         return constants[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # literals that Python only tolerates: they are text here
+            value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
+    return value if is_plain(value) else text
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can stand in a YAML file and be read back."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(inner) for key, inner in value.items())
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def find_method(opt: str) -> MethodEntry:
@@ -91,7 +119,7 @@ def _optimizer_entry(path: str, found: type) -> MethodEntry:
     options, open_ended = _constructor_options(found)
     options.pop("params", None)
     return MethodEntry(
-        summary=(found.__doc__ or path).strip().splitlines()[0],
+        summary=_first_line(found, path),
         paper="user's class",
         optimizer=path,
         optimizer_options=tuple(options),
@@ -104,20 +132,32 @@ def _optimizer_entry(path: str, found: type) -> MethodEntry:
 def _preconditioner_entry(path: str, found: type) -> MethodEntry:
     options, open_ended = _constructor_options(found)
     ours = {key: value for key, value in PRECONDITIONED_OPTIONS.items() if key != "ema"}
+    orders = found.orders  # type: ignore[attr-defined]
+    if not isinstance(orders, (tuple, list)) or not orders:
+        raise UsageError(f"method {path!r} must name its orders, of 'independent' and 'same', got {shown(orders)}")
     return MethodEntry(
-        summary=(found.__doc__ or path).strip().splitlines()[0],
+        summary=_first_line(found, path),
         paper="user's class",
         optimizer="torch.optim:SGD",
         optimizer_options=SGD_CONSTRUCTOR,
         preconditioner=path,
-        options={**ours, "order": found.orders[0], **options},  # type: ignore[attr-defined]
+        options={**ours, "order": orders[0], **options},
         constructor=tuple(options),
         open_ended=open_ended,
     )
 
 
+def _first_line(found: type, path: str) -> str:
+    return ((found.__doc__ or "").strip() or path).splitlines()[0]
+
+
 def _constructor_options(found: type) -> tuple[dict[str, Any], bool]:
-    """The constructor's parameters with their defaults (None where required); whether it takes **kwargs."""
+    """The constructor's parameters with their defaults, and whether it takes **kwargs.
+
+    None stands for a parameter that is required, or whose default is no plain value: the
+    constructor is then called without it.
+    """
     parameters = list(inspect.signature(found).parameters.values())
-    named = {p.name: None if p.default is p.empty else p.default for p in parameters if p.kind != p.VAR_KEYWORD}
-    return named, any(p.kind == p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    defaults = {p.name: None if p.default is p.empty or not is_plain(p.default) else p.default for p in named}
+    return defaults, any(p.kind == p.VAR_KEYWORD for p in parameters)

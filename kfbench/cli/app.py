@@ -8,7 +8,6 @@ import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
-
 from typer.core import TyperGroup
 
 from kfbench.errors import KfbenchError
@@ -88,7 +87,7 @@ def main() -> NoReturn:
 def _report(error: BaseException) -> int:
     """Print what the user should know of an error; returns the exit code."""
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0
+        return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
     if isinstance(error, KfbenchError):
         return _fail(str(error), error.exit_code)
     if isinstance(error, BrokenPipeError):
@@ -99,6 +98,8 @@ def _report(error: BaseException) -> int:
         return _fail(f"{where}{error.strerror or error}; what was written before stays valid", 2)
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         return _fail("interrupted", 130)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the parser has shown the help
+        return 2
     if hasattr(error, "format_message"):  # a usage error of the command-line parser
         return _fail(error.format_message(), getattr(error, "exit_code", 2))
     name = type(error).__name__
@@ -106,7 +107,7 @@ def _report(error: BaseException) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print(f"Error: {sentence}", file=sys.stderr)
+    print("Error:", " ".join(filter(None, map(str.strip, sentence.splitlines()))), file=sys.stderr)
     return code
 
 

@@ -10,9 +10,14 @@ from torch import Tensor
 # A matrix with negative eigenvalues of rounding size can defeat Cholesky; each retry damps ten times more.
 _RETRIES = 8
 
-# An explicit inverse costs about as much as 2 d / R solves against R rows, but a matrix product runs
-# faster than two triangular solves; it is formed once an inverse has been used this often.
+# On a CPU two triangular solves against R rows run as fast as one product with the explicit inverse
+# (both need R d^2 multiply-adds), so no inverse is ever formed there. On an accelerator solves are
+# slow; there an inverse is formed when it is used for the second time.
 _USES_BEFORE_INVERSE = 2
+
+# Below this width LAPACK's own Cholesky is as fast as one made of larger products.
+_BLOCKED_CHOLESKY = 512
+_CHOLESKY_BLOCK = 128
 
 
 def pi_correction(trace_a: Tensor, d_in: int, trace_b: Tensor, d_out: int) -> Tensor:
@@ -28,9 +33,9 @@ def pi_correction(trace_a: Tensor, d_in: int, trace_b: Tensor, d_out: int) -> Te
 class DampedInverse:
     """``(M + lambda I)^-1`` of a symmetric positive semi-definite M, acting on rows.
 
-    Holds the Cholesky factor at first; when it is used for the second time since it was made, the
-    explicit inverse replaces it. So refreshing every update never pays for an inverse, and
-    amortised use gets plain matrix products, without knowing the schedule.
+    Holds the lower Cholesky factor L (what stands above its diagonal is never read), or, on an
+    accelerator and after its first use, the explicit inverse. So refreshing every update never
+    pays for an inverse, and the method need not know its schedule.
     """
 
     def __init__(self, cholesky: Float[Tensor, "d d"] | None, inverse: Float[Tensor, "d d"] | None = None) -> None:
@@ -40,12 +45,14 @@ class DampedInverse:
     def __call__(self, rows: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
         """``rows (M + lambda I)^-1``."""
         self._uses += 1
-        if self._cholesky is not None and self._uses >= _USES_BEFORE_INVERSE:
-            self._inverse, self._cholesky = torch.cholesky_inverse(self._cholesky), None
+        L = self._cholesky
+        if L is not None and L.device.type != "cpu" and self._uses >= _USES_BEFORE_INVERSE:
+            self._inverse, self._cholesky = torch.cholesky_inverse(L), None
         if self._inverse is not None:
             return rows @ self._inverse
-        assert self._cholesky is not None
-        return torch.cholesky_solve(rows.T, self._cholesky).T
+        assert L is not None
+        halfway = torch.linalg.solve_triangular(L.T, rows, upper=True, left=False)
+        return torch.linalg.solve_triangular(L, halfway, upper=False, left=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The matrix that is held, and how often it was used."""
@@ -70,11 +77,11 @@ def damped_inverses(
     """
     factors, flags = {}, []
     for name, matrix in matrices.items():
-        factors[name], info = torch.linalg.cholesky_ex(_damped(matrix, damping[name]))
-        flags.append(info)
+        factors[name], flag = _cholesky(_damped(matrix, damping[name]))
+        flags.append(flag)
     failed = []
     if flags:
-        bad = torch.stack(flags).ne(0).tolist()
+        bad = torch.stack(flags).tolist()
         failed = [name for name, is_bad in zip(matrices, bad, strict=True) if is_bad]
     for name in failed:
         factors[name] = _cholesky_with_retries(name, matrices[name], float(damping[name]))
@@ -87,14 +94,123 @@ def _damped(matrix: Tensor, damping: Tensor | float) -> Tensor:
     return damped
 
 
+def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """(L in its lower triangle, whether it failed); overwrites ``matrix``."""
+    if matrix.device.type != "cpu" or len(matrix) < _BLOCKED_CHOLESKY:
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return factor, info.ne(0)
+    flags: list[Tensor] = []
+    _blocked_cholesky(matrix, flags)
+    return matrix, torch.stack(flags).any()
+
+
+def _blocked_cholesky(M: Tensor, flags: list[Tensor]) -> None:
+    """In place, by halves: ``M11 = L11 L11'``, ``L21 = M21 L11^-T``, then M22 - L21 L21'."""
+    if len(M) <= _CHOLESKY_BLOCK:
+        factor, info = torch.linalg.cholesky_ex(M)
+        M.copy_(factor)
+        flags.append(info.ne(0))
+        return
+    half = len(M) // 2
+    upper_left, lower_left, lower_right = M[:half, :half], M[half:, :half], M[half:, half:]
+    _blocked_cholesky(upper_left, flags)
+    lower_left.copy_(torch.linalg.solve_triangular(upper_left.T, lower_left, upper=True, left=False))
+    add_outer_products_below(lower_right, lower_left.T, keep=1.0, scale=-1.0)
+    _blocked_cholesky(lower_right, flags)
+
+
+# Below this width one product for the whole matrix is faster than its blocks.
+_SYMMETRIC_BLOCK = 512
+
+
+def add_outer_products(matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float) -> None:
+    """``matrix <- keep * matrix + scale * rows' rows``, in place, for a symmetric matrix.
+
+    Only the blocks on and below the diagonal are multiplied out, the rest is mirrored.
+    """
+    add_outer_products_below(matrix, rows, keep, scale, _SYMMETRIC_BLOCK)
+    _mirror(matrix, _SYMMETRIC_BLOCK)
+
+
+def add_outer_products_below(
+    matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float, block: int = _CHOLESKY_BLOCK
+) -> None:
+    """The same, but what stands above the diagonal blocks is left as it is."""
+    d = len(matrix)
+    if d <= block:
+        matrix.addmm_(rows.T, rows, beta=keep, alpha=scale)
+        return
+    half = d // 2
+    left, right = rows[:, :half], rows[:, half:]
+    add_outer_products_below(matrix[:half, :half], left, keep, scale, block)
+    add_outer_products_below(matrix[half:, half:], right, keep, scale, block)
+    matrix[half:, :half].addmm_(right.T, left, beta=keep, alpha=scale)
+
+
+def _mirror(matrix: Tensor, block: int) -> None:
+    if len(matrix) > block:
+        half = len(matrix) // 2
+        matrix[:half, half:].copy_(matrix[half:, :half].T)
+        _mirror(matrix[:half, :half], block)
+        _mirror(matrix[half:, half:], block)
+
+
+def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
+    extra = max(damping, torch.finfo(matrix.dtype).eps * float(matrix.diagonal().abs().mean()))
+    if not math.isfinite(extra):
+        raise FloatingPointError(f"the factor of layer {name!r} has values that are not finite")
+    for _ in range(_RETRIES):
+        extra *= 10
+        factor, failed = _cholesky(_damped(matrix, extra))
+        if not bool(failed):
+            return factor
+    raise FloatingPointError(f"the factor of layer {name!r} is not positive definite even with damping {extra:.3g}")
+
+
+# Below this width one product for the whole matrix is faster than its blocks.
+_SYMMETRIC_BLOCK = 512
+
+
+def add_outer_products(matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float) -> None:
+    """``matrix <- keep * matrix + scale * rows' rows``, in place, for a symmetric matrix.
+
+    Only the blocks on and below the diagonal are multiplied out, the rest is mirrored.
+    """
+    add_outer_products_below(matrix, rows, keep, scale, _SYMMETRIC_BLOCK)
+    _mirror(matrix, _SYMMETRIC_BLOCK)
+
+
+def add_outer_products_below(
+    matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float, block: int = _CHOLESKY_BLOCK
+) -> None:
+    """The same, but what stands above the diagonal blocks is left as it is."""
+    d = len(matrix)
+    if d <= block:
+        matrix.addmm_(rows.T, rows, beta=keep, alpha=scale)
+        return
+    half = d // 2
+    left, right = rows[:, :half], rows[:, half:]
+    add_outer_products_below(matrix[:half, :half], left, keep, scale, block)
+    add_outer_products_below(matrix[half:, half:], right, keep, scale, block)
+    matrix[half:, :half].addmm_(right.T, left, beta=keep, alpha=scale)
+
+
+def _mirror(matrix: Tensor, block: int) -> None:
+    if len(matrix) > block:
+        half = len(matrix) // 2
+        matrix[:half, half:].copy_(matrix[half:, :half].T)
+        _mirror(matrix[:half, :half], block)
+        _mirror(matrix[half:, half:], block)
+
+
 def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
     scale = float(matrix.diagonal().abs().mean())
     extra = max(damping, torch.finfo(matrix.dtype).eps * scale)
     if math.isfinite(extra):
         for _ in range(_RETRIES):
             extra *= 10
-            factor, info = torch.linalg.cholesky_ex(_damped(matrix, extra))
-            if int(info) == 0:
+            factor, failed = _cholesky(_damped(matrix, extra))
+            if not bool(failed):
                 return factor
     raise FloatingPointError(f"the factor of layer {name!r} is not positive definite even with damping {extra:.3g}")
 

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Below this width one product for the whole matrix is faster than its blocks.
-_SYMMETRIC_BLOCK = 256
+from kfbench.curvature.linalg import add_outer_products
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,3 @@ class FactorAverages:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore, bit for bit."""
         self.means, self._weights = dict(state["means"]), dict(state["weights"])
-
-
-def add_outer_products(matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float) -> None:
-    """``matrix <- keep * matrix + scale * rows' rows``, in place.
-
-    Only the blocks on and below the diagonal are multiplied out, the rest is mirrored.
-    """
-    d = len(matrix)
-    if d <= _SYMMETRIC_BLOCK:
-        matrix.addmm_(rows.T, rows, beta=keep, alpha=scale)
-        return
-    half = d // 2
-    left, right = rows[:, :half], rows[:, half:]
-    add_outer_products(matrix[:half, :half], left, keep, scale)
-    add_outer_products(matrix[half:, half:], right, keep, scale)
-    matrix[half:, :half].addmm_(right.T, left, beta=keep, alpha=scale)
-    matrix[:half, half:].copy_(matrix[half:, :half].T)

@@ -31,6 +31,7 @@ class FOOF:
 
     def refresh(self, damping: float) -> None:
         """``(A + lambda I)^-1`` of every layer."""
+        self.inverses = {}  # freed first, so that no two generations are held at once
         self.inverses, retried = damped_inverses(self.A.means, dict.fromkeys(self.A.means, damping))
         self.damping_retries += len(retried)
 

@@ -50,6 +50,7 @@ class KFAC:
 
     def refresh(self, damping: float) -> None:
         """Inverses of the damped factors, or eigenbases of the factors."""
+        self.inverses, self.bases = {}, {}  # freed first, so that no two generations are held at once
         if self.damping_kind == "heuristic":
             self._refresh_inverses(damping)
         else:

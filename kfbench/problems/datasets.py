@@ -60,7 +60,7 @@ class Dataset:
 def default_data_dir() -> Path:
     """Where ``data fetch`` puts files: KFBENCH_DATA, else the user's cache."""
     if configured := os.environ.get("KFBENCH_DATA"):
-        return Path(configured)
+        return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kfbench"
 
 
@@ -113,6 +113,8 @@ def load_dataset(
     train_x, train_y, test_x, test_y = _read_checked(find_files(name, data_dir), entry)
     mean, std = MNIST_MEAN, MNIST_STD
     if normalize == "own":
+        if train_x.min() == train_x.max():
+            raise UsageError(f"data set {name!r} cannot be normalised: all pixels of its training images are equal")
         pixels = train_x.double() / 255
         mean, std = float(pixels.mean()), float(pixels.std())
 
@@ -126,7 +128,7 @@ def _read_checked(paths: list[Path], entry: DatasetEntry) -> list[Tensor]:
     tensors = []
     for images_path, labels_path in (paths[:2], paths[2:]):
         images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
-        if len(images) == 0:
+        if images.size == 0:
             raise UsageError(f"{images_path} holds no images")
         if len(images) != len(labels):
             raise UsageError(f"{labels_path} has {len(labels)} labels for {len(images)} images")

@@ -34,7 +34,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise UsageError(f"{path} holds {len(content) - start} bytes of data, its header says {math.prod(shape)}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    try:
+        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    except ValueError as error:  # no element, yet sizes that numpy refuses
+        raise UsageError(f"{path} cannot be read: {error}") from error
 
 
 def idx_content(path: Path) -> bytes:

@@ -1,9 +1,10 @@
 """Output folders: a new one by default, and nothing replaced unless asked."""
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kfbench.errors import UsageError
@@ -20,20 +21,21 @@ def output_folder(out: Path | None, name: str, resume: bool, overwrite: bool) ->
     """
     if resume and overwrite:
         raise UsageError("give --resume or --overwrite, not both")
-    directory = _new_folder(name) if out is None else out
-    if out is not None:
+    old: Path | None = None
+    if out is None:
+        directory, made = _new_folder(name)
+    else:
         _check_existing(out, resume, overwrite)
-    old = _set_aside(directory) if overwrite and directory.exists() else None
-    created = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
+        directory = out.resolve() if out.is_symlink() else out
+        old = _set_aside(directory) if overwrite and directory.exists() else None
+        made = _make(directory, exist_ok=True)
     try:
         yield directory
     except BaseException:
-        if created and not any(directory.iterdir()):
-            directory.rmdir()
-            if old is not None:
-                old.rename(directory)
-                old = None
+        _remove_empty(made)
+        if old is not None and not directory.exists():
+            old.rename(directory)
+            old = None
         raise
     finally:
         if old is not None:
@@ -52,12 +54,32 @@ def _check_existing(out: Path, resume: bool, overwrite: bool) -> None:
         raise UsageError(f"--out {out} exists; give --resume to continue it or --overwrite to replace it")
     if overwrite and not empty and not (out / "config.yaml").is_file():
         raise UsageError(f"--overwrite: {out} is no output folder of kfbench (no config.yaml), so it is left alone")
+    if overwrite and Path.cwd().is_relative_to(out.resolve()):
+        raise UsageError(f"--overwrite: {out} holds the working directory, so it is left alone; run it from elsewhere")
 
 
-def _new_folder(name: str) -> Path:
+def _new_folder(name: str) -> tuple[Path, list[Path]]:
+    """A folder that nobody else has: another run may begin in the same second."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    candidates = (RUNS / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
-    return next(path for path in candidates if not path.exists())
+    for i in itertools.count(1):
+        directory = RUNS / (stem if i == 1 else f"{stem}-{i}")
+        with suppress(FileExistsError):
+            return directory, _make(directory, exist_ok=False)
+    raise AssertionError("unreachable")
+
+
+def _make(directory: Path, exist_ok: bool) -> list[Path]:
+    """Make the folder; returns those that were missing, the deepest first."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=exist_ok)
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Up to the first that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _set_aside(directory: Path) -> Path:

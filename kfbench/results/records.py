@@ -4,6 +4,7 @@ A cell that is missing is empty, one that is not finite is ``nan`` or ``inf``; u
 """
 
 import csv
+import errno
 import io
 import json
 import math
@@ -55,8 +56,17 @@ class CsvLog:
         if keep_bytes is None:
             self._write(",".join(self._columns) + "\n")
         else:
-            self._file.truncate(keep_bytes)
-            self._file.seek(keep_bytes)
+            self._cut_back(keep_bytes)
+
+    def _cut_back(self, keep_bytes: int) -> None:
+        found = self._file.seek(0, os.SEEK_END)
+        if found < keep_bytes:  # cutting would fill it with zeros
+            self._file.close()
+            raise OSError(
+                errno.EIO, f"is {found} bytes long, the checkpoint was written after {keep_bytes}", str(self.path)
+            )
+        self._file.truncate(keep_bytes)
+        self._file.seek(keep_bytes)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows; a key that is absent leaves its cell empty."""
@@ -84,9 +94,10 @@ class CsvLog:
         try:
             written = self._file.write(content)
             if written != len(content):
-                raise OSError(28, "no space left on device", str(self.path))
+                raise OSError(errno.ENOSPC, "no space left on device", str(self.path))
         except OSError as error:
             self._file.truncate(start)  # never half a line
+            self._file.seek(start)
             error.filename = error.filename or str(self.path)
             raise
 
@@ -94,7 +105,7 @@ class CsvLog:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -128,8 +139,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The inverse of ``write_json`` but for numbers that are not finite, which stay text."""
-    return json.loads(path.read_text())
+    """The inverse of ``write_json``: "nan", "inf" and "-inf" are numbers again."""
+    return _numbers(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _finite(value: Any) -> Any:
@@ -138,7 +157,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
+        return repr(float(value))
     return value
 
 
@@ -167,8 +186,9 @@ def load(directory: str | os.PathLike[str]) -> Records:
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path} is no output folder of kfbench: it has no config.yaml")
     found = [json_or_empty(path / name) for name in ("environment.json", "summary.json")]
-    config = yaml.safe_load((path / "config.yaml").read_text())
-    return Records(path, config, found[0], found[1], _table(path, "updates.csv"), _table(path, "epochs.csv"))
+    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    updates, epochs = _table(path, "updates.csv", UPDATE_COLUMNS), _table(path, "epochs.csv", EPOCH_COLUMNS)
+    return Records(path, config, found[0], found[1], updates, epochs)
 
 
 def json_or_empty(path: Path) -> dict[str, Any]:
@@ -176,8 +196,9 @@ def json_or_empty(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _table(path: Path, name: str) -> "pd.DataFrame":
+def _table(path: Path, name: str, columns: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
-    tables = [pd.read_csv(file) for file in sorted(path.glob(f"**/seed-*/{name}"))]
-    return pd.concat([t for t in tables if len(t)], ignore_index=True) if any(map(len, tables)) else pd.DataFrame()
+    begun = [file for file in sorted(path.glob(f"**/seed-*/{name}")) if file.stat().st_size]
+    tables = [table for file in begun if len(table := pd.read_csv(file))]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))

@@ -46,13 +46,15 @@ def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[
 
         print(to_json(record))
     elif format == "csv":
-        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        if rows:
+            writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     elif format == "markdown":
         from tabulate import tabulate
 
-        print(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+        cells = [{key: str(value).replace("|", "\\|") for key, value in row.items()} for row in rows]
+        print(tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True))
     else:
         _print_rich(rows)
 
@@ -60,16 +62,17 @@ def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[
 def _print_rich(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a pipe has no width: do not cut
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in rows[0]:
+    for column in rows[0] if rows else ():
         numeric = all(_looks_numeric(row[column]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(Text(str(value)) for value in row.values()))  # Text: "[x]" is no markup
     console.print(table)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis, pi_correction
+from kfbench.curvature.linalg import DampedInverse, add_outer_products, damped_inverses, eigenbasis, pi_correction
 from tests.properties import assert_close, equal
 
 
@@ -16,14 +16,25 @@ def _inverse(M, damping):
     return torch.linalg.inv(M + damping * torch.eye(len(M), dtype=M.dtype))
 
 
-def test_every_use_gives_the_damped_inverse():
-    """The first use solves with the Cholesky factor, the later ones multiply by the inverse."""
-    M, rows = _positive(5), torch.randn(3, 5, dtype=torch.float64)
+@pytest.mark.parametrize("d", [1, 5, 511, 512, 777])
+def test_every_use_gives_the_damped_inverse(d):
+    """Widths on both sides of where Cholesky is done by blocks."""
+    M, rows = _positive(d), torch.randn(3, d, dtype=torch.float64)
+    before = M.clone()
     found, retried = damped_inverses({"a": M}, {"a": 0.1})
-    for _ in range(4):
-        assert_close(found["a"](rows), rows @ _inverse(M, 0.1), 1e-12)
+    for _ in range(3):
+        assert_close(found["a"](rows), rows @ _inverse(M, 0.1), 1e-11)
     assert retried == []
-    assert found["a"].state_dict()["cholesky"] is None
+    assert torch.equal(M, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_an_accelerator_forms_the_inverse_at_the_second_use():
+    M, rows = _positive(5).cuda(), torch.randn(3, 5, dtype=torch.float64).cuda()
+    found, _ = damped_inverses({"a": M}, {"a": 0.1})
+    for use in range(1, 4):
+        assert_close(found["a"](rows).cpu(), rows.cpu() @ _inverse(M.cpu(), 0.1), 1e-12)
+        assert (found["a"].state_dict()["inverse"] is None) == (use == 1)
 
 
 def test_inverse_restores_before_and_after_the_switch():
@@ -35,18 +46,19 @@ def test_inverse_restores_before_and_after_the_switch():
         assert equal(found["a"].state_dict(), restored.state_dict())
 
 
-def test_matrix_that_is_not_positive_definite_is_retried_and_reported():
-    bad = torch.diag(torch.tensor([1.0, -1e-9], dtype=torch.float64))
+@pytest.mark.parametrize("d", [2, 600])
+def test_matrix_that_is_not_positive_definite_is_retried_and_reported(d):
+    bad = torch.diag(torch.tensor([1.0] * (d - 1) + [-1e-9], dtype=torch.float64))
     found, retried = damped_inverses({"good": _positive(2), "bad": bad}, {"good": 1e-3, "bad": 1e-12})
     assert retried == ["bad"]
-    result = found["bad"](torch.eye(2, dtype=torch.float64))
+    result = found["bad"](torch.eye(d, dtype=torch.float64))
     assert torch.isfinite(result).all()
     assert_close(result[0, 0], torch.tensor(1.0, dtype=torch.float64), 1e-6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
 def test_hopeless_matrix_is_one_error_that_names_the_layer(value):
-    matrix = torch.full((3, 3), value, dtype=torch.float64)
+    matrix = torch.full((600, 600), value, dtype=torch.float64)
     with pytest.raises(FloatingPointError, match="'fc1'"):
         damped_inverses({"fc1": matrix}, {"fc1": 1.0})
 
@@ -67,3 +79,14 @@ def test_eigenbasis_rebuilds_the_matrix_and_has_no_negative_eigenvalue():
     values, vectors = eigenbasis(M)
     assert (values >= 0).all()
     assert_close(vectors * values @ vectors.T, M, 1e-13)
+
+
+@pytest.mark.parametrize("d", [1, 2, 255, 513, 784])
+@pytest.mark.parametrize("rows", [1, 100])
+def test_symmetric_product_equals_the_plain_one(d, rows):
+    x = torch.randn(rows, d, dtype=torch.float64)
+    start = torch.randn(d, d, dtype=torch.float64)
+    start = start + start.T
+    got = start.clone()
+    add_outer_products(got, x, keep=0.9, scale=0.3)
+    assert_close(got, 0.9 * start + 0.3 * x.T @ x, 1e-13)

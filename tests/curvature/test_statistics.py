@@ -6,7 +6,7 @@ from curvlinops import KFACLinearOperator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kfbench.curvature.statistics import FactorAverages, add_outer_products
+from kfbench.curvature.statistics import FactorAverages
 from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.problems.likelihoods import Categorical
@@ -108,14 +108,3 @@ def test_average_weights_are_normalised():
 def test_ema_out_of_range_is_refused(ema):
     with pytest.raises(ValueError, match="ema must be in"):
         FactorAverages(ema)
-
-
-@pytest.mark.parametrize("d", [1, 2, 255, 513, 784])
-@pytest.mark.parametrize("rows", [1, 100])
-def test_symmetric_product_equals_the_plain_one(d, rows):
-    x = torch.randn(rows, d, dtype=torch.float64)
-    start = torch.randn(d, d, dtype=torch.float64)
-    start = start + start.T
-    got = start.clone()
-    add_outer_products(got, x, keep=0.9, scale=0.3)
-    assert_close(got, 0.9 * start + 0.3 * x.T @ x, 1e-13)
