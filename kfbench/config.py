@@ -101,7 +101,9 @@ class Run(Section):
     device: Text = Field("cpu", description="any torch device")
     threads: Int = Field(1, ge=1, description="threads of the CPU")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of model and data")
-    deterministic: bool = Field(False, description="torch's deterministic algorithms; the record says what was in force")
+    deterministic: bool = Field(
+        False, description="torch's deterministic algorithms; the record says what was in force"
+    )
     quick: bool = Field(False, description="a smoke run of 20 updates, not for comparison")
 
 
@@ -296,10 +298,10 @@ def _methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:
         if not any(entry.accepts(flag) for entry in found):
             opts = " or ".join(repr(opt) for opt, _ in parsed)
             accepted = ", ".join(sorted({option for entry in found for option in entry.options}))
-            raise UsageError(f"{opts} has no option {flag!r}, as --{flag.replace('_', '-')} was given; it has {accepted}")
-    resolved = [
-        (opt, _options(opt, entry, given, flags)) for (opt, given), entry in zip(parsed, found, strict=True)
-    ]
+            raise UsageError(
+                f"{opts} has no option {flag!r}, as --{flag.replace('_', '-')} was given; it has {accepted}"
+            )
+    resolved = [(opt, _options(opt, entry, given, flags)) for (opt, given), entry in zip(parsed, found, strict=True)]
     named = labels(resolved)
     for i, label in enumerate(named):
         if label in named[:i]:
@@ -317,8 +319,10 @@ def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapp
             raise unknown(f"option of {opt!r}", option, entry.options)
     wanted = {**entry.options, **{k: v for k, v in flags.items() if entry.accepts(k)}, **given}
     wanted = {k: _with_tuples(v) for k, v in wanted.items()}
-    known = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}
-    checked = _section(MethodOptions, known, repr(opt)).model_dump()
+    ours = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}
+    # A default is not checked: Adagrad has an lr_decay of its own, 0, which ours may not be.
+    to_check = {k: v for k, v in ours.items() if (type(v), v) != (type(entry.options.get(k)), entry.options.get(k))}
+    checked = {**ours, **_section(MethodOptions, to_check, repr(opt)).model_dump(exclude_unset=True)}
     options = {k: checked.get(k, v) if v is not None else None for k, v in wanted.items()}
     T, S = options.get("T"), options.get("S")
     if T is not None and S is not None and S > T:

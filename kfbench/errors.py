@@ -1,9 +1,7 @@
 """What goes wrong for a user, with the exit code that says so (design: exit codes of the commands)."""
 
 import difflib
-import reprlib
 from collections.abc import Iterable
-from typing import Any
 
 
 class KfbenchError(Exception):
@@ -20,35 +18,6 @@ class KfbenchError(Exception):
 
 class UsageError(KfbenchError):
     """Wrong usage, configuration, data or path: found before the first update."""
-
-
-class StorageError(KfbenchError):
-    """A folder that vanished, is read-only or full; what was written before stays valid."""
-
-
-class RunFailed(KfbenchError):
-    """A run that failed or diverged; other seeds went on."""
-
-    exit_code = 3
-
-
-class Interrupted(KfbenchError):
-    """Ctrl-C or SIGTERM; the run can be continued."""
-
-    exit_code = 130
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
-
-
-def shown(value: Any) -> str:
-    """A value received, as one would write it; cut where it is too long for a sentence."""
-    try:
-        text = _SHORT.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        text = "a number of thousands of digits"
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def unknown(kind: str, name: str, accepted: Iterable[str], hint: str = "") -> UsageError:

@@ -21,9 +21,7 @@ def import_object(path: str, kind: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a user's module may fail in any way
-        raise UsageError(
-            f"{kind} {path!r}: importing {module_name} failed: {type(error).__name__}: {error}"
-        ) from error
+        raise UsageError(f"{kind} {path!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise UsageError(f"{kind} {path!r}: module {module_name} has no attribute {attribute!r}")
     return getattr(module, attribute)

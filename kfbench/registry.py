@@ -68,6 +68,11 @@ class ModelEntry:
 _SGD, _ADAM = "torch.optim:SGD", "torch.optim:Adam"
 _BENZING = "Benzing 2022, Gradient Descent on Neurons and its Link to Approximate Second-Order Optimization, ICML"
 
+_MARTENS = (
+    "Martens & Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, ICML; "
+    "Grosse & Martens 2016, A Kronecker-factored approximate Fisher matrix for convolution layers, ICML"
+)
+
 METHODS: Mapping[str, MethodEntry] = MappingProxyType(
     {
         "sgd": MethodEntry(
@@ -105,7 +110,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
         ),
         "kfac": MethodEntry(
             summary="Kronecker-factored Fisher: (B + lambda_B I)^-1 G (A + lambda_A I)^-1",
-            paper="Martens & Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, ICML",
+            paper=_MARTENS,
             optimizer=_SGD,
             optimizer_options=SGD_CONSTRUCTOR,
             preconditioner="kfbench.preconditioners.kfac:KFAC",

@@ -42,7 +42,7 @@ _DENSE_KFAC = {
 }
 GOLDEN = {
     "foof": 1.0626185365442231,
-    "kfac-heuristic-sampled": 0.9821313083674429,
+    "kfac-heuristic-sampled": 0.9821313083674428,
     "kfac-heuristic-full": 0.9697127206724193,
     "kfac-heuristic-empirical": 1.014512542678488,
     "kfac-standard-sampled": 0.8164770002603471,

@@ -73,10 +73,7 @@ class Rows:
 
     def _positions(self, given: Tensor) -> list[Tensor]:
         layer = self.layer
-        if isinstance(layer, nn.Conv2d):
-            rows = _patches(layer, given)
-        else:
-            rows = list(given.reshape(-1, given.shape[-1]))
+        rows = _patches(layer, given) if isinstance(layer, nn.Conv2d) else list(given.reshape(-1, given.shape[-1]))
         if layer.bias is not None:
             rows = [torch.cat([row, torch.ones(1, dtype=row.dtype)]) for row in rows]
         return rows

@@ -28,7 +28,9 @@ def assert_close(got: Tensor, wanted: Tensor, tolerance: float = TOLERANCE, what
         )
 
 
-def run(case: MethodCase, p: Problem, *, updates: int = 1, micro: int | None = None, **options: object) -> Preconditioning:
+def run(
+    case: MethodCase, p: Problem, *, updates: int = 1, micro: int | None = None, **options: object
+) -> Preconditioning:
     """Precondition ``updates`` times on the same batch, leaving the weights as they are."""
     settings = {"damping": LAMBDA, "T": 1, "order": "same"} | options
     pre = Preconditioning(p.model, case.new(**settings.pop("method", {})), **settings)

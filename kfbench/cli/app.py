@@ -86,6 +86,8 @@ def main() -> NoReturn:
 
 def _report(error: BaseException) -> int:
     """Print what the user should know of an error; returns the exit code."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        error = error.__context__  # the parser has caught it
     if isinstance(error, SystemExit):
         return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
     if isinstance(error, KfbenchError):

@@ -107,5 +107,3 @@ def single_values(flags: Mapping[str, Any], command: str) -> dict[str, Any]:
         else:
             raise UsageError(f"{command} takes one value of --{key.replace('_', '-')}, got {', '.join(given)}")
     return values
-
-

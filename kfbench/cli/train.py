@@ -89,7 +89,9 @@ def _target_sentence(run: dict[str, Any]) -> str:
     if run["target_update"] is None:
         return f"training loss {run['target_loss']} was not reached"
     seconds = run["target_seconds_updates"]
-    return f"training loss {run['target_loss']} was reached at update {run['target_update']}, {seconds:.1f} s of updates"
+    return (
+        f"training loss {run['target_loss']} was reached at update {run['target_update']}, {seconds:.1f} s of updates"
+    )
 
 
 def _exit_code(status: str) -> int:

@@ -121,7 +121,9 @@ class Captured:
         if not wanted:
             return {}, []
         weights = torch.ones_like(start) if vector is None else vector
-        found = list(torch.autograd.grad(start, wanted, weights, retain_graph=keep_graph, allow_unused=True))
+        found: list[Tensor | None] = list(
+            torch.autograd.grad(start, wanted, weights, retain_graph=keep_graph, allow_unused=True)
+        )
         rows = {}
         for name, calls in self.calls.items():
             parts = [self._one_call(name, call, found.pop(0)) for call in calls]

@@ -41,13 +41,15 @@ class Layer:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradient this layer's rows determine."""
-        return [self.module.weight, self.module.bias] if self.has_bias else [self.module.weight]
+        return [p for p in self.module.parameters(recurse=False) if p.requires_grad]
 
     def input_rows(self, x: Tensor) -> Float[Tensor, "N P d_in"]:
         """What the layer was given, as rows; positions in the order of ``gradient_rows``."""
         if isinstance(self.module, nn.Conv2d):
             conv = self.module
-            patches = nn.functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+            padding = conv.padding
+            assert not isinstance(padding, str), "refused by find_layers"
+            patches = nn.functional.unfold(x, conv.kernel_size, conv.dilation, padding, conv.stride)
             rows = patches.transpose(1, 2)
         else:
             rows = x.reshape(x.shape[0], -1, x.shape[-1])
@@ -90,7 +92,7 @@ def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
             continue
         reason = _why_not(module, owners)
         if reason is None:
-            layers[name] = Layer(name, module)  # type: ignore[arg-type]
+            layers[name] = Layer(name, module)
         else:
             left_out[name] = reason
     return layers, left_out

@@ -19,6 +19,9 @@ _USES_BEFORE_INVERSE = 2
 _BLOCKED_CHOLESKY = 512
 _CHOLESKY_BLOCK = 128
 
+# Below this width one product for the whole symmetric matrix is faster than its blocks.
+_SYMMETRIC_BLOCK = 512
+
 
 def pi_correction(trace_a: Tensor, d_in: int, trace_b: Tensor, d_out: int) -> Tensor:
     """pi = sqrt((tr A / d_in) / (tr B / d_out)), a scalar tensor; 1 where a trace is 0.
@@ -119,42 +122,6 @@ def _blocked_cholesky(M: Tensor, flags: list[Tensor]) -> None:
     _blocked_cholesky(lower_right, flags)
 
 
-# Below this width one product for the whole matrix is faster than its blocks.
-_SYMMETRIC_BLOCK = 512
-
-
-def add_outer_products(matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float) -> None:
-    """``matrix <- keep * matrix + scale * rows' rows``, in place, for a symmetric matrix.
-
-    Only the blocks on and below the diagonal are multiplied out, the rest is mirrored.
-    """
-    add_outer_products_below(matrix, rows, keep, scale, _SYMMETRIC_BLOCK)
-    _mirror(matrix, _SYMMETRIC_BLOCK)
-
-
-def add_outer_products_below(
-    matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float, block: int = _CHOLESKY_BLOCK
-) -> None:
-    """The same, but what stands above the diagonal blocks is left as it is."""
-    d = len(matrix)
-    if d <= block:
-        matrix.addmm_(rows.T, rows, beta=keep, alpha=scale)
-        return
-    half = d // 2
-    left, right = rows[:, :half], rows[:, half:]
-    add_outer_products_below(matrix[:half, :half], left, keep, scale, block)
-    add_outer_products_below(matrix[half:, half:], right, keep, scale, block)
-    matrix[half:, :half].addmm_(right.T, left, beta=keep, alpha=scale)
-
-
-def _mirror(matrix: Tensor, block: int) -> None:
-    if len(matrix) > block:
-        half = len(matrix) // 2
-        matrix[:half, half:].copy_(matrix[half:, :half].T)
-        _mirror(matrix[:half, :half], block)
-        _mirror(matrix[half:, half:], block)
-
-
 def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
     extra = max(damping, torch.finfo(matrix.dtype).eps * float(matrix.diagonal().abs().mean()))
     if not math.isfinite(extra):
@@ -167,10 +134,6 @@ def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
     raise FloatingPointError(f"the factor of layer {name!r} is not positive definite even with damping {extra:.3g}")
 
 
-# Below this width one product for the whole matrix is faster than its blocks.
-_SYMMETRIC_BLOCK = 512
-
-
 def add_outer_products(matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float) -> None:
     """``matrix <- keep * matrix + scale * rows' rows``, in place, for a symmetric matrix.
 
@@ -201,18 +164,6 @@ def _mirror(matrix: Tensor, block: int) -> None:
         matrix[:half, half:].copy_(matrix[half:, :half].T)
         _mirror(matrix[:half, :half], block)
         _mirror(matrix[half:, half:], block)
-
-
-def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
-    scale = float(matrix.diagonal().abs().mean())
-    extra = max(damping, torch.finfo(matrix.dtype).eps * scale)
-    if math.isfinite(extra):
-        for _ in range(_RETRIES):
-            extra *= 10
-            factor, failed = _cholesky(_damped(matrix, extra))
-            if not bool(failed):
-                return factor
-    raise FloatingPointError(f"the factor of layer {name!r} is not positive definite even with damping {extra:.3g}")
 
 
 def eigenbasis(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:

@@ -1,6 +1,7 @@
 """From a validated configuration to the objects that train: everything that can still fail, fails here."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ def prepare_torch(run: Run) -> torch.device:
     """Threads and determinism for this process; the device, tried out. UsageError where there is none."""
     torch.set_num_threads(run.threads)
     if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only with it
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:

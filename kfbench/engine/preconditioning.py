@@ -73,7 +73,7 @@ class Preconditioning:
             raise ValueError(f"order must be one of {', '.join(self.method.orders)}, got {order!r}")
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
         self.step = 0
-        self._refreshed = False
+        self._refreshed = self._warned_of_retries = False
         self.layers, self.left_out = find_layers(model)
         device = next(model.parameters()).device
         self.label_generator = torch.Generator(device).manual_seed(seed)
@@ -183,6 +183,18 @@ class Preconditioning:
     def _refresh(self) -> None:
         self.method.refresh(self.damping)
         self._refreshed = True
+        if self.damping_retries and not self._warned_of_retries:
+            warnings.warn(
+                f"a factor was not positive definite in floating point with damping {self.damping:g}, so it was "
+                "damped more; raise --damping or use --dtype float64 (further cases are only counted)",
+                stacklevel=2,
+            )
+            self._warned_of_retries = True
+
+    @property
+    def damping_retries(self) -> int:
+        """How many factors needed more damping than asked for."""
+        return getattr(self.method, "damping_retries", 0)
 
     @torch.no_grad()
     def _write(self, directions: dict[str, Tensor]) -> None:

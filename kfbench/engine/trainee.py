@@ -52,12 +52,14 @@ class Trainee:
     @property
     def damping_retries(self) -> int:
         """How many factors needed more damping than asked for."""
-        return getattr(self.preconditioning.method, "damping_retries", 0) if self.preconditioning else 0
+        return self.preconditioning.damping_retries if self.preconditioning else 0
 
     def warn_if_hardly_refreshed(self) -> None:
         """Fewer than two refreshes in the whole run say little about a method."""
-        T = self.method.options.get("T")
-        if self.preconditioning and not self.run.quick and self.total // T < 2:
+        if self.preconditioning is None or self.run.quick:
+            return
+        T = self.preconditioning.schedule.T
+        if self.total // T < 2:
             warnings.warn(
                 f"{self.total} updates give fewer than two refreshes at T = {T}: the method is hardly at work; "
                 f"train longer or lower --T",

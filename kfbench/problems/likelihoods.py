@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 
 class Likelihood(Protocol):
@@ -34,14 +34,17 @@ class Categorical:
 
     def loss(self, output: Float[Tensor, "N C"], target: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
         """Cross-entropy in nats."""
-        return F.cross_entropy(output, target, reduction="none")
+        return cross_entropy(output, target, reduction="none")
 
     def sampled_vectors(
         self, output: Float[Tensor, "N C"], generator: torch.Generator | None
     ) -> Float[Tensor, "1 N C"]:
         """``p - onehot(y)`` with y drawn from p."""
         p = output.softmax(dim=-1)
-        drawn = torch.multinomial(p, 1, generator=generator)
+        # The first of C exponential clocks of rates p to ring. Unlike torch.multinomial this does not
+        # abort a CUDA context when the outputs are no longer finite: the loss will say so.
+        clocks = torch.empty_like(p).exponential_(generator=generator)
+        drawn = (p / clocks).argmax(dim=-1, keepdim=True)
         return p.scatter_add(1, drawn, -torch.ones_like(p))[None]
 
     def full_vectors(self, output: Float[Tensor, "N C"]) -> Float[Tensor, "K N C"]:

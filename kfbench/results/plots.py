@@ -41,9 +41,8 @@ def plot_losses(records: Sequence[Records], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     import pandas as pd
+    from matplotlib import pyplot
 
     epochs = pd.concat([r.epochs for r in records], ignore_index=True)
     updates = pd.concat([r.updates for r in records], ignore_index=True)

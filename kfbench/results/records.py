@@ -52,7 +52,7 @@ class CsvLog:
     def __init__(self, path: Path, columns: Sequence[str], keep_bytes: int | None = None) -> None:
         """A new file with its header; or, cut back to its first ``keep_bytes``, an old one."""
         self.path, self._columns = path, tuple(columns)
-        self._file: IO[bytes] = open(path, "wb" if keep_bytes is None else "r+b", buffering=0)
+        self._file: IO[bytes] = open(path, "wb" if keep_bytes is None else "r+b", buffering=0)  # noqa: SIM115
         if keep_bytes is None:
             self._write(",".join(self._columns) + "\n")
         else:
@@ -123,7 +123,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write to a temporary name beside ``path``, flush to disk, rename."""
     temporary = path.with_name(path.name + ".tmp")
     try:

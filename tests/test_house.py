@@ -1,0 +1,53 @@
+"""The arrow problems -> curvature -> preconditioners -> engine -> results -> cli, and what each place may know."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "kfbench"
+ORDER = ["problems", "curvature", "preconditioners", "engine", "results", "cli"]
+# Imported from anywhere: they import nothing of the six folders.
+EVERYWHERE = ["config", "errors", "importing", "methods", "registry"]
+# engine writes what results defines, and never reads a table or a plot.
+EXCEPTIONS = {("engine", "results.records"), ("engine", "results.environment"), ("engine", "results.statistics")}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kfbench."):
+            yield node.module.removeprefix("kfbench.")
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("kfbench.") for a in node.names if a.name.startswith("kfbench."))
+
+
+def test_imports_point_one_way():
+    for folder in ORDER:
+        for path in (PACKAGE / folder).rglob("*.py"):
+            for module in _imports(path):
+                target = module.split(".")[0]
+                if target in EVERYWHERE or (folder, module) in EXCEPTIONS:
+                    continue
+                assert ORDER.index(target) <= ORDER.index(folder), f"{path} imports {module}"
+
+
+def test_what_is_imported_from_anywhere_imports_no_folder():
+    for name in EVERYWHERE:
+        for module in _imports(PACKAGE / f"{name}.py"):
+            assert module.split(".")[0] in EVERYWHERE, f"{name}.py imports {module}"
+
+
+def test_records_import_nothing_of_ours():
+    assert not list(_imports(PACKAGE / "results" / "records.py"))
+
+
+def test_layer_types_are_named_in_one_file():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "problems" and path.name != "layers.py":
+            text = path.read_text()
+            assert "nn.Linear" not in text, path
+            assert "nn.Conv2d" not in text, path
+
+
+def test_only_the_engine_reads_clocks():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name not in ("engine", "cli"):
+            assert "perf_counter" not in path.read_text(), path

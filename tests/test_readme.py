@@ -1,0 +1,77 @@
+"""What README and docs show is true: the code runs, the tree exists, the configs parse."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kfbench.cli.app import main
+from kfbench.config import load_config
+from kfbench.registry import DATASETS, METHODS, MODELS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def _kfbench(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["kfbench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_python_of_the_readme_runs():
+    blocks = _blocks(README, "python")
+    assert blocks
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], check=True, timeout=120)
+
+
+def test_tree_of_the_readme_is_the_tree():
+    """Every file of the package is named with one clause, and every name exists."""
+    tree = next(block for block in _blocks(README, "text") if "kfbench/" in block)
+    named, folders = set(), []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name, _, clause = line.strip().partition("  ")
+        assert clause.strip(), f"no clause for {name}"
+        folders = [*folders[:depth], name.rstrip("/")]
+        path = "/".join(folders)
+        assert (ROOT / path).exists(), f"{path} does not exist"
+        named.add(path)
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "kfbench").rglob("*.py") if path.name != "__init__.py"}
+    assert files <= named, f"not in the tree: {sorted(files - named)}"
+
+
+def test_names_of_the_readme_are_the_names():
+    for name in [*METHODS, *MODELS, *DATASETS]:
+        assert f"`{name}`" in README, f"README does not mention {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_configs_parse_and_begin_with_their_command(path):
+    first = path.read_text().splitlines()[0]
+    assert first == f"# kfbench train --config configs/{path.name}"
+    load_config(path)
+
+
+def test_own_method_of_the_docs_trains(tmp_path, monkeypatch, capsys):
+    method, model = _blocks((ROOT / "docs" / "own-method.md").read_text(), "python")
+    assert len([line for line in method.splitlines() if line.strip()]) <= 22
+    (tmp_path / "own_method.py").write_text(method)
+    (tmp_path / "own_model.py").write_text(model)
+    small = ["--quick", "--eval-samples", "50", "--format", "csv"]
+    spec = "own_method:DiagonalFOOF:ema=0.9"
+    assert (
+        _kfbench(monkeypatch, "train", "--opt", spec, "--damping", "0.1", "--lr", "0.03", "--width", "20", *small) == 0
+    )
+    assert (
+        _kfbench(monkeypatch, "train", "--opt", "kfac", "--model", "own_model:small_cnn", "--width", "3", *small) == 0
+    )
+    assert capsys.readouterr().out.count("done") == 2
