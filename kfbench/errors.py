@@ -1,7 +1,9 @@
 """What goes wrong for a user, with the exit code that says so (design: exit codes of the commands)."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class KfbenchError(Exception):
@@ -18,6 +20,19 @@ class KfbenchError(Exception):
 
 class UsageError(KfbenchError):
     """Wrong usage, configuration, data or path: found before the first update."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 200, 200
+
+
+def shown(value: Any) -> str:
+    """A value received, as one would write it; cut where it is too long for a sentence."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = "a number of thousands of digits"
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def unknown(kind: str, name: str, accepted: Iterable[str], hint: str = "") -> UsageError:

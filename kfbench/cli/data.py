@@ -4,7 +4,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from kfbench.cli.flags import Format
+from kfbench.cli.flags import Debug, Format
 from kfbench.errors import UsageError, unknown
 from kfbench.registry import DATASETS
 
@@ -17,7 +17,7 @@ DataDir = Annotated[
 
 
 @app.command("list")
-def list_datasets(data_dir: DataDir = None, format: Format = "table") -> None:
+def list_datasets(data_dir: DataDir = None, format: Format = "table", debug: Debug = False) -> None:
     """List data sets, and where each was found."""
     from kfbench.problems.datasets import find_files
     from kfbench.results.tables import print_table
@@ -33,7 +33,7 @@ def list_datasets(data_dir: DataDir = None, format: Format = "table") -> None:
 
 
 @app.command()
-def fetch(name: Name, data_dir: DataDir = None) -> None:
+def fetch(name: Name, data_dir: DataDir = None, debug: Debug = False) -> None:
     """Download a data set through torchvision, which verifies the published checksums."""
     from kfbench.problems.datasets import fetch_dataset
 
@@ -42,7 +42,7 @@ def fetch(name: Name, data_dir: DataDir = None) -> None:
 
 
 @app.command()
-def check(name: Name, data_dir: DataDir = None, format: Format = "table") -> None:
+def check(name: Name, data_dir: DataDir = None, format: Format = "table", debug: Debug = False) -> None:
     """Read a data set whole and compare its checksums with the known ones."""
     from kfbench.problems.datasets import check_dataset
     from kfbench.results.tables import print_table

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kfbench.cli.flags import Format
+from kfbench.cli.flags import Debug, Format
 from kfbench.registry import DATASETS, METHODS, MODELS
 
 
@@ -12,6 +12,7 @@ def list_names(
     cite: Annotated[bool, typer.Option("--cite", help="show the paper of each")] = False,
     defaults: Annotated[bool, typer.Option("--defaults", help="show every option of each method")] = False,
     format: Format = "table",
+    debug: Debug = False,
 ) -> None:
     """List methods, models and data sets."""
     from kfbench.results.tables import print_table

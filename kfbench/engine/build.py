@@ -26,7 +26,7 @@ def prepare_torch(run: Run) -> torch.device:
         torch.backends.cudnn.benchmark = False
     try:
         device = torch.device(run.device)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {run.device!r} cannot be used: {reason}") from error
@@ -40,6 +40,10 @@ def build_data(config: Config, device: torch.device) -> Dataset:
     data = data.first(problem.train_samples)
     if run.batch_size > len(data.train_inputs):
         raise UsageError(f"batch_size is {run.batch_size}, above the {len(data.train_inputs)} training samples")
+    k = problem.eval_samples
+    if k is not None and k > min(len(data.train_inputs), len(data.test_inputs)):
+        sizes = f"{len(data.train_inputs)} training and {len(data.test_inputs)} test samples"
+        raise UsageError(f"eval_samples is {k}, above what there is: {sizes}")
     return data
 
 

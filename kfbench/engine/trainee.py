@@ -78,37 +78,43 @@ class Trainee:
 
     def update(self, x: Tensor, y: Tensor) -> Tensor:
         """One optimizer step on one batch; the mean loss before it, still on the device."""
-        loss = self._backward(x, y) if self.preconditioning is None else self._precondition(x, y)
+        loss = self.backward(x, y)
+        self.take_step(len(x))
+        return loss
+
+    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Forward and backward of one batch, by micro-batches; its mean loss."""
+        if self.preconditioning is None:
+            self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for xs, ys in self._micro_batches(x, y):
+            loss = self._backward_plain(xs, ys, len(x)) if self.preconditioning is None else self._capture(xs, ys, len(x))
+            total = total + loss
+        return total
+
+    def take_step(self, samples: int) -> None:
+        """Turn gradients into directions, where there is a method, and let the optimizer step."""
+        if self.preconditioning is not None:
+            self.preconditioning.finish()
         self._decay_weights()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         self.step += 1
-        self.samples += len(x)
-        return loss
+        self.samples += samples
 
-    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The plain mean gradient into ``.grad``."""
-        self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
-        for xs, ys in self._micro_batches(x, y):
-            loss = self.likelihood.loss(self.model(xs), ys).sum() / len(x)
-            loss.backward()
-            total = total + loss.detach()
-        return total
+    def _backward_plain(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
+        loss = self.likelihood.loss(self.model(x), y).sum() / samples
+        loss.backward()
+        return loss.detach()
 
-    def _precondition(self, x: Tensor, y: Tensor) -> Tensor:
-        """The method's direction into ``.grad``."""
+    def _capture(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
         assert self.preconditioning is not None
-        total = torch.zeros((), device=self.device)
-        for xs, ys in self._micro_batches(x, y):
-            with self.preconditioning.capture():
-                output = self.model(xs)
-            losses = self.likelihood.loss(output, ys)
-            self.preconditioning.accumulate(losses, output)
-            total = total + losses.detach().sum() / len(x)
-        self.preconditioning.finish()
-        return total
+        with self.preconditioning.capture():
+            output = self.model(x)
+        losses = self.likelihood.loss(output, y)
+        self.preconditioning.accumulate(losses, output)
+        return losses.detach().sum() / samples
 
     def _micro_batches(self, x: Tensor, y: Tensor) -> list[Batch]:
         size = self.run.micro_batch_size
@@ -136,10 +142,7 @@ class Trainee:
     def state_dict(self) -> dict[str, Any]:
         """Everything from which ``load_state_dict`` continues bit for bit."""
         cuda = self.device.type == "cuda"
-        return {
-            "step": self.step,
-            "samples": self.samples,
-            "model": self.model.state_dict(),
+        return self.ended_state_dict() | {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.last_epoch if self.scheduler else None,
             "preconditioning": self.preconditioning.state_dict() if self.preconditioning else None,
@@ -147,10 +150,16 @@ class Trainee:
             "random_device": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
 
+    def ended_state_dict(self) -> dict[str, Any]:
+        """What is left of a run that needs no continuation: the trained model."""
+        return {"step": self.step, "samples": self.samples, "model": self.model.state_dict()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
+        """The inverse of ``state_dict``, and of ``ended_state_dict``."""
         self.step, self.samples = state["step"], state["samples"]
         self.model.load_state_dict(state["model"])
+        if "optimizer" not in state:
+            return
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]

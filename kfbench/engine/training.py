@@ -143,7 +143,7 @@ class _SeedRun:
                 if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
-        self._save_model()
+        self._checkpoint(ended=True)
 
     def _next_row(self, samples: int) -> dict[str, Any]:
         """Begin the record of the coming update; its loss is still on the device at the flush."""
@@ -201,11 +201,13 @@ class _SeedRun:
             "seconds_elsewhere": self.clocks.seconds_elsewhere,
         }
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, ended: bool = False) -> None:
+        """Save everything that a continuation needs; at the end the trained weights, without what was for more."""
+        state = self.trainee.ended_state_dict() if ended else self.trainee.state_dict()
         content = {
             "trajectory": self.trajectory,
             "seed": self.trainee.seed,
-            "trainee": self.trainee.state_dict(),
+            "trainee": state,
             "epochs": self.epochs,
             "bytes": [self.updates_log.sync(), self.epochs_log.sync()],
             "clocks": self.clocks.state_dict(),
@@ -222,12 +224,6 @@ class _SeedRun:
         self.epochs_log = CsvLog(self.folder / "epochs.csv", EPOCH_COLUMNS, epochs_bytes)
         self.clocks.load_state_dict(checkpoint["clocks"])
         self.clocks.start()
-
-    def _save_model(self) -> None:
-        """The end needs no continuation: keep the trained weights alone."""
-        save_checkpoint(
-            self.folder, {"trajectory": self.trajectory, "ended": True, "model": self.trainee.model.state_dict()}
-        )
 
     def _summary(self) -> dict[str, Any]:
         rows = [row for row in self.epochs if math.isfinite(row["train_loss"])]

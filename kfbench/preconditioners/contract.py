@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
 
@@ -31,6 +32,11 @@ class Preconditioner(Protocol):
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
         """The direction [d_out, d_in] of every layer, with the last refresh; changes no gradient."""
+
+    def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
+        """Optional: the count of one layer, for "statistics" (an observe), "refresh" and "apply" (each
+        beyond forming the gradient), where ``vectors`` are backpropagated for the Fisher. Without it
+        ``kfbench wallclock`` predicts nothing for the method."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which ``load_state_dict`` restores it bit for bit."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kfbench.curvature.counts import LayerShape, cholesky, one_side, symmetric_product
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses
 from kfbench.curvature.statistics import FactorAverages, Statistics
@@ -38,6 +39,14 @@ class FOOF:
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
         """Directions [d_out, d_in]."""
         return {name: G.transform(right=self.inverses[name]) for name, G in gradients.items()}
+
+    def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
+        """A, its Cholesky factor, and one side of the gradient."""
+        return {
+            "statistics": symmetric_product(shape.rows, shape.d_in),
+            "refresh": cholesky(shape.d_in),
+            "apply": one_side(shape.rows, shape.d_out, shape.d_in),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, inverses and the count of retries."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfbench.curvature.counts import LayerShape, cholesky, eigh, one_side, symmetric_product
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis, pi_correction
 from kfbench.curvature.statistics import FactorAverages, Statistics
@@ -73,6 +74,17 @@ class KFAC:
             return {name: G.transform(*self.inverses[name]) for name, G in gradients.items()}
         rotate = _as_released if self.damping_kind == "standard-as-released" else _standard
         return {name: rotate(G, **self.bases[name]) for name, G in gradients.items()}
+
+    def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
+        """Both factors; their Cholesky factors or eigenbases; both sides, and for a basis the rotation back."""
+        d_out, d_in = shape.d_out, shape.d_in
+        decompose = cholesky if self.damping_kind == "heuristic" else eigh
+        rotation_back = 0 if self.damping_kind == "heuristic" else d_out * d_in * (d_out + d_in)
+        return {
+            "statistics": symmetric_product(shape.rows, d_in) + symmetric_product(vectors * shape.rows, d_out),
+            "refresh": decompose(d_in) + decompose(d_out),
+            "apply": one_side(shape.rows, d_out, d_in) + one_side(shape.rows, d_in, d_out) + rotation_back,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, inverses or bases, and the count of retries."""

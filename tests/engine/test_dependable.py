@@ -141,6 +141,16 @@ def test_no_checkpoint_at_all_starts_anew(tmp_path):
     assert load_checkpoint(tmp_path, CPU) is None
 
 
+def test_kill_between_the_last_checkpoint_and_the_summary(runs):
+    _, whole = runs.train("foof:T=3", updates=UPDATES)
+    _, folder = runs.train("foof:T=3", updates=UPDATES)
+    (folder / "seed-0" / "summary.json").unlink()
+    summary, _ = runs.train("foof:T=3", folder, resume=True, updates=UPDATES)
+    assert summary["status"] == "done"
+    assert summary["runs"][0]["final_train_loss"] == float(epochs(whole)["train_loss"].iloc[-1])
+    _assert_same_run(folder, whole)
+
+
 def test_run_of_another_configuration_is_refused_with_the_differing_keys(runs, monkeypatch):
     _frequent_checkpoints(monkeypatch)
     folder = runs.path / "killed"

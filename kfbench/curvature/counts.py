@@ -1,0 +1,51 @@
+"""Multiply-adds: what an update must cost before anything is timed (Martens & Grosse 2015, appendix G)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One layer in one batch: rows R = N P of widths d_in (bias column counted) and d_out.
+
+    ``first``: its input needs no gradient, so the backward pass skips one of its products.
+    """
+
+    rows: int
+    d_out: int
+    d_in: int
+    first: bool = False
+
+    @property
+    def product(self) -> float:
+        """One product of the rows with a [d_out, d_in] matrix."""
+        return float(self.rows * self.d_out * self.d_in)
+
+
+def forward_backward(shapes: list[LayerShape]) -> float:
+    """Forward, gradient of the weights, and gradient of the inputs but for the first layer."""
+    return sum(shape.product * (2 if shape.first else 3) for shape in shapes)
+
+
+def label_backward(shapes: list[LayerShape], vectors: int) -> float:
+    """Backpropagating that many more vectors to every layer's output."""
+    return vectors * sum(shape.product for shape in shapes if not shape.first)
+
+
+def symmetric_product(rows: int, d: int) -> float:
+    """``rows' rows`` counted whole, though only blocks on one side of the diagonal are multiplied out."""
+    return float(rows * d * d)
+
+
+def one_side(rows: int, other: int, d: int) -> float:
+    """Multiplying one side of the gradient by a [d, d] matrix: on the rows, or on the dense gradient."""
+    return float(min(rows, other) * d * d)
+
+
+def cholesky(d: int) -> float:
+    """A Cholesky factor; solves with it are counted where they are applied."""
+    return d**3 / 6
+
+
+def eigh(d: int) -> float:
+    """A symmetric eigendecomposition, by convention five Cholesky inverses of d^3 / 2 each."""
+    return 5 * d**3 / 2
