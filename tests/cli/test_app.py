@@ -187,6 +187,8 @@ _WRONG = [
     ([*_FOOF, "--config", "foreign"], "config foreign cannot be read"),
     ([*_FOOF, "--device", "cuda:7"], "device 'cuda:7' cannot be used"),
     ([*_FOOF, "--device", "banana"], "device 'banana' cannot be used"),
+    ([*_FOOF, "--device", "meta"], "device 'meta' cannot be used"),
+    ([*_FOOF, "--eval-samples", "1001"], "eval_samples is 1001, above"),
     ([*_FOOF, "--resume"], "--resume needs --out DIR"),
     ([*_FOOF, "--resume", "--out", "foreign"], "foreign holds no run"),
     ([*_FOOF, "--resume", "--out", "missing"], "missing holds no run"),

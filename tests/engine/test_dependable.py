@@ -57,7 +57,7 @@ def _frequent_checkpoints(monkeypatch):
 def _assert_same_run(folder, whole):
     pd.testing.assert_frame_equal(updates(folder), updates(whole))
     pd.testing.assert_frame_equal(epochs(folder), epochs(whole))
-    final = [torch.load(f / "seed-0" / CHECKPOINT, weights_only=True)["model"] for f in (folder, whole)]
+    final = [torch.load(f / "seed-0" / CHECKPOINT, weights_only=True)["trainee"]["model"] for f in (folder, whole)]
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[1])
 
 

@@ -143,7 +143,7 @@ def test_weight_decay_is_decoupled_from_the_direction(runs):
     finals = {}
     for wd in (0.0, 0.5):
         _, folder = runs.train(f"foof:lr=0.1,weight_decay={wd}", updates=1, dtype="float64")
-        finals[wd] = torch.load(folder / "seed-0" / "checkpoint.pt", weights_only=True)["model"]
+        finals[wd] = torch.load(folder / "seed-0" / "checkpoint.pt", weights_only=True)["trainee"]["model"]
     config = runs.config("foof", dtype="float64")
     start = build_network(config.problem, config.run, build_data(config, CPU), CPU, seed=0).state_dict()
     for name, p in start.items():
