@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "kfbench"
 ORDER = ["problems", "curvature", "preconditioners", "engine", "results", "cli"]
 # Imported from anywhere: they import nothing of the six folders.
-EVERYWHERE = ["config", "errors", "importing", "methods", "registry"]
+EVERYWHERE = ["config", "errors", "importing", "methods", "registry", "sections", "yaml_file"]
 # engine writes what results defines, and never reads a table or a plot.
 EXCEPTIONS = {("engine", "results.records"), ("engine", "results.environment"), ("engine", "results.statistics")}
 

@@ -10,11 +10,16 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer
 
-from kfbench.config import SECTIONS, Section
 from kfbench.errors import UsageError
 from kfbench.registry import DATASETS, METHODS, MODELS
+from kfbench.sections import SECTIONS, Section
 
-_PANELS = {"problem": "Problem", "method": "Method (defaults for every SPEC that has them)", "run": "Run"}
+_PANELS = {
+    "problem": "Problem",
+    "method": "Method (defaults for every SPEC that has them)",
+    "run": "Run",
+    "wallclock": "Measuring",
+}
 _NAMES = {"dataset": DATASETS, "model": MODELS}
 
 # Options of commands, shared by several.
@@ -41,13 +46,17 @@ Format = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
-def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command(..., **flags)`` one flag for each key of the configuration.
+def with_config_flags(*sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give ``command(..., **flags)`` one flag for each key of these sections of the configuration.
 
     It receives ``flags`` as key -> list of given values; a key that was not given is absent.
     """
+    return lambda command: _with_flags(command, sections)
+
+
+def _with_flags(command: Callable[..., None], sections: tuple[str, ...]) -> Callable[..., None]:
     own = [p for p in inspect.signature(command).parameters.values() if p.kind != p.VAR_KEYWORD]
-    made = [_flag(name, key) for name, section in SECTIONS.items() for key in section.model_fields]
+    made = [_flag(name, key) for name in sections for key in SECTIONS[name].model_fields]
     keys = [parameter.name for parameter in made]
 
     def wrapper(**values: Any) -> None:

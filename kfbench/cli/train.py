@@ -18,12 +18,13 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import Config, load_config
+from kfbench.config import load_config
 from kfbench.errors import UsageError
 from kfbench.results.folders import output_folder
+from kfbench.sections import Config
 
 
-@with_config_flags
+@with_config_flags("problem", "method", "run")
 def train(
     opt: Specs = None,
     config: ConfigFile = None,

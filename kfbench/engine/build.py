@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from kfbench.config import Config, Method, Problem, Run
 from kfbench.engine.preconditioning import Preconditioning
 from kfbench.errors import UsageError
 from kfbench.importing import import_object
 from kfbench.methods import find_method
 from kfbench.problems.datasets import Dataset, load_dataset
 from kfbench.problems.models import build_model
+from kfbench.sections import Config, Method, Problem, Run
 
 
 def prepare_torch(run: Run) -> torch.device:

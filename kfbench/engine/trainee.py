@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from kfbench.config import Config
 from kfbench.engine.batches import LABELS, Batch, stream_seed, training_batches, warmup_batches
 from kfbench.engine.build import build_method, build_network, total_updates
 from kfbench.engine.evaluation import evaluate
@@ -16,6 +15,7 @@ from kfbench.engine.memory import tensor_bytes
 from kfbench.engine.schedule import learning_rate_factor
 from kfbench.problems.datasets import Dataset
 from kfbench.problems.likelihoods import Categorical
+from kfbench.sections import Config
 
 
 class Trainee:
@@ -88,7 +88,9 @@ class Trainee:
             self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for xs, ys in self._micro_batches(x, y):
-            loss = self._backward_plain(xs, ys, len(x)) if self.preconditioning is None else self._capture(xs, ys, len(x))
+            loss = (
+                self._backward_plain(xs, ys, len(x)) if self.preconditioning is None else self._capture(xs, ys, len(x))
+            )
             total = total + loss
         return total
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kfbench.config import Config, dump
+from kfbench.config import dump
 from kfbench.curvature.capture import CaptureError
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.checkpoint import differing_keys, load_checkpoint, save_checkpoint
@@ -30,6 +30,7 @@ from kfbench.results.records import (
     write_yaml,
 )
 from kfbench.results.statistics import over_seeds
+from kfbench.sections import Config
 
 # Losses stay on the device for this many updates, then one transfer reads them all.
 BLOCK = 50

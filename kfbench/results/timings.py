@@ -26,7 +26,9 @@ def per_update(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]
     return found
 
 
-def compose(costs: dict[str, dict[int, float]], schedules: Mapping[str, tuple[int, int]]) -> dict[str, dict[int, float]]:
+def compose(
+    costs: dict[str, dict[int, float]], schedules: Mapping[str, tuple[int, int]]
+) -> dict[str, dict[int, float]]:
     """Replace the parts of each method by its cost per update over a period of T updates, S of them observing."""
     composed = {name: rounds for name, rounds in costs.items() if not name.endswith(PARTS)}
     for name, (T, S) in schedules.items():
@@ -44,9 +46,7 @@ def ratios(costs: Mapping[str, Mapping[int, float]], method: str, reference: str
     control = costs[reference + CONTROL]
     if method == reference:
         return [costs[reference][r] / control[r] for r in sorted(control)]
-    return [
-        2 * costs[method][r] / (costs[reference][r] + control[r]) for r in sorted(control) if r in costs[method]
-    ]
+    return [2 * costs[method][r] / (costs[reference][r] + control[r]) for r in sorted(control) if r in costs[method]]
 
 
 def half_widths(rows: Sequence[Mapping[str, Any]], reference: str) -> list[float]:

@@ -1,0 +1,132 @@
+"""What `wallclock` times: a method with its model, put back to the same start before every window."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfbench.engine.batches import Batch, training_batches
+from kfbench.engine.schedule import Amortisation
+from kfbench.engine.trainee import Trainee
+from kfbench.problems.datasets import Dataset
+from kfbench.results.timings import PARTS
+
+# Preloaded batches: enough that their order is no pattern, few enough to stay in memory.
+_PRELOADED = 100
+
+# Caches and allocators settle, and a learning rate that diverges shows, within this many updates.
+_WARM_UP_UPDATES = 20
+
+
+def preload(data: Dataset, batch_size: int, seed: int) -> list[Batch]:
+    """The first batches of training, as tensors of their own."""
+    batches = training_batches(data, batch_size, seed)
+    per_epoch = len(data.train_inputs) // batch_size  # whole batches only: a ragged one costs less
+    return [next(batches) for _ in range(min(_PRELOADED, per_epoch))]
+
+
+class TraineeContestant:
+    """One method. ``prepare`` restores parameters, optimizer, statistics and phase to after the warm-up."""
+
+    def __init__(
+        self, label: str, trainee: Trainee, batches: list[Batch], with_data: bool = False, optimizer_only: bool = False
+    ) -> None:
+        self.label, self.trainee, self.batches = label, trainee, batches
+        self.with_data, self.optimizer_only = with_data, optimizer_only
+        schedule = trainee.preconditioning.schedule if trainee.preconditioning else None
+        self.period = schedule.T if schedule else 1
+        self._loss: Tensor | None = None
+        self._start: dict[str, Any] = {}
+
+    def warm_up(self, periods: int) -> None:
+        """Fill the statistics, run whole periods, and keep the state that every window starts from."""
+        self.trainee.warm_up()
+        self.run(self.period * max(periods, math.ceil(_WARM_UP_UPDATES / self.period)))
+        self.keep()
+
+    def keep(self) -> None:
+        """Every later window starts from here."""
+        self._start = copy.deepcopy(self.trainee.state_dict())
+
+    def prepare(self) -> None:
+        """Not timed. The copy keeps what is averaged in place from changing the start."""
+        self.trainee.load_state_dict(copy.deepcopy(self._start))
+
+    def run(self, updates: int) -> float:
+        """Seconds of that many updates, synchronised at the window's edges only."""
+        batches = self._batches()
+        if self.optimizer_only:
+            return self._run_steps_alone(batches, updates)
+        self._synchronise()
+        began = time.perf_counter()
+        for _ in range(updates):
+            x, y = next(batches)
+            self._loss = self.trainee.update(x, y)
+        self._synchronise()
+        return time.perf_counter() - began
+
+    def _run_steps_alone(self, batches: Iterator[Batch], updates: int) -> float:
+        """Only what follows the backward pass; here every update must be synchronised."""
+        seconds = 0.0
+        for _ in range(updates):
+            x, y = next(batches)
+            self._loss = self.trainee.backward(x, y)
+            self._synchronise()
+            began = time.perf_counter()
+            self.trainee.take_step(len(x))
+            self._synchronise()
+            seconds += time.perf_counter() - began
+        return seconds
+
+    def _batches(self) -> Iterator[Batch]:
+        if self.with_data:
+            return self.trainee.batches()
+        return cycle(self.batches)
+
+    def _synchronise(self) -> None:
+        if self.trainee.device.type == "cuda":
+            torch.cuda.synchronize(self.trainee.device)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last loss was not finite: then something else than the method was timed."""
+        return self._loss is not None and not math.isfinite(float(self._loss))
+
+
+class _Always(Amortisation):
+    """Every update is of one kind."""
+
+    def __init__(self, observes: bool, refreshes: bool) -> None:
+        super().__init__(T=1, S=1)
+        object.__setattr__(self, "_kinds", (observes, refreshes))
+
+    def observes(self, step: int) -> bool:
+        return self._kinds[0]  # type: ignore[attr-defined]
+
+    def refreshes(self, step: int) -> bool:
+        return self._kinds[1]  # type: ignore[attr-defined]
+
+
+_KINDS = dict(zip(PARTS, ((False, False), (True, False), (True, True)), strict=True))
+
+
+class PartContestant(TraineeContestant):
+    """One kind of update of a method whose period is too long to time whole: plain, observing, refresh."""
+
+    def __init__(self, whole: TraineeContestant, part: str) -> None:
+        super().__init__(whole.label + part, whole.trainee, whole.batches, whole.with_data, whole.optimizer_only)
+        self.period, self._kind, self._start = 1, _Always(*_KINDS[part]), whole._start
+
+    def run(self, updates: int) -> float:
+        preconditioning = self.trainee.preconditioning
+        assert preconditioning is not None
+        usual, preconditioning.schedule = preconditioning.schedule, self._kind
+        try:
+            return super().run(updates)
+        finally:
+            preconditioning.schedule = usual

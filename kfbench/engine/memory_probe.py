@@ -1,0 +1,35 @@
+"""Peak memory of one method, in a fresh process: a process remembers only its own largest size."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from kfbench.config import load_config
+from kfbench.engine.build import build_data, prepare_torch
+from kfbench.engine.contestants import preload
+from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
+from kfbench.engine.schedule import Amortisation
+from kfbench.engine.trainee import Trainee
+
+# An update that observes and refreshes has been through every allocation by its third turn.
+_UPDATES = 3
+
+
+def probe_memory(tree: dict[str, Any]) -> dict[str, int]:
+    """peak_memory_bytes and state_memory_bytes of the one method in a dumped configuration."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_probe, tree).result()
+
+
+def _probe(tree: dict[str, Any]) -> dict[str, int]:
+    config = load_config(flags={**tree["problem"], **tree["run"]}, specs=tree["methods"])
+    device = prepare_torch(config.run)
+    data = build_data(config, device)
+    trainee = Trainee(config, data, config.run.seed, device)
+    if trainee.preconditioning is not None:
+        trainee.preconditioning.schedule = Amortisation.of(1, 1)
+    reset_peak_memory(device)
+    for x, y in preload(data, config.run.batch_size, config.run.seed)[:_UPDATES]:
+        trainee.update(x, y)
+    return {"peak_memory_bytes": peak_memory_bytes(device), "state_memory_bytes": trainee.state_memory_bytes()}

@@ -1,0 +1,139 @@
+"""The schema of the configuration: every key with its type, range, default and one line of help."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _no_bool_text(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be text, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Text = Annotated[str, BeforeValidator(_no_bool_text)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Problem(Section):
+    """What is trained."""
+
+    dataset: Text = Field("fashion-mnist-1k", description="data set, see `kfbench list`")
+    data_dir: Text | None = Field(None, description="folder with data files (default: KFBENCH_DATA, or the cache)")
+    normalize: Literal["mnist", "own"] = Field(
+        "mnist", description="mean and deviation: MNIST's, as in the FOOF paper, or the data set's own"
+    )
+    train_samples: Int | None = Field(None, ge=1, description="train on the first N of a fixed shuffle (default: all)")
+    eval_samples: Int | None = Field(
+        None, ge=1, description="evaluate on the first N training and N test images (default: all)"
+    )
+    model: Text = Field("mlp", description="model, see `kfbench list`, or package.module:function")
+    width: Int | None = Field(None, ge=1, description="width of the hidden layers (default: the model's, mlp 1000)")
+    bias: bool | None = Field(None, description="train biases (default: the model's, mlp no)")
+
+
+class MethodOptions(Section):
+    """How the gradient becomes an update. Which of these a method has, and their defaults: `kfbench list`."""
+
+    lr: Float | None = Field(None, gt=0, description="learning rate")
+    damping: Float | None = Field(None, ge=0, description="lambda, in the convention of docs/conventions.md")
+    damping_kind: Literal["heuristic", "standard", "standard-as-released"] | None = Field(
+        None, description="how lambda enters K-FAC"
+    )
+    fisher: Literal["sampled", "full", "empirical"] | None = Field(None, description="labels of the Fisher")
+    T: Int | None = Field(None, ge=1, description="updates between refreshes of what is cubic (default: 100)")
+    S: Int | None = Field(None, ge=1, description="updates before each refresh that feed it (default: min(T, 50))")
+    ema: Float | None = Field(None, ge=0, lt=1, description="decay of the running averages (default: 0.95)")
+    warmup_batches: Int | None = Field(
+        None, ge=0, description="batches that fill the averages before update 0 (default: 50)"
+    )
+    order: Literal["independent", "same"] | None = Field(
+        None, description="whether a direction may use its own batch's statistics"
+    )
+    momentum: Float | None = Field(None, ge=0, lt=1, description="momentum of SGD, on the direction")
+    nesterov: bool | None = Field(None, description="Nesterov momentum")
+    weight_decay: Float | None = Field(None, ge=0, description="decoupled: p *= 1 - lr * weight_decay")
+    lr_schedule: Literal["constant", "step", "cosine", "exp"] | None = Field(
+        None, description="how lr falls over the run"
+    )
+    lr_decay: Float | None = Field(
+        None, gt=0, le=1, description="factor of step (at 1/2 and 3/4) and exp (at the end) (default: 0.1)"
+    )
+
+
+class Run(Section):
+    """How long, how often, on what."""
+
+    epochs: Int | None = Field(None, ge=1, description="passes over the data (default: 30 on *-1k data sets, else 10)")
+    updates: Int | None = Field(None, ge=1, description="optimizer steps, instead of --epochs")
+    batch_size: Int = Field(100, ge=1, description="samples per update")
+    micro_batch_size: Int | None = Field(None, ge=1, description="samples per forward (default: batch size)")
+    target_loss: Float | None = Field(None, description="record when train_loss at an epoch's end reaches this")
+    seed: Int = Field(0, ge=0, le=2**32 - 1, description="the first seed")
+    seeds: Int = Field(1, ge=1, description="number of seeds: seed, seed + 1, ...")
+    device: Text = Field("cpu", description="any torch device")
+    threads: Int = Field(1, ge=1, description="threads of the CPU")
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of model and data")
+    deterministic: bool = Field(
+        False, description="torch's deterministic algorithms; the record says what was in force"
+    )
+    quick: bool = Field(False, description="a smoke run of 20 updates, not for comparison")
+
+
+class Wallclock(Section):
+    """How `kfbench wallclock` measures."""
+
+    reference: Text = Field("sgd", description="SPEC that all ratios refer to; it runs twice a round")
+    rounds: Int = Field(15, ge=3, description="interleaved rounds, one window of each method")
+    window_seconds: Float = Field(1.0, gt=0, description="shortest window; it is filled with whole periods")
+    precision: Float | None = Field(
+        None, gt=0, lt=1, description="go on until every ratio's 95% interval is within +- this, up to --max-time"
+    )
+    max_time: Float = Field(
+        600.0, gt=0, description="seconds for timing; periods too long for it are composed of their parts"
+    )
+    warmup_periods: Int = Field(1, ge=1, description="whole periods run before anything is timed")
+    compose: Literal["auto", "never", "always"] = Field(
+        "auto", description="time plain, observing and refreshing updates apart and compose a period of them"
+    )
+    processes: Int = Field(1, ge=1, description="spread the rounds over this many fresh processes")
+    with_data: bool = Field(False, description="count fetching each batch from the data set")
+    optimizer_only: bool = Field(False, description="time the step alone, without forward and backward")
+
+
+class Method(Section):
+    """One resolved method: which one, what its records are called, every option it has."""
+
+    opt: str
+    label: str
+    options: dict[str, Any]
+
+
+class Config(Section):
+    """The whole configuration of one command."""
+
+    problem: Problem
+    methods: tuple[Method, ...]
+    run: Run
+    wallclock: Wallclock
+
+
+# Blocks that belong to commands; a command ignores the others' blocks.
+COMMAND_BLOCKS = ("train", "sweep", "wallclock", "similarity", "compare")
+SECTIONS: dict[str, type[Section]] = {"problem": Problem, "method": MethodOptions, "run": Run, "wallclock": Wallclock}
+TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)
