@@ -92,9 +92,10 @@ def _cells(
     widths, batch_sizes = flags.pop("width", [None]), flags.pop("batch_size", [None])
     T_values = flags.pop("T", [])
     single = single_values(flags, "wallclock")
-    reference = single.get("reference", "sgd")
-    if not specs and file is not None:
-        specs = read_yaml(file).get("methods") or []
+    tree = read_yaml(file) if file is not None else {}
+    block = tree.get("wallclock")
+    reference = single.get("reference") or (block.get("reference") if isinstance(block, dict) else None) or "sgd"
+    specs = specs or tree.get("methods") or []
     entries = _with_T(specs or _defaults(T_values), T_values)
     if not any(entry == parse_spec(reference) for entry in entries):
         entries.insert(0, parse_spec(reference))
