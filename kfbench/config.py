@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from kfbench.errors import UsageError, shown, unknown
 from kfbench.methods import find_method, parse_spec
-from kfbench.registry import DATASETS, METHODS, MODELS, MethodEntry
+from kfbench.registry import DATASETS, DEFAULT_S, METHODS, MODELS, MethodEntry
 from kfbench.sections import TOP_KEYS, Config, Method, MethodOptions, Problem, Run, Section, Wallclock
 from kfbench.yaml_file import parse_yaml, read_yaml
 
@@ -183,6 +183,8 @@ def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapp
     checked = {**ours, **_section(MethodOptions, to_check, repr(opt)).model_dump(exclude_unset=True)}
     options = {k: checked.get(k, v) if v is not None else None for k, v in wanted.items()}
     T, S = options.get("T"), options.get("S")
+    if T is not None and "S" in options and S is None:
+        options["S"] = S = min(T, DEFAULT_S)  # spelled out, so that records say what ran
     if T is not None and S is not None and S > T:
         raise UsageError(f"{opt!r}: S must be at most T = {T}, got {S}")
     if options.get("nesterov") and "momentum" in options and not options["momentum"]:

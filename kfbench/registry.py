@@ -13,6 +13,8 @@ from typing import Any
 SGD_CONSTRUCTOR = ("lr", "momentum", "nesterov")
 COMMON_OPTIONS = {"lr": 0.1, "lr_schedule": "constant", "lr_decay": 0.1, "weight_decay": 0.0}
 SGD_OPTIONS = {**COMMON_OPTIONS, "momentum": 0.0, "nesterov": False}
+# S where none is given is min(T, 50): beyond that the average of m = 0.95 forgets anyway (FOOF paper, D.3).
+DEFAULT_S = 50
 PRECONDITIONED_OPTIONS: dict[str, Any] = {
     **SGD_OPTIONS,
     "damping": 1.0,

@@ -20,11 +20,11 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import load_config
+from kfbench.config import dump, load_config
 from kfbench.errors import UsageError
 from kfbench.methods import find_method, parse_spec
 from kfbench.results.folders import output_folder
-from kfbench.sections import Config
+from kfbench.sections import Config, MethodOptions
 from kfbench.yaml_file import read_yaml
 
 # The paper's table (FOOF paper, Figure 4A), with S = T as for its fully connected layers.
@@ -65,21 +65,22 @@ def wallclock(
 
     Example: kfbench wallclock --width 250
     """
-    from kfbench.results.gate import gate, read_cells, read_percent
+    from kfbench.results.gate import check_baseline, gate, read_percent
 
     allowed = read_percent(max_regression)
-    if baseline is not None:
-        read_cells(baseline)  # fails now, not after minutes of timing
     cells = _cells(config, opt or [], set_ or [], flags)
-    with output_folder(out, "wallclock", False, overwrite) as directory:
-        from kfbench.engine.wallclock import wallclock_cells
+    if baseline is not None:
+        check_baseline(baseline, dump(cells[0], "wallclock"))  # fails now, not after minutes of timing
+    with output_folder(out, "wallclock", False, overwrite, can_resume=False) as directory:
+        from kfbench.engine.wallclock import wallclock as run_wallclock
 
-        summaries = wallclock_cells(cells, directory, lambda line: print(line, file=sys.stderr, flush=True))
-    if plot:
-        from kfbench.results.timing_plots import plot_timings
-
-        plot_timings(summaries, directory / "wallclock.png")
-    _report(summaries, directory, format)
+        summary = run_wallclock(cells, directory, lambda line: print(line, file=sys.stderr, flush=True))
+    if summary["cells"]:
+        _show(summary, directory, plot, format)
+    print(f"records: {directory}", file=sys.stderr)
+    if summary["status"] == "interrupted":
+        print("interrupted; what was measured is kept", file=sys.stderr)
+        raise typer.Exit(130)
     if baseline is not None and not gate(directory, baseline, allowed, absolute):
         raise typer.Exit(1)
 
@@ -92,57 +93,66 @@ def _cells(
     widths, batch_sizes = flags.pop("width", [None]), flags.pop("batch_size", [None])
     T_values = flags.pop("T", [])
     single = single_values(flags, "wallclock")
-    tree = read_yaml(file) if file is not None else {}
-    block = tree.get("wallclock")
-    reference = single.get("reference") or (block.get("reference") if isinstance(block, dict) else None) or "sgd"
-    specs = specs or tree.get("methods") or []
-    entries = _with_T(specs or _defaults(T_values), T_values)
-    if not any(entry == parse_spec(reference) for entry in entries):
-        entries.insert(0, parse_spec(reference))
-    entries.sort(key=lambda entry: entry != parse_spec(reference))
-    methods = [{"opt": name, **options} for name, options in entries]
+    given = specs or (read_yaml(file).get("methods") if file is not None else None)
+    entries = _with_T(given or _defaults(T_values, single.get("S")), T_values)
+    problem_flags = {key: value for key, value in single.items() if key not in MethodOptions.model_fields}
+    settings = load_config(file, problem_flags, ["sgd"], assignments).wallclock
+    reference = _entry(settings.reference)
+    others = [entry for entry in entries if entry != reference]
+    methods = [{"opt": name, **options} for name, options in (reference, *others)]
     return [
         load_config(file, {**single, "width": width, "batch_size": batch_size}, methods, assignments)
         for width, batch_size in itertools.product(widths, batch_sizes)
     ]
 
 
-def _defaults(T_values: Sequence[str]) -> list[Any]:
-    """The paper's table: every preconditioned method at every T, with S = T."""
+def _defaults(T_values: Sequence[str], S: str | None) -> list[Any]:
+    """The paper's table: every preconditioned method at every T, with S = T unless S is given."""
     found: list[Any] = []
     for name in _DEFAULT:
         if find_method(name).accepts("T"):
-            found += [{"opt": name, "T": T, "S": T} for T in (T_values or _DEFAULT_T)]
+            found += [{"opt": name, "T": T, "S": T if S is None else S} for T in (T_values or _DEFAULT_T)]
         else:
             found.append(name)
     return found
 
 
-def _with_T(specs: Sequence[Any], T_values: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+def _entry(spec: Any) -> tuple[str, dict[str, Any]]:
+    """A parsed SPEC; whole numbers given as text are numbers, so that equal SPECs are equal."""
+    name, options = parse_spec(spec)
+    return name, {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in options.items()}
+
+
+def _with_T(specs: Any, T_values: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Each SPEC that has a T and does not set it, once for each value of --T."""
-    if not isinstance(specs, Sequence) or isinstance(specs, str):
+    if not isinstance(specs, list):
         raise UsageError(f"methods must be a list of SPECs, got {specs!r}")
     entries = []
-    for name, options in map(parse_spec, specs):
+    for spec in specs:
+        name, options = _entry(spec)
         if T_values and "T" not in options and find_method(name).accepts("T"):
-            entries += [(name, {**options, "T": T}) for T in T_values]
+            entries += [_entry({"opt": name, **options, "T": T}) for T in T_values]
         else:
             entries.append((name, options))
     return entries
 
 
-def _report(summaries: Sequence[Mapping[str, Any]], directory: Path, format: str) -> None:
+def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) -> None:
     from kfbench.results.tables import print_table
     from kfbench.results.timing_tables import exponent_rows, task_rows, timing_rows
 
-    print_table(timing_rows(summaries), format, {"cells": list(summaries)})
+    cells = summary["cells"]
+    print_table(timing_rows(cells), format, summary)
     if format == "table":
-        for extra in (task_rows(summaries), exponent_rows(summaries)):
+        for extra in (task_rows(cells), exponent_rows(cells)):
             if extra:
                 print()
                 print_table(extra, format, {})
-    for note in dict.fromkeys(note for summary in summaries for note in summary["warnings"]):
+    if plot:
+        from kfbench.results.timing_plots import plot_timings
+
+        plot_timings(cells, directory / "wallclock.png")
+    for note in dict.fromkeys(note for cell in cells for note in cell["warnings"]):
         print(f"Warning: {note}", file=sys.stderr)
-    if any(summary["quick"] for summary in summaries):
+    if any(cell["quick"] for cell in cells):
         print("quick run: not for comparison", file=sys.stderr)
-    print(f"records: {directory}", file=sys.stderr)

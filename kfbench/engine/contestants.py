@@ -21,6 +21,7 @@ _PRELOADED = 100
 
 # Caches and allocators settle, and a learning rate that diverges shows, within this many updates.
 _WARM_UP_UPDATES = 20
+_FEW_UPDATES = 3
 
 
 def preload(data: Dataset, batch_size: int, seed: int) -> list[Batch]:
@@ -41,16 +42,13 @@ class TraineeContestant:
         schedule = trainee.preconditioning.schedule if trainee.preconditioning else None
         self.period = schedule.T if schedule else 1
         self._loss: Tensor | None = None
+        self.device_seconds: float | None = None
         self._start: dict[str, Any] = {}
 
     def warm_up(self, periods: int) -> None:
-        """Fill the statistics, run whole periods, and keep the state that every window starts from."""
+        """Fill the statistics, run whole periods (of none, a few updates), and keep where windows start."""
         self.trainee.warm_up()
-        self.run(self.period * max(periods, math.ceil(_WARM_UP_UPDATES / self.period)))
-        self.keep()
-
-    def keep(self) -> None:
-        """Every later window starts from here."""
+        self.run(self.period * max(periods, math.ceil(_WARM_UP_UPDATES / self.period)) if periods else _FEW_UPDATES)
         self._start = copy.deepcopy(self.trainee.state_dict())
 
     def prepare(self) -> None:
@@ -62,13 +60,26 @@ class TraineeContestant:
         batches = self._batches()
         if self.optimizer_only:
             return self._run_steps_alone(batches, updates)
+        events = self._events()
         self._synchronise()
         began = time.perf_counter()
+        if events:
+            events[0].record()
         for _ in range(updates):
             x, y = next(batches)
             self._loss = self.trainee.update(x, y)
+        if events:
+            events[1].record()
         self._synchronise()
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.device_seconds = events[0].elapsed_time(events[1]) / 1e3 if events else None
+        return seconds
+
+    def _events(self) -> list[torch.cuda.Event]:
+        """A pair of events on CUDA; none elsewhere."""
+        if self.trainee.device.type != "cuda":
+            return []
+        return [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def _run_steps_alone(self, batches: Iterator[Batch], updates: int) -> float:
         """Only what follows the backward pass; here every update must be synchronised."""

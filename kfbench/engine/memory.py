@@ -2,10 +2,13 @@
 
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -18,8 +21,16 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory in use: of the device's allocator, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _own_high_water_mark() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+
+
+def _own_high_water_mark() -> int | None:
+    """VmHWM, on Linux: getrusage would carry over what the parent had before this program was started."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
 
 
 def tensor_bytes(state: Any) -> int:

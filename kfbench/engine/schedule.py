@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-# Beyond about 50 batches the average of m = 0.95 forgets anyway (FOOF paper, appendix D.3).
-_DEFAULT_S = 50
+from kfbench.registry import DEFAULT_S
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Amortisation:
         """With the default S = min(T, 50) for None; ValueError where they do not fit."""
         if T < 1:
             raise ValueError(f"T must be at least 1, got {T}")
-        S = min(T, _DEFAULT_S) if S is None else S
+        S = min(T, DEFAULT_S) if S is None else S
         if not 1 <= S <= T:
             raise ValueError(f"S must be from 1 to T = {T}, got {S}")
         return cls(T, S)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from kfbench.results.timings import CONTROL, half_widths
+from kfbench.results.timings import CONTROL
 
 
 class Contestant(Protocol):
@@ -28,11 +28,20 @@ class Contestant(Protocol):
         """Run that many updates; returns seconds, synchronised with the device at the edges only."""
 
 
-def plan_updates(contestant: Contestant, window_seconds: float) -> int:
-    """How many updates make a window: whole periods, at least one, that fill ``window_seconds``."""
-    contestant.prepare()
-    seconds = contestant.run(contestant.period)
-    return contestant.period * max(1, math.ceil(window_seconds / max(seconds, 1e-9)))
+def plan_updates(contestant: Contestant, window_seconds: float) -> tuple[int, float]:
+    """How many updates make a window, whole periods that fill ``window_seconds``, and how long it takes.
+
+    Doubles until half of the window is filled, so that one cold update decides nothing.
+    """
+    periods = 1
+    while True:
+        contestant.prepare()
+        seconds = contestant.run(contestant.period * periods)
+        if seconds >= window_seconds / 2:
+            break
+        periods *= 2
+    wanted = max(1, math.ceil(periods * window_seconds / seconds))
+    return contestant.period * wanted, seconds / periods * wanted
 
 
 def time_rounds(
@@ -58,6 +67,7 @@ def time_rounds(
                 "updates": count,
                 "seconds": seconds,
                 "load_average": _load_average(),
+                "device_seconds": getattr(contestant, "device_seconds", None),
             }
 
 
@@ -66,11 +76,11 @@ def time_until(
     updates: Mapping[str, int],
     rounds: int,
     seed: int,
-    precision: float | None,
+    enough: Callable[[list[dict[str, Any]]], bool],
     time_left: Callable[[], float],
     record: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """``rounds`` rounds; with a ``precision``, more until every ratio's interval is that narrow.
+    """``rounds`` rounds, and more until what was measured is ``enough``.
 
     Stops early, after whole rounds, when ``time_left`` is negative. ``record`` gets each round's rows.
     """
@@ -81,8 +91,7 @@ def time_until(
         rows += round_rows
         record(round_rows)
         number += 1
-        precise = precision is None or max(half_widths(rows, contestants[0].label)) <= precision
-        if (number >= rounds and precise) or time_left() < 0:
+        if (number >= rounds and enough(rows)) or time_left() < 0:
             return rows
 
 

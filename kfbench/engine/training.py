@@ -53,7 +53,7 @@ def train(config: Config, directory: Path, observer: Observer, resume: bool = Fa
     first = Trainee(config, data, seeds[0], device)  # whatever is wrong fails here, before anything is written
     first.warn_if_hardly_refreshed()
     write_yaml(directory / "config.yaml", dump(config))
-    write_json(directory / "environment.json", environment())
+    write_json(directory / "environment.json", environment(device))
     summaries: list[dict[str, Any]] = []
     with Interruption() as stop:
         for seed in seeds:

@@ -6,16 +6,19 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("kfbench", "torch", "torchvision", "numpy", "pydantic", "typer")
 
 
-def environment() -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """Versions, processor, accelerator, threads, git commit, and the switches in force now."""
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -23,15 +26,29 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "gpu_clock_mhz": _gpu_clock(device) if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "autocast": torch.is_autocast_enabled("cuda"),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "argv": [Path(word).name if Path(word).is_absolute() else word for word in sys.argv],
         **_git(),
     }
+
+
+def _gpu_clock(device: "torch.device") -> int | None:
+    import torch
+
+    try:
+        return torch.cuda.clock_rate(device)
+    except Exception:  # needs the driver's management library
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -13,7 +13,9 @@ RUNS = Path("runs")
 
 
 @contextmanager
-def output_folder(out: Path | None, name: str, resume: bool, overwrite: bool) -> Iterator[Path]:
+def output_folder(
+    out: Path | None, name: str, resume: bool, overwrite: bool, can_resume: bool = True
+) -> Iterator[Path]:
     """The folder a command writes to; removed again if the command fails before writing anything.
 
     Without ``out`` it is a new one under runs/. An existing ``out`` needs ``resume`` or
@@ -25,7 +27,7 @@ def output_folder(out: Path | None, name: str, resume: bool, overwrite: bool) ->
     if out is None:
         directory, made = _new_folder(name)
     else:
-        _check_existing(out, resume, overwrite)
+        _check_existing(out, resume, overwrite, can_resume)
         directory = out.resolve() if out.is_symlink() else out
         old = _set_aside(directory) if overwrite and directory.exists() else None
         made = _make(directory, exist_ok=True)
@@ -42,7 +44,7 @@ def output_folder(out: Path | None, name: str, resume: bool, overwrite: bool) ->
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_existing(out: Path, resume: bool, overwrite: bool) -> None:
+def _check_existing(out: Path, resume: bool, overwrite: bool, can_resume: bool) -> None:
     if resume and not (out / "config.yaml").is_file():
         raise UsageError(f"--resume: {out} holds no run (no config.yaml)")
     if not out.exists():
@@ -51,7 +53,8 @@ def _check_existing(out: Path, resume: bool, overwrite: bool) -> None:
         raise UsageError(f"--out {out} is a file, expected a folder")
     empty = not any(out.iterdir())
     if not (resume or overwrite or empty):
-        raise UsageError(f"--out {out} exists; give --resume to continue it or --overwrite to replace it")
+        ways = "--resume to continue it or --overwrite to replace it" if can_resume else "--overwrite to replace it"
+        raise UsageError(f"--out {out} exists; give {ways}")
     if overwrite and not empty and not (out / "config.yaml").is_file():
         raise UsageError(f"--overwrite: {out} is no output folder of kfbench (no config.yaml), so it is left alone")
     if overwrite and Path.cwd().is_relative_to(out.resolve()):

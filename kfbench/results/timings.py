@@ -6,7 +6,8 @@ from typing import Any
 
 from kfbench.results.intervals import interquartile_range, median, median_interval
 
-WINDOW_COLUMNS = ("round", "order", "method", "updates", "seconds", "load_average")
+# device_seconds, between two events on an accelerator, stands beside the wall time; empty on a CPU.
+WINDOW_COLUMNS = ("round", "order", "method", "updates", "seconds", "load_average", "device_seconds")
 # The reference's second window in every round is recorded under this name.
 CONTROL = " (control)"
 # Parts of a composed method are recorded as METHOD + one of these.
@@ -49,9 +50,8 @@ def ratios(costs: Mapping[str, Mapping[int, float]], method: str, reference: str
     return [2 * costs[method][r] / (costs[reference][r] + control[r]) for r in sorted(control) if r in costs[method]]
 
 
-def half_widths(rows: Sequence[Mapping[str, Any]], reference: str) -> list[float]:
+def half_widths(costs: Mapping[str, Mapping[int, float]], reference: str) -> list[float]:
     """Relative half-width of every method's ratio interval, as far as measured."""
-    costs = per_update(rows)
     found = []
     for method in costs:
         if not method.endswith(CONTROL):
@@ -72,8 +72,11 @@ def summarise(costs: Mapping[str, Mapping[int, float]], reference: str) -> dict[
             continue
         seconds, found = list(rounds.values()), ratios(costs, method, reference)
         low, high = median_interval(found)
+        seconds_low, seconds_high = median_interval(seconds)
         summary[method] = {
             "seconds_per_update": median(seconds),
+            "seconds_per_update_low": seconds_low,
+            "seconds_per_update_high": seconds_high,
             "seconds_per_update_iqr": interquartile_range(seconds),
             "ratio": median(found),
             "ratio_low": low,
@@ -134,7 +137,7 @@ def _slow_start(method: str, costs: Mapping[str, Mapping[int, float]], reference
 def regressions(
     now: Mapping[str, Mapping[str, Any]], baseline: Mapping[str, Mapping[str, Any]], allowed: float, key: str = "ratio"
 ) -> list[dict[str, Any]]:
-    """Each method against its baseline: change of the ratio (or of "seconds_per_update"), and the verdict.
+    """Each method against its baseline: change of ``key``, ratio or seconds_per_update, and the verdict.
 
     A method fails only if even the lower bound of its change is above ``allowed``; the two intervals
     combine in quadrature on the logarithm.
@@ -144,7 +147,7 @@ def regressions(
         if method not in baseline:
             continue
         change = float(now[method][key]) / float(baseline[method][key])
-        error = math.hypot(_relative_error(now[method], below=True), _relative_error(baseline[method], below=False))
+        error = math.hypot(_reach(now[method], key, "_low"), _reach(baseline[method], key, "_high"))
         lower = change * math.exp(-error)
         found.append(
             {
@@ -158,12 +161,12 @@ def regressions(
     return found
 
 
-def _relative_error(entry: Mapping[str, Any], below: bool) -> float:
-    """The interval's reach below or above its median, on the logarithm; infinite where it is unbounded."""
-    ratio, bound = float(entry["ratio"]), float(entry["ratio_low" if below else "ratio_high"])
+def _reach(entry: Mapping[str, Any], key: str, side: str) -> float:
+    """How far the interval reaches below or above, on the logarithm; infinite where it is unbounded."""
+    value, bound = float(entry[key]), float(entry[key + side])
     if not (math.isfinite(bound) and bound > 0):
         return math.inf
-    return abs(math.log(bound / ratio))
+    return abs(math.log(bound / value))
 
 
 def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:

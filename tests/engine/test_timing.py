@@ -60,7 +60,7 @@ def _contestants(machine):
 
 
 def _updates(contestants):
-    return {c.label: plan_updates(c, 1.0) for c in contestants}
+    return {c.label: plan_updates(c, 1.0)[0] for c in contestants}
 
 
 def test_windows_are_whole_periods_and_long_enough():
@@ -157,14 +157,20 @@ def test_precision_goes_on_until_it_is_reached():
     machine = Machine(1, jitter=0.05)
     contestants = _contestants(machine)
     updates, rounds = _updates(contestants), []
-    rows = time_until(contestants, updates, 6, 0, 0.02, lambda: 1.0, rounds.append)
+
+    def precise(rows):
+        return max(half_widths(per_update(rows), "sgd")) <= 0.02
+
+    rows = time_until(contestants, updates, 6, 0, precise, lambda: 1.0, rounds.append)
     assert len(rounds) > 6
-    assert max(half_widths(rows, "sgd")) <= 0.02
+    assert precise(rows)
 
 
 def test_time_ends_the_rounds_after_a_whole_one():
     machine = Machine(1, jitter=0.05)
     contestants, rounds = _contestants(machine), []
-    rows = time_until(contestants, _updates(contestants), 50, 0, None, lambda: 3 - len(rounds), rounds.append)
+    rows = time_until(
+        contestants, _updates(contestants), 50, 0, lambda rows: True, lambda: 3 - len(rounds), rounds.append
+    )
     assert len(rounds) == 4
     assert len(rows) == 4 * 5

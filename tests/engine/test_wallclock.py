@@ -10,11 +10,11 @@ import torch
 
 from kfbench.cli.app import main
 from kfbench.config import load_config
+from kfbench.engine.bench import Bench
 from kfbench.engine.build import build_data
 from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
 from kfbench.engine.costs import TASKS, measured_tasks, predicted_tasks
 from kfbench.engine.trainee import Trainee
-from kfbench.engine.wallclock import Bench
 from kfbench.results.timings import PARTS, WINDOW_COLUMNS
 from tests.properties import equal
 
@@ -161,7 +161,7 @@ def test_command_writes_its_records_and_gates(tmp_path, capsys):
     windows = pd.read_csv(tmp_path / "a" / "windows.csv")
     assert tuple(windows.columns) == WINDOW_COLUMNS
     (cell,) = json.loads((tmp_path / "a" / "summary.json").read_text())["cells"]
-    assert list(cell["methods"]) == ["sgd", "foof", "kfac-T=1", "kfac-T=3"]
+    assert list(cell["methods"]) == ["sgd", "foof", "kfac-T=1-S=1", "kfac-T=3-S=3"]
     assert cell["methods"]["foof"]["composed"]
     for name in ("config.yaml", "environment.json", "wallclock.png"):
         assert (tmp_path / "a" / name).stat().st_size > 0

@@ -128,9 +128,10 @@ def test_exponent_of_a_power_law(exponent):
 
 
 def _entry(ratio, spread, seconds=0.01):
-    return dict(
-        ratio=ratio, ratio_low=ratio * (1 - spread), ratio_high=ratio * (1 + spread), seconds_per_update=seconds
-    )
+    found = {}
+    for key, value in (("ratio", ratio), ("seconds_per_update", seconds)):
+        found |= {key: value, key + "_low": value * (1 - spread), key + "_high": value * (1 + spread)}
+    return found
 
 
 @pytest.mark.parametrize(
