@@ -1,7 +1,7 @@
 """Configuration: YAML + flags -> one validated, frozen object, for all commands.
 
 Keys of the YAML, options of a SPEC and flags are the same names (underscores, dashes). Later wins:
-defaults, ``--config FILE``, flags, ``--set a.b=c``. A value inside a SPEC wins over a flag.
+defaults, ``--config FILE``, flags, ``--set a.b=c``. A value inside the SPEC of ``--opt`` wins over a flag.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from kfbench.errors import UsageError, shown, unknown
 from kfbench.methods import find_method, parse_spec
 from kfbench.registry import DATASETS, DEFAULT_S, METHODS, MODELS, MethodEntry
-from kfbench.sections import TOP_KEYS, Config, Method, MethodOptions, Problem, Run, Section, Wallclock
+from kfbench.sections import COMMAND_BLOCKS, TOP_KEYS, Config, Method, MethodOptions, Problem, Run, Section, Wallclock
 from kfbench.yaml_file import parse_yaml, read_yaml
 
 _S = TypeVar("_S", bound=Section)
@@ -31,8 +31,11 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     specs: Sequence[str | Mapping[str, Any]] = (),
     assignments: Sequence[str] = (),
+    command: str = "train",
 ) -> Config:
     """Merge and validate; UsageError, one sentence, for whatever does not fit.
+
+    The blocks of other commands than ``command`` are ignored.
 
     ``flags`` are values by key, as text or typed; ``specs`` replace the file's methods;
     ``assignments`` are "a.b=c".
@@ -40,10 +43,15 @@ def load_config(
     tree = read_yaml(file) if file else {}
     flags = {key: value for key, value in (flags or {}).items() if value is not None}
     for name, section in _FLAG_SECTIONS.items():
+        if name in COMMAND_BLOCKS and name != command:
+            continue
         tree[name] = {**_given(tree, name), **{k: v for k, v in flags.items() if k in section.model_fields}}
     _keep_budget(tree["run"], flags)
+    method_flags = {key: value for key, value in flags.items() if key in MethodOptions.model_fields}
     if specs:
         tree["methods"] = list(specs)
+    elif isinstance(tree.get("methods"), list):
+        tree["methods"] = [without_flagged(entry, method_flags) for entry in tree["methods"]]
     for assignment in assignments:
         _assign(tree, assignment)
     _keep_budget(_given(tree, "run"), [assignment.partition("=")[0].removeprefix("run.") for assignment in assignments])
@@ -52,13 +60,19 @@ def load_config(
             raise unknown("key", key, TOP_KEYS)
     problem = _section(Problem, _given(tree, "problem"))
     run = _with_budget(_section(Run, _given(tree, "run")), problem)
-    method_flags = {key: value for key, value in flags.items() if key in MethodOptions.model_fields}
     methods = _methods(tree.get("methods"), method_flags)
     _check_problem(problem)
-    wallclock = _section(Wallclock, _given(tree, "wallclock"))
+    wallclock = _section(Wallclock, _given(tree, "wallclock") if command == "wallclock" else {})
     if run.quick:
         wallclock = wallclock.model_copy(update=_QUICK_WALLCLOCK)
     return Config(problem=problem, methods=methods, run=run, wallclock=wallclock)
+
+
+def without_flagged(entry: Any, flags: Collection[str]) -> dict[str, Any]:
+    """A method of a file without the options that flags give: flags win over files (SPECs win over flags)."""
+    opt, options = parse_spec(entry)
+    dropped = {*flags, "S"} if "T" in flags and "S" not in flags else set(flags)  # the S of another T
+    return {"opt": opt, **{key: value for key, value in options.items() if key not in dropped}}
 
 
 def _assign(tree: dict[str, Any], assignment: str) -> None:
@@ -201,12 +215,20 @@ def _with_lists(value: Any) -> Any:
     return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
+def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without an S that only follows from T."""
+    T, S = options.get("T"), options.get("S")
+    follows = T is not None and S == min(T, DEFAULT_S)
+    return {**options, "S": None} if follows else dict(options)
+
+
 def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """NAME plus -key=value for every option in which the SPECs of that NAME differ."""
     found = []
     for opt, options in methods:
-        others = [other for name, other in methods if name == opt]
-        differing = [key for key in options if any(other.get(key) != options[key] for other in others)]
+        others = [_chosen(other) for name, other in methods if name == opt]
+        own = _chosen(options)
+        differing = [key for key in options if any(other.get(key) != own[key] for other in others)]
         name = opt.replace(":", ".")
         found.append("-".join([name, *(f"{key}={options[key]}" for key in differing)]))
     return found

@@ -18,6 +18,12 @@ class KfbenchError(Exception):
         super().__init__(" ".join(filter(None, map(str.strip, sentence.splitlines()))))
 
 
+def described(error: BaseException) -> str:
+    """The kind of somebody else's error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 class UsageError(KfbenchError):
     """Wrong usage, configuration, data or path: found before the first update."""
 

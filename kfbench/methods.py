@@ -12,7 +12,7 @@ from kfbench.errors import UsageError, shown, unknown
 from kfbench.importing import import_object
 from kfbench.registry import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, MethodEntry
 
-_CONTRACT = ("fisher", "orders", "observe", "refresh", "apply", "state_dict", "load_state_dict")
+_CONTRACT = ("orders", "observe", "refresh", "apply", "state_dict", "load_state_dict")
 # Options that kfbench itself gives to a user's torch optimizer; the rest are its constructor's.
 _OURS_FOR_OPTIMIZERS = {"lr_schedule": "constant", "lr_decay": 0.1}
 
@@ -141,7 +141,8 @@ def _preconditioner_entry(path: str, found: type) -> MethodEntry:
         optimizer="torch.optim:SGD",
         optimizer_options=SGD_CONSTRUCTOR,
         preconditioner=path,
-        options={**ours, "order": orders[0], **options},
+        # An option that the constructor requires (None here) may have a default among ours.
+        options={**options, **ours, "order": orders[0], **{k: v for k, v in options.items() if v is not None}},
         constructor=tuple(options),
         open_ended=open_ended,
     )

@@ -134,6 +134,6 @@ class Config(Section):
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.
-COMMAND_BLOCKS = ("train", "sweep", "wallclock", "similarity", "compare")
+COMMAND_BLOCKS = ("sweep", "wallclock", "similarity", "compare")
 SECTIONS: dict[str, type[Section]] = {"problem": Problem, "method": MethodOptions, "run": Run, "wallclock": Wallclock}
 TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)

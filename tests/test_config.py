@@ -83,7 +83,9 @@ def test_what_comes_later_wins(config_file, file, flags, assignments, expected):
     [
         ("[sgd]", [], {}, [], 0.01),
         ("[{opt: sgd, lr: 0.2}]", [], {}, [], 0.2),
-        ("['sgd:lr=0.2']", [], {"lr": "0.3"}, [], 0.2),
+        ("['sgd:lr=0.2']", [], {"lr": "0.3"}, [], 0.3),
+        ("[{opt: sgd, lr: 0.2}]", [], {"lr": "0.3"}, [], 0.3),
+        ("[sgd]", ["sgd:lr=0.2"], {"lr": "0.3"}, [], 0.2),
         ("[sgd]", [], {"lr": "0.3"}, [], 0.3),
         ("['sgd:lr=0.2']", ["sgd"], {}, [], 0.01),
         ("[adam]", ["sgd:lr=0.4"], {"lr": "0.3"}, [], 0.4),
@@ -98,6 +100,12 @@ def test_what_comes_later_wins(config_file, file, flags, assignments, expected):
 def test_a_spec_wins_over_a_flag(config_file, methods, specs, flags, assignments, expected):
     config = load_config(config_file(f"methods: {methods}"), flags, specs, assignments)
     assert [option(config, "lr")] == [expected] and len(config.methods) == 1
+
+
+def test_a_flag_for_T_drops_the_S_of_the_file(config_file):
+    """S was spelled out for the file's T; the default follows the new one."""
+    config = load_config(config_file("methods: [{opt: foof, T: 100, S: 50}]"), {"T": "10"})
+    assert (option(config, "T"), option(config, "S")) == (10, 10)
 
 
 def test_a_flag_is_the_default_of_every_spec_that_has_it():
@@ -273,7 +281,7 @@ _REFUSED = [
     ("", {}, ["no_such_module:X"], [], "importing no_such_module failed"),
     ("", {}, ["torch.optim:LBFGS"], [], "needs a closure"),
     ("", {}, ["math:sqrt"], [], "expected a class"),
-    ("", {}, ["fractions:Fraction"], [], "neither a torch.optim.Optimizer nor a preconditioner: it lacks fisher"),
+    ("", {}, ["fractions:Fraction"], [], "neither a torch.optim.Optimizer nor a preconditioner: it lacks orders"),
 ]
 
 

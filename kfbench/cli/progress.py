@@ -2,6 +2,7 @@
 
 import sys
 import time
+import traceback
 from typing import Any
 
 from rich.console import Console
@@ -47,6 +48,10 @@ class _Describing(Observer):
 
     def evaluated(self, row: dict[str, Any]) -> None:
         self.train_loss = row["train_loss"]
+
+    def failed(self, error: Exception) -> None:
+        if "--debug" in sys.argv:
+            traceback.print_exception(error)
 
 
 def _clock(seconds: float) -> str:

@@ -65,7 +65,7 @@ def train(
 def _check_one_method(settings: Config) -> None:
     if len(settings.methods) != 1:
         labels = ", ".join(method.label for method in settings.methods)
-        raise UsageError(f"train takes one method, got {len(settings.methods)}: {labels}; `kfbench compare` takes many")
+        raise UsageError(f"train takes one method, got {len(settings.methods)}: {labels}")
 
 
 def _report(summary: dict[str, Any], settings: Config, directory: Path, format: str) -> None:

@@ -20,7 +20,7 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import dump, load_config
+from kfbench.config import dump, load_config, without_flagged
 from kfbench.errors import UsageError
 from kfbench.methods import find_method, parse_spec
 from kfbench.results.folders import output_folder
@@ -93,15 +93,17 @@ def _cells(
     widths, batch_sizes = flags.pop("width", [None]), flags.pop("batch_size", [None])
     T_values = flags.pop("T", [])
     single = single_values(flags, "wallclock")
-    given = specs or (read_yaml(file).get("methods") if file is not None else None)
+    given: Any = specs or (read_yaml(file).get("methods") if file is not None else None)
+    if not specs and isinstance(given, list):
+        given = [without_flagged(entry, [*single, *(["T"] if T_values else [])]) for entry in given]
     entries = _with_T(given or _defaults(T_values, single.get("S")), T_values)
     problem_flags = {key: value for key, value in single.items() if key not in MethodOptions.model_fields}
-    settings = load_config(file, problem_flags, ["sgd"], assignments).wallclock
+    settings = load_config(file, problem_flags, ["sgd"], assignments, "wallclock").wallclock
     reference = _entry(settings.reference)
-    others = [entry for entry in entries if entry != reference]
+    others = [entry for i, entry in enumerate(entries) if entry != reference and entry not in entries[:i]]
     methods = [{"opt": name, **options} for name, options in (reference, *others)]
     return [
-        load_config(file, {**single, "width": width, "batch_size": batch_size}, methods, assignments)
+        load_config(file, {**single, "width": width, "batch_size": batch_size}, methods, assignments, "wallclock")
         for width, batch_size in itertools.product(widths, batch_sizes)
     ]
 

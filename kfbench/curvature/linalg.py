@@ -123,8 +123,9 @@ def _blocked_cholesky(M: Tensor, flags: list[Tensor]) -> None:
 
 
 def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
-    extra = max(damping, torch.finfo(matrix.dtype).eps * float(matrix.diagonal().abs().mean()))
-    if not math.isfinite(extra):
+    scale = float(matrix.diagonal().abs().mean())
+    extra = max(damping, torch.finfo(matrix.dtype).eps * scale)
+    if not (math.isfinite(scale) and math.isfinite(extra)):
         raise FloatingPointError(f"the factor of layer {name!r} has values that are not finite")
     for _ in range(_RETRIES):
         extra *= 10

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from kfbench.engine.isolation import evaluating
 from kfbench.engine.preconditioning import Preconditioning
-from kfbench.errors import UsageError
+from kfbench.errors import UsageError, described
 from kfbench.importing import import_object
 from kfbench.methods import find_method
 from kfbench.problems.datasets import Dataset, load_dataset
@@ -28,8 +29,7 @@ def prepare_torch(run: Run) -> torch.device:
         device = torch.device(run.device)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {run.device!r} cannot be used: {reason}") from error
+        raise UsageError(f"device {run.device!r} cannot be used: {described(error)}") from error
     return device
 
 
@@ -54,10 +54,8 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
     model = build_model(problem.model, data.input_shape, data.outputs, **options)
     model = model.to(device, getattr(torch, run.dtype))
     try:
-        with torch.no_grad():
-            was_training = model.training
-            shape = model.eval()(data.train_inputs[:2]).shape
-            model.train(was_training)
+        with torch.no_grad(), evaluating(model):
+            shape = model(data.train_inputs[:2]).shape
     except Exception as error:  # a user's model may fail in any way
         raise UsageError(f"model {problem.model!r} fails on a batch: {type(error).__name__}: {error}") from error
     if shape != (min(2, len(data.train_inputs)), data.outputs):

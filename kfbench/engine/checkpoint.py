@@ -27,10 +27,10 @@ def save_checkpoint(directory: Path, content: Mapping[str, Any]) -> None:
     os.replace(incoming, current)
 
 
-def load_checkpoint(directory: Path, map_location: torch.device) -> dict[str, Any] | None:
+def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None where there is none at all.
 
-    Only tensors and plain values are loaded (``weights_only``), never code.
+    Only tensors and plain values are loaded (``weights_only``), never code; all tensors come to the CPU.
     """
     found = False
     for name in (CHECKPOINT, CHECKPOINT + ".new", RESERVE):
@@ -39,7 +39,7 @@ def load_checkpoint(directory: Path, map_location: torch.device) -> dict[str, An
             continue
         found = True
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
         except Exception:  # a torn file fails in any way; the next one is older and whole
             continue
     if found:

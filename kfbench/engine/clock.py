@@ -6,6 +6,12 @@ from collections.abc import Callable
 import torch
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 class Clocks:
     """Every second between ``start`` and the last lap belongs to exactly one account.
 
@@ -45,8 +51,7 @@ class Clocks:
             setattr(self, name, seconds)
 
     def _lap(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronise(self._device)
         now = self._now()
         seconds, self._mark = now - self._mark, now
         return seconds

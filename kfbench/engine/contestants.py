@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kfbench.engine.batches import Batch, training_batches
+from kfbench.engine.clock import synchronise
 from kfbench.engine.schedule import Amortisation
 from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
@@ -100,8 +101,7 @@ class TraineeContestant:
         return cycle(self.batches)
 
     def _synchronise(self) -> None:
-        if self.trainee.device.type == "cuda":
-            torch.cuda.synchronize(self.trainee.device)
+        synchronise(self.trainee.device)
 
     @property
     def diverged(self) -> bool:

@@ -11,6 +11,7 @@ from kfbench.curvature.capture import capture
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.layers import find_layers
 from kfbench.engine.batches import Batch
+from kfbench.engine.clock import synchronise
 from kfbench.engine.contestants import TraineeContestant
 from kfbench.engine.trainee import Trainee
 
@@ -71,8 +72,7 @@ class _Stopwatch:
         return timed
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronise(self._device)
         return time.perf_counter()
 
 

@@ -8,6 +8,18 @@ from torch import nn
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; every module has its own mode back after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def forward_isolated(model: nn.Module) -> Iterator[None]:
     """Restores buffers (BatchNorm's averages) and random states (dropout) on leaving the block."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -13,6 +13,7 @@ from kfbench.engine.build import build_method, build_network, total_updates
 from kfbench.engine.evaluation import evaluate
 from kfbench.engine.memory import tensor_bytes
 from kfbench.engine.schedule import learning_rate_factor
+from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
 from kfbench.problems.likelihoods import Categorical
 from kfbench.sections import Config
@@ -37,12 +38,15 @@ class Trainee:
         schedule, decay = self.method.options["lr_schedule"], self.method.options["lr_decay"]
         if schedule == "constant":
             return None
+        if self.lr is None:
+            raise UsageError(f"method {self.method.opt!r} has no learning rate for lr_schedule {schedule!r} to change")
         return LambdaLR(self.optimizer, lambda step: learning_rate_factor(schedule, decay, step, self.total))
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the coming update."""
-        return float(self.optimizer.param_groups[0]["lr"])
+    def lr(self) -> float | None:
+        """The learning rate of the coming update; None for an optimizer that has none."""
+        lr = self.optimizer.param_groups[0].get("lr")
+        return None if lr is None else float(lr)
 
     @property
     def damping(self) -> float | None:
@@ -76,9 +80,14 @@ class Trainee:
             count = self.method.options["warmup_batches"]
             self.preconditioning.warm_up(warmup_batches(self.data, self.run.batch_size, self.seed, count))
 
-    def update(self, x: Tensor, y: Tensor) -> Tensor:
-        """One optimizer step on one batch; the mean loss before it, still on the device."""
+    def update(self, x: Tensor, y: Tensor, record: Tensor | None = None) -> Tensor:
+        """One optimizer step on one batch; the mean loss before it, still on the device.
+
+        ``record`` [] takes that loss too, before the step, so that it is known even if the step fails.
+        """
         loss = self.backward(x, y)
+        if record is not None:
+            record.copy_(loss)
         self.take_step(len(x))
         return loss
 
@@ -126,7 +135,8 @@ class Trainee:
     def _decay_weights(self) -> None:
         if self.weight_decay:
             for group in self.optimizer.param_groups:
-                torch._foreach_mul_(group["params"], 1 - group["lr"] * self.weight_decay)
+                trained = [p for p in group["params"] if p.grad is not None]  # frozen ones keep their values
+                torch._foreach_mul_(trained, 1 - group["lr"] * self.weight_decay)
 
     def evaluate(self) -> dict[str, float | None]:
         """Losses and accuracies on training and test set, or on their first ``eval_samples``."""
@@ -166,7 +176,18 @@ class Trainee:
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]
         if self.preconditioning is not None:
-            self.preconditioning.load_state_dict(state["preconditioning"])
+            self.preconditioning.load_state_dict(_to_device(state["preconditioning"], self.device))
         torch.set_rng_state(state["random"].cpu())
         if state["random_device"] is not None:
             torch.cuda.set_rng_state(state["random_device"].cpu(), self.device)
+
+
+def _to_device(state: Any, device: torch.device) -> Any:
+    """Nested tensors on the device; where they are there already, the same ones."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _to_device(value, device) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [_to_device(value, device) for value in state]
+    return state

@@ -1,41 +1,18 @@
-"""`train`: every seed of one method on one problem, recorded while it runs, continued after a crash."""
+"""`train`: every seed of one method on one problem."""
 
-import math
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kfbench.config import dump
-from kfbench.curvature.capture import CaptureError
+from kfbench.config import dump, load_config
 from kfbench.engine.build import build_data, prepare_torch
-from kfbench.engine.checkpoint import differing_keys, load_checkpoint, save_checkpoint
-from kfbench.engine.clock import Clocks
 from kfbench.engine.interruption import Interruption
-from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
 from kfbench.engine.observer import Observer
+from kfbench.engine.seed_run import SeedRun, refuse_other_trajectory, trajectory
 from kfbench.engine.trainee import Trainee
-from kfbench.errors import UsageError
-from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
-from kfbench.results.records import (
-    EPOCH_COLUMNS,
-    SCHEMA_VERSION,
-    UPDATE_COLUMNS,
-    CsvLog,
-    json_or_empty,
-    write_json,
-    write_yaml,
-)
+from kfbench.results.records import SCHEMA_VERSION, json_or_empty, write_json, write_yaml
 from kfbench.results.statistics import over_seeds
 from kfbench.sections import Config
-
-# Losses stay on the device for this many updates, then one transfer reads them all.
-BLOCK = 50
-# A killed run loses at most about this many seconds.
-CHECKPOINT_SECONDS = 30.0
 
 # How a seed can end for good; the others ("interrupted", "failed") are continued by --resume.
 _ENDED = ("done", "diverged")
@@ -47,11 +24,14 @@ def train(config: Config, directory: Path, observer: Observer, resume: bool = Fa
     The folder exists. UsageError for what does not fit, before the first update; a seed that
     diverges or fails is recorded and the next one goes on; an interruption ends all seeds.
     """
+    if resume and (directory / "config.yaml").is_file():
+        refuse_other_trajectory(trajectory(load_config(directory / "config.yaml")), trajectory(config), directory)
     device = prepare_torch(config.run)
     data = build_data(config, device)
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
-    first = Trainee(config, data, seeds[0], device)  # whatever is wrong fails here, before anything is written
-    first.warn_if_hardly_refreshed()
+    trainee: Trainee | None = Trainee(config, data, seeds[0], device)  # what is wrong fails before anything is written
+    assert trainee is not None
+    trainee.warn_if_hardly_refreshed()
     write_yaml(directory / "config.yaml", dump(config))
     write_json(directory / "environment.json", environment(device))
     summaries: list[dict[str, Any]] = []
@@ -61,223 +41,14 @@ def train(config: Config, directory: Path, observer: Observer, resume: bool = Fa
             folder.mkdir(exist_ok=True)
             summary = json_or_empty(folder / "summary.json") if resume else {}
             if summary.get("status") not in _ENDED:
-                trainee = first if seed == seeds[0] else Trainee(config, data, seed, device)
-                summary = _SeedRun(trainee, config, data, folder, observer, stop).run(resume)
+                trainee = trainee or Trainee(config, data, seed, device)
+                summary = SeedRun(trainee, config, folder, observer, stop).run(resume)
+            trainee = None  # the next seed's model takes its place in memory
             summaries.append(summary)
             if stop.requested:
                 break
     total = {"schema_version": SCHEMA_VERSION, "method": config.methods[0].label, **over_seeds(summaries)}
+    if stop.requested and len(summaries) < len(seeds):
+        total["status"] = "interrupted"  # seeds that never began are missing too
     write_json(directory / "summary.json", total)
     return total
-
-
-class _SeedRun:
-    """One seed: the loop around ``Trainee.update``, its records and its checkpoints."""
-
-    def __init__(
-        self,
-        trainee: Trainee,
-        config: Config,
-        data: Dataset,
-        folder: Path,
-        observer: Observer,
-        stop: Interruption,
-    ) -> None:
-        self.trainee, self.data, self.folder, self.observer, self.stop = trainee, data, folder, observer, stop
-        self.run_config = config.run
-        self.identity = {"method": config.methods[0].label, "seed": trainee.seed}
-        self.trajectory = _trajectory(config)
-        self.clocks = Clocks(trainee.device)
-        self.epochs: list[dict[str, Any]] = []
-        self.losses = torch.zeros(BLOCK, device=trainee.device, dtype=torch.float64)
-        self.block: list[dict[str, Any]] = []
-        self.status, self.reason = "done", ""
-
-    def run(self, resume: bool) -> dict[str, Any]:
-        """Train to the end, or to what ends it; returns the seed's summary."""
-        reset_peak_memory(self.trainee.device)
-        checkpoint = load_checkpoint(self.folder, self.trainee.device) if resume else None
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        else:
-            self._begin()
-        self.observer.started(self.trainee.seed, self.trainee.step, self.trainee.total, self.trainee.per_epoch)
-        try:
-            self._loop()
-        except (FloatingPointError, torch.linalg.LinAlgError) as error:
-            self._stop_early("diverged", error)
-        except (CaptureError, RuntimeError) as error:
-            self._stop_early("failed", error)
-        finally:
-            self.updates_log.close()
-            self.epochs_log.close()
-        summary = self._summary()
-        write_json(self.folder / "summary.json", summary)
-        self.observer.finished(summary)
-        return summary
-
-    def _begin(self) -> None:
-        self.updates_log = CsvLog(self.folder / "updates.csv", UPDATE_COLUMNS)
-        self.epochs_log = CsvLog(self.folder / "epochs.csv", EPOCH_COLUMNS)
-        self.clocks.start()
-        self.trainee.warm_up()
-        self.clocks.lap_warmup()
-        self._evaluate()
-
-    def _loop(self) -> None:
-        trainee, last_checkpoint = self.trainee, time.monotonic()
-        for x, y in trainee.batches():
-            if trainee.step >= trainee.total:
-                break
-            row = self._next_row(len(x))
-            self.losses[len(self.block) - 1] = trainee.update(x, y)
-            boundary = trainee.step % trainee.per_epoch == 0 or trainee.step == trainee.total
-            if boundary or len(self.block) == BLOCK or self.stop.requested:
-                if not self._flush(row):
-                    return
-                if boundary:
-                    self._evaluate()
-                if self.stop.requested and trainee.step < trainee.total:
-                    self._checkpoint()
-                    self.status = "interrupted"
-                    return
-                if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
-                    self._checkpoint()
-                    last_checkpoint = time.monotonic()
-        self._checkpoint(ended=True)
-
-    def _next_row(self, samples: int) -> dict[str, Any]:
-        """Begin the record of the coming update; its loss is still on the device at the flush."""
-        trainee = self.trainee
-        row = {
-            **self.identity,
-            "update": trainee.step,
-            "epoch": trainee.step // trainee.per_epoch,
-            "samples": trainee.samples,
-            "lr": trainee.lr,
-            "damping": trainee.damping,
-        }
-        self.block.append(row)
-        return row
-
-    def _flush(self, last: dict[str, Any]) -> bool:
-        """Read the losses of the block and append its rows; False where one is not finite."""
-        self.clocks.lap_updates()
-        values = self.losses[: len(self.block)].tolist()
-        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
-        for row, value in zip(self.block, values, strict=True):
-            row["loss"] = value
-        rows = self.block if bad is None else self.block[: bad + 1]
-        rows[-1] |= self._seconds()
-        self.updates_log.append(rows)
-        self.observer.flushed(rows[-1] | {"seconds_updates": self.clocks.seconds_updates})
-        self.block = []
-        self.clocks.lap_elsewhere()
-        if bad is not None:
-            self.status, self.reason = "diverged", f"the loss of update {rows[-1]['update']} is {rows[-1]['loss']}"
-        return bad is None
-
-    def _stop_early(self, status: str, error: Exception) -> None:
-        """Keep the updates that were finished, and say why there are no more."""
-        finished = self.trainee.step - (self.block[0]["update"] if self.block else self.trainee.step)
-        self.block = self.block[:finished]
-        if not self.block or self._flush(self.block[-1]):
-            self.status, self.reason = status, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        self.observer.failed(error)
-
-    def _evaluate(self) -> None:
-        trainee = self.trainee
-        row = {**self.identity, "update": trainee.step, "epoch": trainee.step // trainee.per_epoch}
-        row |= trainee.evaluate()
-        self.clocks.lap_elsewhere()
-        row |= self._seconds()
-        self.epochs.append(row)
-        self.epochs_log.append([row])
-        self.observer.evaluated(row)
-        self.clocks.lap_elsewhere()
-
-    def _seconds(self) -> dict[str, float]:
-        return {
-            "seconds_updates": self.clocks.seconds_updates,
-            "seconds_elsewhere": self.clocks.seconds_elsewhere,
-        }
-
-    def _checkpoint(self, ended: bool = False) -> None:
-        """Save everything that a continuation needs; at the end the trained weights, without what was for more."""
-        state = self.trainee.ended_state_dict() if ended else self.trainee.state_dict()
-        content = {
-            "trajectory": self.trajectory,
-            "seed": self.trainee.seed,
-            "trainee": state,
-            "epochs": self.epochs,
-            "bytes": [self.updates_log.sync(), self.epochs_log.sync()],
-            "clocks": self.clocks.state_dict(),
-        }
-        save_checkpoint(self.folder, content)
-        self.clocks.lap_elsewhere()
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        refuse_other_trajectory(checkpoint["trajectory"], self.trajectory, self.folder)
-        self.trainee.load_state_dict(checkpoint["trainee"])
-        self.epochs = checkpoint["epochs"]
-        updates_bytes, epochs_bytes = checkpoint["bytes"]
-        self.updates_log = CsvLog(self.folder / "updates.csv", UPDATE_COLUMNS, updates_bytes)
-        self.epochs_log = CsvLog(self.folder / "epochs.csv", EPOCH_COLUMNS, epochs_bytes)
-        self.clocks.load_state_dict(checkpoint["clocks"])
-        self.clocks.start()
-
-    def _summary(self) -> dict[str, Any]:
-        rows = [row for row in self.epochs if math.isfinite(row["train_loss"])]
-        best = min(rows, key=lambda row: row["train_loss"], default=None)
-        final = self.epochs[-1] if self.epochs else None
-        ended = self.status == "done" and final is not None
-        updates = self.trainee.step
-        return {
-            "schema_version": SCHEMA_VERSION,
-            **self.identity,
-            "status": self.status,
-            "reason": self.reason or None,
-            "final_train_loss": final["train_loss"] if ended and final else _unfinished(self.status),
-            "best_train_loss": best["train_loss"] if best else None,
-            "best_update": best["update"] if best else None,
-            "test_accuracy": final["test_accuracy"] if ended and final else None,
-            "updates": updates,
-            **self.clocks.state_dict(),
-            "seconds_per_update": self.clocks.seconds_updates / updates if updates else None,
-            "peak_memory_bytes": peak_memory_bytes(self.trainee.device),
-            "state_memory_bytes": self.trainee.state_memory_bytes(),
-            "damping_retries": self.trainee.damping_retries,
-            **self._target(),
-        }
-
-    def _target(self) -> dict[str, Any]:
-        """When train_loss first reached --target-loss at the end of an epoch; missing if it never did."""
-        target = self.run_config.target_loss
-        if target is None:
-            return {}
-        hit = next((row for row in self.epochs if row["train_loss"] <= target), None)
-        return {
-            "target_loss": target,
-            "target_update": hit["update"] if hit else None,
-            "target_seconds_updates": hit["seconds_updates"] if hit else None,
-        }
-
-
-def _unfinished(status: str) -> float | None:
-    """A diverged run ends at infinity, for every comparison; others have no final loss yet."""
-    return math.inf if status == "diverged" else None
-
-
-def _trajectory(config: Config) -> dict[str, Any]:
-    """The part of the configuration that decides the numbers, but for the seed."""
-    tree = dump(config)
-    run = {k: v for k, v in tree["run"].items() if k not in ("seed", "seeds", "target_loss")}
-    problem = {k: v for k, v in tree["problem"].items() if k != "data_dir"}
-    return {"problem": problem, "method": tree["methods"][0], "run": run}
-
-
-def refuse_other_trajectory(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
-    """UsageError naming the keys in which a run on disk differs from the one asked for."""
-    keys = differing_keys(old, new)
-    if keys:
-        raise UsageError(f"{folder} holds a run of another configuration; differing: {', '.join(keys)}")

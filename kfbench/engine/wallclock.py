@@ -159,7 +159,7 @@ def _rounds_apart(bench: Bench, log: CsvLog, progress: Progress) -> list[dict[st
 
 def _one_process(tree: dict[str, Any], updates: dict[str, int], rounds: list[int]) -> list[dict[str, Any]]:
     flags = {**tree["problem"], **tree["run"], **tree["wallclock"]}
-    config = load_config(flags=flags, specs=tree["methods"])
+    config = load_config(flags=flags, specs=tree["methods"], command="wallclock")
     bench = Bench(config, prepare_torch(config.run), lambda line: None)
     bench.follow(updates)
     seed = config.run.seed

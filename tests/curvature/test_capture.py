@@ -310,3 +310,32 @@ def test_rows_of_a_convolution_are_patches_in_the_order_of_its_outputs():
     a, _ = dense.Rows(p.model, layer).one_sample(p.x[1], torch.ones(3, dtype=p.x.dtype))
     assert_close(rows[1], torch.stack(a), 1e-14)
     assert gradient(p, "0").shape == (layer.weight.shape[0], rows.shape[2])
+
+
+def test_penalty_is_found_although_the_warm_up_saw_none():
+    """The warm-up's losses are the likelihood's; a penalty comes with the user's own."""
+    p = problem("mlp", 5)
+    layer = p.layers["0"]
+    pre = Preconditioning(p.model, Identity(), damping=1.0, T=1)
+    pre.warm_up([(p.x, p.y)])
+    assert not pre.left_out
+    with pre.capture():
+        output = p.model(p.x)
+    losses = cross_entropy(output, p.y, reduction="none") + 0.1 * layer.weight.square().sum()
+    wanted = torch.autograd.grad(losses.mean(), layer.weight, retain_graph=True)[0]
+    with pytest.warns(UserWarning, match="0 \\(its weight is used outside the layer too\\)"):
+        pre.backward(losses, output)
+    assert_close(layer.weight.grad, wanted, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"likelihood": "bernouli"}, "likelihood must be one of"),
+        ({"T": 0}, "T must be"),
+        ({"damping": -1.0}, "damping"),
+    ],
+)
+def test_values_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Preconditioning(problem("mlp", 2).model, "foof", **({"damping": 1.0} | options))

@@ -19,7 +19,7 @@ class Runs:
 
     def config(self, spec, **flags):
         wanted = SMALL | flags
-        if spec.split(":")[0] not in ("foof", "kfac"):
+        if spec.split(":")[0] not in ("foof", "kfac") and "warmup_batches" not in flags:
             wanted = {k: v for k, v in wanted.items() if k != "warmup_batches"}
         return load_config(specs=[spec], flags=wanted)
 

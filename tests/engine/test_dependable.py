@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from kfbench.cli.app import main
-from kfbench.engine import checkpoint, training
+from kfbench.engine import checkpoint, seed_run
 from kfbench.engine.checkpoint import CHECKPOINT, RESERVE, differing_keys, load_checkpoint, save_checkpoint
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from tests.engine.conftest import SMALL, epochs, updates
 from tests.engine.test_training import SPECS
 
-CPU = torch.device("cpu")
 UPDATES = 24
 
 
@@ -41,17 +40,17 @@ def _in_child(action):
 def _kill_in_update(update):
     plain = Trainee.update
 
-    def killed(self, x, y):
+    def killed(self, *batch):
         if self.step == update:
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, x, y)
+        return plain(self, *batch)
 
     Trainee.update = killed
 
 
 def _frequent_checkpoints(monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(training, "BLOCK", 3)
+    monkeypatch.setattr(seed_run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(seed_run, "BLOCK", 3)
 
 
 def _assert_same_run(folder, whole):
@@ -117,11 +116,11 @@ def test_torn_checkpoint_is_survived_by_the_reserve(tmp_path, damage):
         current.unlink()
     else:
         current.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"x" * 99}[damage])
-    assert load_checkpoint(tmp_path, CPU)["value"].tolist() == [1, 1, 1]
+    assert load_checkpoint(tmp_path)["value"].tolist() == [1, 1, 1]
     (tmp_path / RESERVE).write_bytes(b"also gone")
     if damage != "missing":
         with pytest.raises(UsageError, match=r"no checkpoint in .* can be read"):
-            load_checkpoint(tmp_path, CPU)
+            load_checkpoint(tmp_path)
 
 
 def test_checkpoint_of_code_is_not_executed(tmp_path):
@@ -133,12 +132,12 @@ def test_checkpoint_of_code_is_not_executed(tmp_path):
 
     torch.save({"value": Evil()}, tmp_path / CHECKPOINT)
     with pytest.raises(UsageError):
-        load_checkpoint(tmp_path, CPU)
+        load_checkpoint(tmp_path)
     assert not (tmp_path / "executed").exists()
 
 
 def test_no_checkpoint_at_all_starts_anew(tmp_path):
-    assert load_checkpoint(tmp_path, CPU) is None
+    assert load_checkpoint(tmp_path) is None
 
 
 def test_kill_between_the_last_checkpoint_and_the_summary(runs):
@@ -189,7 +188,7 @@ def _assert_one_sentence(captured):
 
 def test_full_disk_is_one_sentence_and_what_was_written_stays_valid(tmp_path, monkeypatch, capfd):
     """A limit on file sizes stands in for a full disk: the kernel refuses the write in the same place."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(seed_run, "CHECKPOINT_SECONDS", 0.0)
 
     def action():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
@@ -209,7 +208,7 @@ def test_full_disk_is_one_sentence_and_what_was_written_stays_valid(tmp_path, mo
 def test_full_disk_can_be_continued(tmp_path, monkeypatch, capfd):
     _main_in_child = _in_child(lambda: _main(*_small_run(tmp_path / "whole")))
     assert _main_in_child == 0
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(seed_run, "CHECKPOINT_SECONDS", 0.0)
     plain, calls = checkpoint.write_atomically, 0
 
     def full(path, content):
@@ -242,12 +241,12 @@ def test_folder_that_cannot_be_made_is_one_sentence(place, capfd):
 def test_folder_that_vanishes_is_one_sentence(tmp_path, monkeypatch, capfd):
     import shutil
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(seed_run, "CHECKPOINT_SECONDS", 0.0)
     plain = Trainee.update
 
-    def vanishing(self, x, y):
+    def vanishing(self, *batch):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        return plain(self, x, y)
+        return plain(self, *batch)
 
     monkeypatch.setattr(Trainee, "update", vanishing)
     with pytest.raises(SystemExit) as ended:
@@ -259,10 +258,10 @@ def test_folder_that_vanishes_is_one_sentence(tmp_path, monkeypatch, capfd):
 def test_interrupted_command_says_how_to_continue(tmp_path, monkeypatch, capfd):
     plain = Trainee.update
 
-    def interrupted(self, x, y):
+    def interrupted(self, *batch):
         if self.step == 7:
             signal.raise_signal(signal.SIGTERM)
-        return plain(self, x, y)
+        return plain(self, *batch)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainee, "update", interrupted)

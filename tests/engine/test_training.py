@@ -3,15 +3,18 @@
 import json
 import math
 import signal
+import warnings
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from kfbench.engine.batches import stream_seed, training_batches
 from kfbench.engine.build import build_data, build_network
 from kfbench.engine.trainee import Trainee
+from kfbench.errors import UsageError
 from tests.engine.conftest import epochs, updates
 
 SPECS = ["sgd", "adam", "adamw", "foof:T=3,S=2", "kfac:T=3", "kfac:T=2,damping_kind=standard", "kfac:ema=0,fisher=full"]
@@ -171,10 +174,10 @@ def _signal_in_update(monkeypatch, update, number):
     """This process gets a signal while that update is computed."""
     plain = Trainee.update
 
-    def interrupted(self, x, y):
+    def interrupted(self, *batch):
         if self.step == update:
             signal.raise_signal(number)
-        return plain(self, x, y)
+        return plain(self, *batch)
 
     monkeypatch.setattr(Trainee, "update", interrupted)
 
@@ -202,3 +205,119 @@ def test_finished_run_is_not_run_again(runs):
     summary, _ = runs.train("sgd", folder, resume=True, epochs=1, seeds=2)
     assert (folder / "seed-0" / "updates.csv").stat().st_mtime_ns == before
     assert [run["seed"] for run in summary["runs"]] == [0, 1]
+
+
+def test_interruption_between_seeds_is_an_interruption(runs, monkeypatch):
+    """Seeds that never began are missing: the run is not done, and goes on where it stopped."""
+    with monkeypatch.context() as patched:
+        _signal_in_update(patched, 4, signal.SIGINT)
+        summary, folder = runs.train("sgd", epochs=1, seeds=3)
+    assert summary["status"] == "interrupted"
+    assert [run["status"] for run in summary["runs"]] == ["done"]
+    again, _ = runs.train("sgd", folder, resume=True, epochs=1, seeds=3)
+    assert again["status"] == "done"
+    assert [run["seed"] for run in again["runs"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("spec", "more"), [("adam", {}), ("foof:T=3", {"epochs": 2}), ("foof:T=4", {})])
+def test_finished_run_of_another_configuration_is_not_continued(runs, spec, more):
+    _, folder = runs.train("foof:T=3", epochs=1)
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(UsageError, match="another configuration; differing: "):
+        runs.train(spec, folder, resume=True, **({"epochs": 1} | more))
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_first_row_that_is_not_finite_is_there_even_if_the_step_fails(runs):
+    """With T = 1 the refresh of the very update raises; its loss was measured before."""
+    _, folder = runs.train("foof:T=1,lr=1e20", epochs=2)
+    losses = pd.read_csv(folder / "seed-0" / "updates.csv")["loss"]
+    assert not math.isfinite(losses.iloc[-1])
+    assert losses.iloc[:-1].map(math.isfinite).all()
+
+
+def test_blow_up_in_the_last_update_is_a_divergence(runs):
+    summary, _ = runs.train("sgd:lr=1e30", updates=1)
+    assert summary["status"] == "diverged"
+    assert summary["runs"][0]["final_train_loss"] == math.inf
+
+
+class Failing(nn.Module):
+    """Fails in its fourth training forward."""
+
+    def __init__(self, input_shape, outputs):
+        super().__init__()
+        self.flatten, self.layer, self.calls = nn.Flatten(), nn.Linear(math.prod(input_shape), outputs), 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls > 3:
+            raise KeyError
+        return self.layer(self.flatten(x))
+
+
+def test_failing_model_is_a_status_and_other_seeds_go_on(runs):
+    more = {"model": f"{__name__}:Failing", "width": None, "seeds": 2}
+    for spec, updates_done in (("sgd", 3), ("foof:T=2", 0)):
+        summary, folder = runs.train(spec, epochs=1, **more)
+        assert summary["status"] == "failed"
+        assert [run["reason"] for run in summary["runs"]] == ["KeyError", "KeyError"]
+        assert [run["updates"] for run in summary["runs"]] == [updates_done] * 2
+        assert len(updates(folder)) == updates_done
+
+
+class Frozen(nn.Module):
+    """A frozen layer, and a BatchNorm that its author put into evaluation mode."""
+
+    def __init__(self, input_shape, outputs):
+        super().__init__()
+        d = math.prod(input_shape)
+        self.flatten, self.norm, self.frozen = nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(d, 8)
+        self.frozen.requires_grad_(False)
+        self.last = nn.Linear(8, outputs)
+        self.norm.eval()
+
+    def forward(self, x):
+        return self.last(self.norm(self.frozen(self.flatten(x))))
+
+
+def test_frozen_parameters_and_modes_stay_as_the_author_set_them(runs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = runs.config("foof:weight_decay=1,lr=0.1,T=2", model=f"{__name__}:Frozen", width=None)
+        data = build_data(config, CPU)
+        trainee = Trainee(config, data, 0, CPU)
+        before = trainee.model.frozen.weight.clone()
+        trainee.warm_up()
+        for _, (x, y) in zip(range(3), trainee.batches(), strict=False):
+            trainee.update(x, y)
+        trainee.evaluate()
+    assert torch.equal(trainee.model.frozen.weight, before)
+    assert trainee.model.training
+    assert not trainee.model.norm.training
+
+
+class NoLearningRate(torch.optim.Optimizer):
+    """Steps without an lr."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=0.01)
+
+
+def test_optimizer_without_learning_rate_leaves_its_cells_empty(runs):
+    _, folder = runs.train(f"{__name__}:NoLearningRate", epochs=1)
+    assert updates(folder)["lr"].isna().all()
+    with pytest.raises(UsageError, match="has no learning rate"):
+        runs.train(f"{__name__}:NoLearningRate:lr_schedule=cosine", epochs=1)
+
+
+def test_ours_can_be_named_by_path(runs):
+    by_name, _ = runs.train("kfac:T=3,lr=0.01,damping=0.1", epochs=1)
+    by_path, _ = runs.train("kfbench.preconditioners.kfac:KFAC:T=3,lr=0.01,damping=0.1", epochs=1, warmup_batches=3)
+    assert by_path["runs"][0]["final_train_loss"] == by_name["runs"][0]["final_train_loss"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 import sys
 
 import pandas as pd
@@ -135,7 +136,7 @@ def test_auto_composes_only_what_does_not_fit_and_whole_periods_agree():
     flags = {"width": 200, "window_seconds": 0.05, "rounds": 5, "warmup_batches": 2}
     found = {}
     for compose in ("never", "always", "auto"):
-        config = load_config(specs=specs, flags=flags | {"compose": compose, "max_time": 0.5})
+        config = load_config(specs=specs, flags=flags | {"compose": compose, "max_time": 0.5}, command="wallclock")
         bench = Bench(config, CPU, lambda line: None)
         bench.plan()
         found[compose] = [c.label for c in bench.timed]
@@ -161,7 +162,7 @@ def test_command_writes_its_records_and_gates(tmp_path, capsys):
     windows = pd.read_csv(tmp_path / "a" / "windows.csv")
     assert tuple(windows.columns) == WINDOW_COLUMNS
     (cell,) = json.loads((tmp_path / "a" / "summary.json").read_text())["cells"]
-    assert list(cell["methods"]) == ["sgd", "foof", "kfac-T=1-S=1", "kfac-T=3-S=3"]
+    assert list(cell["methods"]) == ["sgd", "foof", "kfac-T=1", "kfac-T=3"]
     assert cell["methods"]["foof"]["composed"]
     for name in ("config.yaml", "environment.json", "wallclock.png"):
         assert (tmp_path / "a" / name).stat().st_size > 0
@@ -200,6 +201,10 @@ def test_axes_have_a_folder_each_and_exponents(tmp_path, capsys):
         (["--reference", "sdg"], "did you mean 'sgd'"),
         (["--opt", "sgd:lr=1e9", "--width", "20", "--dtype", "float32"], "diverged during its warm-up"),
         (["--momentum", "0.1", "--momentum", "0.2"], "takes one value of --momentum"),
+        (["--opt", "foof:T=1,lr=1e30", "--width", "20", "--warmup-batches", "2"], "diverged during its warm-up"),
+        (["--processes", "4", "--rounds", "3"], "above the 3 rounds"),
+        (["--processes", "2", "--precision", "0.1"], "--precision needs --processes 1"),
+        (["--train-samples", "300", "--batch-size", "100", "--batch-size", "1000"], "batch_size is 1000, above"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, sentence, capsys):
@@ -207,3 +212,37 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
     assert sentence in errors[0]
+
+
+def test_reference_with_a_period_is_timed_whole(tmp_path, capsys):
+    assert _main(*QUICK, "--reference", "foof:T=3", "--opt", "sgd", "--opt", "kfac:T=4,S=1", "--out", "a") == 0
+    (cell,) = json.loads((tmp_path / "a" / "summary.json").read_text())["cells"]
+    assert cell["reference"] == "foof"
+    assert list(cell["methods"]) == ["foof", "sgd", "kfac"]
+    assert [entry["composed"] for entry in cell["methods"].values()] == [False, False, True]
+
+
+def test_rounds_in_fresh_processes(tmp_path, capsys):
+    flags = ["--width", 20, "--warmup-batches", 2, "--rounds", 6, "--window-seconds", 0.01, "--processes", 2]
+    assert _main("wallclock", *flags, "--opt", "foof:T=3", "--compose", "always", "--out", "a") == 0
+    windows = pd.read_csv(tmp_path / "a" / "windows.csv")
+    assert sorted(windows["round"].unique()) == list(range(6))
+    assert set(windows["method"]) == {"sgd", "sgd (control)", *("foof" + part for part in PARTS)}
+
+
+def test_interrupted_command_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
+    plain, calls = TraineeContestant.run, 0
+
+    def interrupted(self, updates):
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, updates)
+
+    monkeypatch.setattr(TraineeContestant, "run", interrupted)
+    flags = ["--width", 20, "--rounds", 500, "--window-seconds", 0.01, "--out", "a"]
+    assert _main("wallclock", "--opt", "adam", *flags) == 130
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert 1 <= summary["cells"][0]["methods"]["adam"]["rounds"] < 500

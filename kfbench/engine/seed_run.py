@@ -1,0 +1,252 @@
+"""One seed of `train`: the loop around its updates, what is recorded of it, and how it goes on after a crash."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kfbench.config import dump
+from kfbench.engine.checkpoint import differing_keys, load_checkpoint, save_checkpoint
+from kfbench.engine.clock import Clocks
+from kfbench.engine.interruption import Interruption
+from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
+from kfbench.engine.observer import Observer
+from kfbench.engine.trainee import Trainee
+from kfbench.errors import KfbenchError, UsageError, described
+from kfbench.results.records import EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
+from kfbench.sections import Config
+
+# Losses stay on the device for this many updates, then one transfer reads them all.
+BLOCK = 50
+# A killed run loses at most about this many seconds.
+CHECKPOINT_SECONDS = 30.0
+
+
+class SeedRun:
+    """One seed: the loop around ``Trainee.update``, its records and its checkpoints."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        config: Config,
+        folder: Path,
+        observer: Observer,
+        stop: Interruption,
+    ) -> None:
+        self.trainee, self.folder, self.observer, self.stop = trainee, folder, observer, stop
+        self.run_config = config.run
+        self.identity = {"method": config.methods[0].label, "seed": trainee.seed}
+        self.trajectory = trajectory(config)
+        self.clocks = Clocks(trainee.device)
+        self.epochs: list[dict[str, Any]] = []
+        self.losses = torch.zeros(BLOCK, device=trainee.device, dtype=torch.float64)
+        self.block: list[dict[str, Any]] = []
+        self.status, self.reason = "done", ""
+
+    def run(self, resume: bool) -> dict[str, Any]:
+        """Train to the end, or to what ends it; returns the seed's summary.
+
+        Whatever a method or model raises becomes a status; only a failing disk and wrong usage raise.
+        """
+        reset_peak_memory(self.trainee.device)
+        checkpoint = load_checkpoint(self.folder) if resume else None
+        if checkpoint is not None:
+            refuse_other_trajectory(checkpoint["trajectory"], self.trajectory, self.folder)
+        self._open_logs(checkpoint)
+        self.observer.started(self.trainee.seed, self.trainee.step, self.trainee.total, self.trainee.per_epoch)
+        try:
+            if checkpoint is None:
+                self._begin()
+            else:
+                self._restore(checkpoint)
+            if self.status == "done":
+                self._loop()
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+            self._stop_early("diverged", error)
+        except (OSError, KfbenchError):
+            raise
+        except Exception as error:  # a user's method or model may fail in any way
+            self._stop_early("failed", error)
+        finally:
+            self.updates_log.close()
+            self.epochs_log.close()
+        summary = self._summary()
+        write_json(self.folder / "summary.json", summary)
+        self.observer.finished(summary)
+        return summary
+
+    def _open_logs(self, checkpoint: dict[str, Any] | None) -> None:
+        """New ones, or the old ones cut back to the checkpoint."""
+        keep = checkpoint["bytes"] if checkpoint else [None, None]
+        self.updates_log = CsvLog(self.folder / "updates.csv", UPDATE_COLUMNS, keep[0])
+        self.epochs_log = CsvLog(self.folder / "epochs.csv", EPOCH_COLUMNS, keep[1])
+
+    def _begin(self) -> None:
+        self.clocks.start()
+        self.trainee.warm_up()
+        self.clocks.lap_warmup()
+        self._evaluate()
+
+    def _loop(self) -> None:
+        trainee, last_checkpoint = self.trainee, time.monotonic()
+        for x, y in trainee.batches():
+            if trainee.step >= trainee.total:
+                break
+            self._next_row()
+            trainee.update(x, y, self.losses[len(self.block) - 1])
+            boundary = trainee.step % trainee.per_epoch == 0 or trainee.step == trainee.total
+            if boundary or len(self.block) == BLOCK or self.stop.requested:
+                if not self._flush():
+                    return
+                if boundary:
+                    self._evaluate()
+                if self.status != "done":
+                    return
+                if self.stop.requested and trainee.step < trainee.total:
+                    self._checkpoint()
+                    self.status = "interrupted"
+                    return
+                if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
+                    self._checkpoint()
+                    last_checkpoint = time.monotonic()
+        self._checkpoint(ended=True)
+
+    def _next_row(self) -> None:
+        """Begin the record of the coming update; its loss stays on the device until the flush."""
+        trainee = self.trainee
+        row = {
+            **self.identity,
+            "update": trainee.step,
+            "epoch": trainee.step // trainee.per_epoch,
+            "samples": trainee.samples,
+            "lr": trainee.lr,
+            "damping": trainee.damping,
+        }
+        self.block.append(row)
+
+    def _flush(self) -> bool:
+        """Read the losses of the block and append its rows; False where one is not finite."""
+        self.clocks.lap_updates()
+        values = self.losses[: len(self.block)].tolist()
+        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        for row, value in zip(self.block, values, strict=True):
+            row["loss"] = value
+        rows = self.block if bad is None else self.block[: bad + 1]
+        rows[-1] |= self._seconds()
+        self.updates_log.append(rows)
+        self.observer.flushed(rows[-1] | {"seconds_updates": self.clocks.seconds_updates})
+        self.block = []
+        self.clocks.lap_elsewhere()
+        if bad is not None:
+            self.status, self.reason = "diverged", f"the loss of update {rows[-1]['update']} is {rows[-1]['loss']}"
+        return bad is None
+
+    def _stop_early(self, status: str, error: Exception) -> None:
+        """Keep the updates whose loss is known, and say why there are no more."""
+        finished = sum(row["update"] < self.trainee.step for row in self.block)
+        # The step failed after its loss was recorded: if that is not finite, it is the row that tells why.
+        known = finished < len(self.block) and not math.isfinite(float(self.losses[finished]))
+        self.block = self.block[: finished + known]
+        if not self.block or self._flush():
+            self.status, self.reason = status, described(error)
+        self.observer.failed(error)
+
+    def _evaluate(self) -> None:
+        trainee = self.trainee
+        epochs, within = divmod(trainee.step, trainee.per_epoch)
+        epoch = trainee.step / trainee.per_epoch if within else epochs
+        row = {**self.identity, "update": trainee.step, "epoch": epoch, **trainee.evaluate()}
+        self.clocks.lap_elsewhere()
+        row |= self._seconds()
+        self.epochs.append(row)
+        self.epochs_log.append([row])
+        self.observer.evaluated(row)
+        self.clocks.lap_elsewhere()
+        loss = self.epochs[-1]["train_loss"]
+        if trainee.step and not math.isfinite(loss):
+            self.status, self.reason = "diverged", f"the training loss after update {trainee.step} is {loss}"
+
+    def _seconds(self) -> dict[str, float]:
+        return {
+            "seconds_updates": self.clocks.seconds_updates,
+            "seconds_elsewhere": self.clocks.seconds_elsewhere,
+        }
+
+    def _checkpoint(self, ended: bool = False) -> None:
+        """Save everything that a continuation needs; at the end the trained weights, without what was for more."""
+        state = self.trainee.ended_state_dict() if ended else self.trainee.state_dict()
+        content = {
+            "trajectory": self.trajectory,
+            "seed": self.trainee.seed,
+            "trainee": state,
+            "epochs": self.epochs,
+            "bytes": [self.updates_log.sync(), self.epochs_log.sync()],
+            "clocks": self.clocks.state_dict(),
+        }
+        save_checkpoint(self.folder, content)
+        self.clocks.lap_elsewhere()
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.trainee.load_state_dict(checkpoint["trainee"])
+        self.epochs = checkpoint["epochs"]
+        self.clocks.load_state_dict(checkpoint["clocks"])
+        self.clocks.start()
+
+    def _summary(self) -> dict[str, Any]:
+        rows = [row for row in self.epochs if math.isfinite(row["train_loss"])]
+        best = min(rows, key=lambda row: row["train_loss"], default=None)
+        final = self.epochs[-1] if self.epochs else None
+        ended = self.status == "done" and final is not None
+        updates = self.trainee.step
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **self.identity,
+            "status": self.status,
+            "reason": self.reason or None,
+            "final_train_loss": final["train_loss"] if ended and final else _unfinished(self.status),
+            "best_train_loss": best["train_loss"] if best else None,
+            "best_update": best["update"] if best else None,
+            "test_accuracy": final["test_accuracy"] if ended and final else None,
+            "updates": updates,
+            **self.clocks.state_dict(),
+            "seconds_per_update": self.clocks.seconds_updates / updates if updates else None,
+            "peak_memory_bytes": peak_memory_bytes(self.trainee.device),
+            "state_memory_bytes": self.trainee.state_memory_bytes(),
+            "damping_retries": self.trainee.damping_retries,
+            **self._target(),
+        }
+
+    def _target(self) -> dict[str, Any]:
+        """When train_loss first reached --target-loss at the end of an epoch; missing if it never did."""
+        target = self.run_config.target_loss
+        if target is None:
+            return {}
+        hit = next((row for row in self.epochs if row["train_loss"] <= target), None)
+        return {
+            "target_loss": target,
+            "target_update": hit["update"] if hit else None,
+            "target_seconds_updates": hit["seconds_updates"] if hit else None,
+        }
+
+
+def _unfinished(status: str) -> float | None:
+    """A diverged run ends at infinity, for every comparison; others have no final loss yet."""
+    return math.inf if status == "diverged" else None
+
+
+def trajectory(config: Config) -> dict[str, Any]:
+    """The part of the configuration that decides the numbers, but for the seed."""
+    tree = dump(config)
+    run = {k: v for k, v in tree["run"].items() if k not in ("seed", "seeds", "target_loss")}
+    problem = {k: v for k, v in tree["problem"].items() if k != "data_dir"}
+    return {"problem": problem, "method": tree["methods"][0], "run": run}
+
+
+def refuse_other_trajectory(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
+    """UsageError naming the keys in which a run on disk differs from the one asked for."""
+    keys = differing_keys(old, new)
+    if keys:
+        raise UsageError(f"{folder} holds a run of another configuration; differing: {', '.join(keys)}")
