@@ -218,7 +218,7 @@ def _with_lists(value: Any) -> Any:
 def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options without an S that only follows from T."""
     T, S = options.get("T"), options.get("S")
-    follows = T is not None and S == min(T, DEFAULT_S)
+    follows = T is not None and min(T, DEFAULT_S) == S
     return {**options, "S": None} if follows else dict(options)
 
 
