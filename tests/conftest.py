@@ -21,3 +21,9 @@ def _one_thread_and_empty_folder(tmp_path, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KFBENCH_DATA", raising=False)
+
+
+def pytest_collection_modifyitems(items):
+    """Fast ones first: what trains and what is killed comes last."""
+    slow = ("tests/engine", "tests/cli", "tests/test_properties", "tests/test_mutants", "tests/test_readme")
+    items.sort(key=lambda item: any(part in item.path.as_posix() for part in slow))

@@ -62,12 +62,13 @@ def _assert_same_run(folder, whole):
 
 @pytest.mark.parametrize("spec", [*SPECS, "adam:lr_schedule=cosine", "foof:T=4,momentum=0.9,lr=0.01"])
 def test_killed_run_continues_bit_for_bit(runs, spec, monkeypatch):
-    """kill -9 at random updates, with and without a checkpoint before it, twice in the same run."""
+    """kill -9 at random updates, with and without a checkpoint before it, three times in the same run."""
     _frequent_checkpoints(monkeypatch)
     _, whole = runs.train(spec, updates=UPDATES)
     rng = random.Random(spec)
     folder = runs.path / "killed"
-    for kill_at in (rng.randrange(UPDATES // 2), rng.randrange(UPDATES // 2, UPDATES), UPDATES - 1):
+    # One perhaps before the first checkpoint, the others with updates to go after the continuation.
+    for kill_at in (rng.randrange(4), rng.randrange(5, 13), rng.randrange(13, 20)):
 
         def action(kill_at=kill_at):
             _kill_in_update(kill_at)
