@@ -100,7 +100,7 @@ class Wallclock(Section):
 
     reference: Text = Field("sgd", description="SPEC that all ratios refer to; it runs twice a round")
     rounds: Int = Field(15, ge=3, description="interleaved rounds, one window of each method")
-    window_seconds: Float = Field(1.0, gt=0, description="shortest window; it is filled with whole periods")
+    window_seconds: Float = Field(0.9, gt=0, description="shortest window; it is filled with whole periods")
     precision: Float | None = Field(
         None, gt=0, lt=1, description="go on until every ratio's 95% interval is within +- this, up to --max-time"
     )

@@ -17,7 +17,9 @@ _UPDATES = 3
 
 def probe_memory(tree: dict[str, Any]) -> dict[str, int]:
     """peak_memory_bytes and state_memory_bytes of the one method in a dumped configuration."""
-    context = multiprocessing.get_context("spawn")
+    # A server that has imported torch forks each probe: as fresh as a new process, without its start-up.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_probe, tree).result()
 
