@@ -1,18 +1,19 @@
 """The contestants of one `wallclock` table: built, warmed up, and given windows that fit into the time there is."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from kfbench.config import dump
-from kfbench.engine.build import build_data
 from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
 from kfbench.engine.costs import measured_tasks, predicted_tasks
 from kfbench.engine.memory_probe import probe_memory
 from kfbench.engine.timing import plan_updates
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
+from kfbench.problems.datasets import Dataset
 from kfbench.results.timings import PARTS
 from kfbench.sections import Config
 
@@ -22,10 +23,10 @@ Progress = Callable[[str], None]
 class Bench:
     """All contestants of one configuration; the first method is the reference."""
 
-    def __init__(self, config: Config, device: torch.device, progress: Progress) -> None:
-        self.config, self.device = config, device
-        self.data = build_data(config, device)
-        self.batches = preload(self.data, config.run.batch_size, config.run.seed)
+    def __init__(self, config: Config, data: Dataset, device: torch.device, progress: Progress) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.began = time.monotonic()
+        self.batches = preload(data, config.run.batch_size, config.run.seed)
         self.notes: list[str] = []
         self.composed: dict[str, tuple[int, int]] = {}
         self.updates: dict[str, int] = {}

@@ -38,13 +38,19 @@ def build_data(config: Config, device: torch.device) -> Dataset:
     problem, run = config.problem, config.run
     data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, getattr(torch, run.dtype))
     data = data.first(problem.train_samples)
+    check_sizes(config, data)
+    return data
+
+
+def check_sizes(config: Config, data: Dataset) -> None:
+    """UsageError where a batch or an evaluation asks for more samples than there are."""
+    problem, run = config.problem, config.run
     if run.batch_size > len(data.train_inputs):
         raise UsageError(f"batch_size is {run.batch_size}, above the {len(data.train_inputs)} training samples")
     k = problem.eval_samples
     if k is not None and k > min(len(data.train_inputs), len(data.test_inputs)):
         sizes = f"{len(data.train_inputs)} training and {len(data.test_inputs)} test samples"
         raise UsageError(f"eval_samples is {k}, above what there is: {sizes}")
-    return data
 
 
 def build_network(problem: Problem, run: Run, data: Dataset, device: torch.device, seed: int) -> nn.Module:

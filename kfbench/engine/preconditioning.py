@@ -70,8 +70,8 @@ class Preconditioning:
             raise ValueError(f"damping must be at least 0, got {damping}")
         self.model, self.damping = model, damping
         self.method: Preconditioner = make_preconditioner(method, **options) if isinstance(method, str) else method
-        if getattr(self.method, "fisher", None) not in FISHERS:
-            fisher = getattr(self.method, "fisher", None)
+        fisher = getattr(self.method, "fisher", None)
+        if fisher not in FISHERS:
             raise ValueError(f"fisher of the method must be one of {', '.join(FISHERS)}, got {fisher!r}")
         self.schedule = Amortisation.of(T, S)
         self.order = order or self.method.orders[0]

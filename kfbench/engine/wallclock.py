@@ -10,10 +10,11 @@ from typing import Any
 
 from kfbench.config import dump, load_config
 from kfbench.engine.bench import Bench, Progress
-from kfbench.engine.build import build_data, prepare_torch
+from kfbench.engine.build import build_data, check_sizes, prepare_torch
 from kfbench.engine.interruption import Interruption
 from kfbench.engine.timing import time_rounds, time_until
 from kfbench.errors import UsageError
+from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
 from kfbench.results.timings import (
@@ -33,9 +34,10 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
     Several cells have a folder each. All are checked before the first window. An interruption ends
     the rounds and keeps what was measured.
     """
-    for config in cells:
-        _check(config)
     device = prepare_torch(cells[0].run)
+    data = build_data(cells[0], device)  # one for all: cells differ in width and batch size alone
+    for config in cells:
+        _check(config, data)
     write_yaml(directory / "config.yaml", dump(cells[0], "wallclock"))
     write_json(directory / "environment.json", environment(device))
     summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "status": "interrupted", "cells": []}
@@ -45,7 +47,7 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
                 progress(name)
             folder = directory / name
             folder.mkdir(exist_ok=True)
-            cell = _time_cell(config, folder, progress, stop)
+            cell = _time_cell(Bench(config, data, device, progress), folder, progress, stop)
             if cell is None:
                 break
             summary["cells"].append(cell)
@@ -59,7 +61,7 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
     return summary
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, data: Dataset) -> None:
     settings = config.wallclock
     if settings.processes > 1 and settings.precision is not None:
         raise UsageError(f"--precision needs --processes 1, got {settings.processes}")
@@ -67,7 +69,7 @@ def _check(config: Config) -> None:
         raise UsageError(f"--processes is {settings.processes}, above the {settings.rounds} rounds")
     if settings.compose == "always" and config.run.device != "cpu" and not config.run.quick:
         raise UsageError(f"--compose always is for the CPU, got --device {config.run.device}")
-    build_data(config, prepare_torch(config.run))
+    check_sizes(config, data)
 
 
 def _cell_names(cells: Sequence[Config]) -> list[str]:
@@ -77,10 +79,9 @@ def _cell_names(cells: Sequence[Config]) -> list[str]:
     return ["-".join(f"{axis}={v[axis]}" for axis in varying) for v in values]
 
 
-def _time_cell(config: Config, folder: Path, progress: Progress, stop: Interruption) -> dict[str, Any] | None:
-    """Time every method of ``config``; windows.csv gets each round as it ends. None if nothing was measured."""
-    started = time.monotonic()
-    bench = Bench(config, prepare_torch(config.run), progress)
+def _time_cell(bench: Bench, folder: Path, progress: Progress, stop: Interruption) -> dict[str, Any] | None:
+    """Time every method of a bench; windows.csv gets each round as it ends. None if nothing was measured."""
+    config = bench.config
     bench.plan()
     log = CsvLog(folder / "windows.csv", WINDOW_COLUMNS)
     try:
@@ -102,7 +103,7 @@ def _time_cell(config: Config, folder: Path, progress: Progress, stop: Interrupt
         "width": config.problem.width,
         "batch_size": config.run.batch_size,
         "label": _label(config),
-        "seconds_total": time.monotonic() - started,
+        "seconds_total": time.monotonic() - bench.began,
         "methods": methods,
         "warnings": notes + bench.notes + _precision_notes(bench, rows),
         "quick": config.run.quick,
@@ -160,7 +161,8 @@ def _rounds_apart(bench: Bench, log: CsvLog, progress: Progress) -> list[dict[st
 def _one_process(tree: dict[str, Any], updates: dict[str, int], rounds: list[int]) -> list[dict[str, Any]]:
     flags = {**tree["problem"], **tree["run"], **tree["wallclock"]}
     config = load_config(flags=flags, specs=tree["methods"], command="wallclock")
-    bench = Bench(config, prepare_torch(config.run), lambda line: None)
+    device = prepare_torch(config.run)
+    bench = Bench(config, build_data(config, device), device, lambda line: None)
     bench.follow(updates)
     seed = config.run.seed
     return [row for r in rounds for row in time_rounds(bench.timed_in_order(), bench.updates, 1, seed, r)]
