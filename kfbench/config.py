@@ -6,6 +6,7 @@ defaults, ``--config FILE``, flags, ``--set a.b=c``. A value inside the SPEC of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,15 +16,33 @@ from pydantic import ValidationError
 from kfbench.errors import UsageError, shown, unknown
 from kfbench.methods import find_method, parse_spec
 from kfbench.registry import DATASETS, DEFAULT_S, METHODS, MODELS, MethodEntry
-from kfbench.sections import COMMAND_BLOCKS, TOP_KEYS, Config, Method, MethodOptions, Problem, Run, Section, Wallclock
+from kfbench.sections import (
+    COMMAND_BLOCKS,
+    TOP_KEYS,
+    Config,
+    Method,
+    MethodOptions,
+    Problem,
+    Run,
+    Section,
+    Sweep,
+    Wallclock,
+)
 from kfbench.yaml_file import parse_yaml, read_yaml
 
 _S = TypeVar("_S", bound=Section)
 # The sections that flags fill directly; those of methods become defaults of every SPEC.
-_FLAG_SECTIONS: dict[str, type[Section]] = {"problem": Problem, "run": Run, "wallclock": Wallclock}
+_FLAG_SECTIONS: dict[str, type[Section]] = {
+    "problem": Problem,
+    "run": Run,
+    "wallclock": Wallclock,
+    "sweep": Sweep,
+}
 
 # A smoke run of `wallclock`: fewer rounds than an interval needs.
 _QUICK_WALLCLOCK = {"rounds": 3, "window_seconds": 0.05, "compose": "always", "processes": 1}
+# Of `sweep`: no more rounds than show that each works.
+_QUICK_SWEEP = {"extend": 0, "final_seeds": 1}
 
 
 def load_config(
@@ -65,7 +84,10 @@ def load_config(
     wallclock = _section(Wallclock, _given(tree, "wallclock") if command == "wallclock" else {})
     if run.quick:
         wallclock = wallclock.model_copy(update=_QUICK_WALLCLOCK)
-    return Config(problem=problem, methods=methods, run=run, wallclock=wallclock)
+    sweep = _with_final_budget(_section(Sweep, _given(tree, "sweep") if command == "sweep" else {}))
+    if run.quick:
+        sweep = sweep.model_copy(update=_QUICK_SWEEP)
+    return Config(problem=problem, methods=methods, run=run, wallclock=wallclock, sweep=sweep)
 
 
 def without_flagged(entry: Any, flags: Collection[str]) -> dict[str, Any]:
@@ -147,6 +169,13 @@ def _with_budget(run: Run, problem: Problem) -> Run:
     return run
 
 
+def _with_final_budget(sweep: Sweep) -> Sweep:
+    if sweep.final_epochs is not None and sweep.final_updates is not None:
+        got = f"got final_epochs {sweep.final_epochs} and final_updates {sweep.final_updates}"
+        raise UsageError(f"give final_epochs or final_updates, not both: {got}")
+    return sweep
+
+
 def _check_problem(problem: Problem) -> None:
     if problem.dataset not in DATASETS:
         raise unknown("data set", problem.dataset, DATASETS)
@@ -223,14 +252,14 @@ def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """NAME plus -key=value for every option in which the SPECs of that NAME differ."""
+    """NAME plus -key=value for every option in which the SPECs of that NAME differ; it also names a folder."""
     found = []
     for opt, options in methods:
         others = [_chosen(other) for name, other in methods if name == opt]
         own = _chosen(options)
         differing = [key for key in options if any(other.get(key) != own[key] for other in others)]
         name = opt.replace(":", ".")
-        found.append("-".join([name, *(f"{key}={options[key]}" for key in differing)]))
+        found.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))
     return found
 
 
@@ -244,5 +273,10 @@ def dump(config: Config, command: str | None = None) -> dict[str, Any]:
     return {"problem": _without_none(tree["problem"]), "methods": methods, "run": _without_none(tree["run"]), **blocks}
 
 
+def undump(tree: Mapping[str, Any]) -> Config:
+    """The configuration of which ``dump`` gave problem, methods and run."""
+    return load_config(flags={**tree["problem"], **tree["run"]}, specs=tree["methods"])
+
+
 def _without_none(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if value is not None}
+    return {key: _with_lists(value) for key, value in section.items() if value is not None}

@@ -38,6 +38,7 @@ class MethodEntry:
     optimizer_options: tuple[str, ...]  # those that the optimizer's constructor takes
     constructor: tuple[str, ...] = ()  # those that the preconditioner's constructor takes
     open_ended: bool = False  # a user's constructor with **kwargs takes any option
+    lr_range: tuple[float, float] = (1e-5, 1.0)  # where `kfbench sweep` looks, in half decades, without a damping
 
     def accepts(self, option: str) -> bool:
         """Whether this method has that option."""
@@ -84,6 +85,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer_options=SGD_CONSTRUCTOR,
             preconditioner=None,
             options={**SGD_OPTIONS, "lr": 0.01, "momentum": 0.9},
+            lr_range=(1e-3, 1.0),
         ),
         "adam": MethodEntry(
             summary="Adam",
@@ -92,6 +94,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer_options=("lr",),
             preconditioner=None,
             options={**COMMON_OPTIONS, "lr": 3e-4},
+            lr_range=(1e-5, 1e-2),
         ),
         "adamw": MethodEntry(
             summary="Adam with decoupled weight decay",
@@ -100,6 +103,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer_options=("lr",),
             preconditioner=None,
             options={**COMMON_OPTIONS, "lr": 3e-4, "weight_decay": 0.01},
+            lr_range=(1e-5, 1e-2),
         ),
         "foof": MethodEntry(
             summary="gradient descent on neurons: G (A + lambda I)^-1",

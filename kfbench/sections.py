@@ -84,6 +84,12 @@ class Run(Section):
     batch_size: Int = Field(100, ge=1, description="samples per update")
     micro_batch_size: Int | None = Field(None, ge=1, description="samples per forward (default: batch size)")
     target_loss: Float | None = Field(None, description="record when train_loss at an epoch's end reaches this")
+    divergence_factor: Float | None = Field(
+        None,
+        gt=1,
+        description="stop a seed, as diverged, when the median loss since the last look (50 updates or an epoch's end) "
+        "exceeds this multiple of the untrained network's (default: never; in sweeps 10)",
+    )
     seed: Int = Field(0, ge=0, le=2**32 - 1, description="the first seed")
     seeds: Int = Field(1, ge=1, description="number of seeds: seed, seed + 1, ...")
     device: Text = Field("cpu", description="any torch device")
@@ -116,6 +122,30 @@ class Wallclock(Section):
     optimizer_only: bool = Field(False, description="time the step alone, without forward and backward")
 
 
+class Sweep(Section):
+    """What `kfbench sweep` tries."""
+
+    parameters: tuple[Text, ...] = Field(("lr", "damping"), description="options of methods to tune")
+    grids: dict[str, Any] = Field(default_factory=dict, description="parameter -> START:STOP:STEP, or its values")
+    absolute_lr: bool = Field(
+        False, description="lr itself is on the grid, not alpha = lr / damping, also for methods with damping"
+    )
+    extend: Int = Field(
+        2, ge=0, description="rounds of extension where the best lies at, or near-optimal along, an edge"
+    )
+    near: Float = Field(1.1, ge=1, description="near optimal: a loss within this factor of the method's best")
+    refine: Int = Field(0, ge=0, description="further trials around the best of each method")
+    sampler: Literal["random", "qmc", "tpe"] = Field(
+        "random", description="how these are drawn: one grid step around the best; or in the whole grid, by Optuna"
+    )
+    top: Int = Field(1, ge=0, description="this many best points of each method are run again with fresh seeds")
+    final_seeds: Int = Field(3, ge=1, description="fresh seeds for each of them")
+    final_epochs: Int | None = Field(None, ge=1, description="their epochs (default: those of the trials)")
+    final_updates: Int | None = Field(None, ge=1, description="their updates, instead of --final-epochs")
+    jobs: Int = Field(1, ge=1, description="trials at the same time, each in a process of its own")
+    trial_timeout: Float | None = Field(None, gt=0, description="seconds after which a trial counts as hanging")
+
+
 class Method(Section):
     """One resolved method: which one, what its records are called, every option it has."""
 
@@ -131,9 +161,16 @@ class Config(Section):
     methods: tuple[Method, ...]
     run: Run
     wallclock: Wallclock
+    sweep: Sweep = Sweep()
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.
 COMMAND_BLOCKS = ("sweep", "wallclock", "similarity", "compare")
-SECTIONS: dict[str, type[Section]] = {"problem": Problem, "method": MethodOptions, "run": Run, "wallclock": Wallclock}
+SECTIONS: dict[str, type[Section]] = {
+    "problem": Problem,
+    "method": MethodOptions,
+    "run": Run,
+    "wallclock": Wallclock,
+    "sweep": Sweep,
+}
 TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)

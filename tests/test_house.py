@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "kfbench"
 ORDER = ["problems", "curvature", "preconditioners", "engine", "results", "cli"]
 # Imported from anywhere: they import nothing of the six folders.
-EVERYWHERE = ["config", "errors", "importing", "methods", "registry", "sections", "yaml_file"]
+EVERYWHERE = ["config", "errors", "identity", "importing", "methods", "registry", "sections", "yaml_file"]
 # Records and the arithmetic over them: they import nothing but each other, so the engine may write and
 # judge with them; tables, plots, folders and gates stay out of its reach.
 PURE_RESULTS = [f"results.{name}" for name in ("records", "environment", "statistics", "intervals", "timings")]

@@ -16,6 +16,7 @@ from kfbench.errors import KfbenchError
 # command runs, so that --help answers at once.
 _COMMANDS = {
     "train": ("kfbench.cli.train", "train", "Train a model with one optimizer and record every loss."),
+    "sweep": ("kfbench.cli.sweep", "sweep", "Tune the methods' parameters, each with as many trials."),
     "wallclock": ("kfbench.cli.wallclock", "wallclock", "Time updates of several optimizers, with error bars."),
     "data": ("kfbench.cli.data", "app", "List, fetch and check data sets."),
     "list": ("kfbench.cli.listing", "list_names", "List methods, models and data sets."),

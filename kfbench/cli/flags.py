@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from kfbench.errors import UsageError
 from kfbench.registry import DATASETS, METHODS, MODELS
@@ -19,7 +20,9 @@ _PANELS = {
     "method": "Method (defaults for every SPEC that has them)",
     "run": "Run",
     "wallclock": "Measuring",
+    "sweep": "Sweep",
 }
+_SHORT = {"jobs": ("-j",)}
 _NAMES = {"dataset": DATASETS, "model": MODELS}
 
 # Options of commands, shared by several.
@@ -56,7 +59,7 @@ def with_config_flags(*sections: str) -> Callable[[Callable[..., None]], Callabl
 
 def _with_flags(command: Callable[..., None], sections: tuple[str, ...]) -> Callable[..., None]:
     own = [p for p in inspect.signature(command).parameters.values() if p.kind != p.VAR_KEYWORD]
-    made = [_flag(name, key) for name in sections for key in SECTIONS[name].model_fields]
+    made = [_flag(name, key) for name in sections for key, f in SECTIONS[name].model_fields.items() if _one_value(f)]
     keys = [parameter.name for parameter in made]
 
     def wrapper(**values: Any) -> None:
@@ -80,7 +83,9 @@ def _flag(section_name: str, key: str) -> inspect.Parameter:
         annotation: Any = Annotated[Optional[bool], typer.Option(f"--{dashed}/--no-{dashed}", **common)]
     else:
         complete = (lambda incomplete: [name for name in known if name.startswith(incomplete)]) if known else None
-        option = typer.Option(f"--{dashed}", metavar=_metavar(field.annotation), autocompletion=complete, **common)
+        option = typer.Option(
+            f"--{dashed}", *_SHORT.get(key, ()), metavar=_metavar(field.annotation), autocompletion=complete, **common
+        )
         annotation = Annotated[Optional[list[str]], option]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -92,6 +97,11 @@ def _kinds(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Literal or not get_args(annotation):
         return [annotation]
     return [kind for inner in get_args(annotation) if inner is not type(None) for kind in _kinds(inner)]
+
+
+def _one_value(field: FieldInfo) -> bool:
+    """Lists and mappings have arguments and options of their own."""
+    return get_origin(field.annotation) not in (tuple, dict)
 
 
 def _is_bool(annotation: Any) -> bool:

@@ -43,7 +43,7 @@ class _Describing(Observer):
         train = "" if self.train_loss is None else f"  train loss {self.train_loss:.4g}"
         return (
             f"{self.label}{seed}  update {self.step}/{self.total}  epoch {self.step / self.per_epoch:.1f}  "
-            f"loss {row['loss']:.4g}{train}  {rate:.1f} updates/s  {_clock(left)} left"
+            f"loss {row['loss']:.4g}{train}  {rate:.1f} updates/s  {clock(left)} left"
         )
 
     def evaluated(self, row: dict[str, Any]) -> None:
@@ -54,7 +54,8 @@ class _Describing(Observer):
             traceback.print_exception(error)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are some."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 

@@ -47,13 +47,7 @@ def load_checkpoint(directory: Path) -> dict[str, Any] | None:
     return None
 
 
-def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys in which two nested configurations differ."""
-    found = []
-    for key in dict.fromkeys([*a, *b]):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += differing_keys(left, right, f"{prefix}{key}.")
-        elif left != right:
-            found.append(f"{prefix}{key}")
-    return found
+def remove_checkpoints(directory: Path) -> None:
+    """For runs of which only the records are kept."""
+    for name in (CHECKPOINT, CHECKPOINT + ".new", RESERVE):
+        (directory / name).unlink(missing_ok=True)

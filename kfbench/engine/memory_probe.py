@@ -4,7 +4,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from kfbench.config import load_config
+from kfbench.config import undump
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.contestants import preload
 from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
@@ -25,7 +25,7 @@ def probe_memory(tree: dict[str, Any]) -> dict[str, int]:
 
 
 def _probe(tree: dict[str, Any]) -> dict[str, int]:
-    config = load_config(flags={**tree["problem"], **tree["run"]}, specs=tree["methods"])
+    config = undump(tree)
     device = prepare_torch(config.run)
     data = build_data(config, device)
     trainee = Trainee(config, data, config.run.seed, device)

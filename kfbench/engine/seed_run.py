@@ -1,22 +1,22 @@
 """One seed of `train`: the loop around its updates, what is recorded of it, and how it goes on after a crash."""
 
 import math
+import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kfbench.config import dump
-from kfbench.engine.checkpoint import differing_keys, load_checkpoint, save_checkpoint
+from kfbench.engine.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from kfbench.engine.clock import Clocks
 from kfbench.engine.interruption import Interruption
 from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
 from kfbench.engine.observer import Observer
 from kfbench.engine.trainee import Trainee
-from kfbench.errors import KfbenchError, UsageError, described
-from kfbench.results.records import EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
+from kfbench.errors import KfbenchError, described
+from kfbench.identity import refuse_other, trajectory
+from kfbench.results.records import ENDED, EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
 from kfbench.sections import Config
 
 # Losses stay on the device for this many updates, then one transfer reads them all.
@@ -35,8 +35,10 @@ class SeedRun:
         folder: Path,
         observer: Observer,
         stop: Interruption,
+        keep_weights: bool = True,
     ) -> None:
         self.trainee, self.folder, self.observer, self.stop = trainee, folder, observer, stop
+        self.keep_weights = keep_weights
         self.run_config = config.run
         self.identity = {"method": config.methods[0].label, "seed": trainee.seed}
         self.trajectory = trajectory(config)
@@ -54,7 +56,7 @@ class SeedRun:
         reset_peak_memory(self.trainee.device)
         checkpoint = load_checkpoint(self.folder) if resume else None
         if checkpoint is not None:
-            refuse_other_trajectory(checkpoint["trajectory"], self.trajectory, self.folder)
+            refuse_other(checkpoint["trajectory"], self.trajectory, self.folder)
         self._open_logs(checkpoint)
         self.observer.started(self.trainee.seed, self.trainee.step, self.trainee.total, self.trainee.per_epoch)
         try:
@@ -75,6 +77,8 @@ class SeedRun:
             self.epochs_log.close()
         summary = self._summary()
         write_json(self.folder / "summary.json", summary)
+        if not self.keep_weights and self.status in ENDED:
+            remove_checkpoints(self.folder)
         self.observer.finished(summary)
         return summary
 
@@ -112,7 +116,8 @@ class SeedRun:
                 if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
-        self._checkpoint(ended=True)
+        if self.keep_weights:
+            self._checkpoint(ended=True)
 
     def _next_row(self) -> None:
         """Begin the record of the coming update; its loss stays on the device until the flush."""
@@ -142,7 +147,19 @@ class SeedRun:
         self.clocks.lap_elsewhere()
         if bad is not None:
             self.status, self.reason = "diverged", f"the loss of update {rows[-1]['update']} is {rows[-1]['loss']}"
-        return bad is None
+        else:
+            self._stop_if_diverging(values)
+        return self.status == "done"
+
+    def _stop_if_diverging(self, losses: list[float]) -> None:
+        """The median tells a run that has left for good from one that came back after a few bad updates."""
+        factor, typical = self.run_config.divergence_factor, statistics.median(losses)
+        if factor is not None and typical > factor * self.epochs[0]["train_loss"]:
+            self.status = "diverged"
+            self.reason = (
+                f"the median loss of the {len(losses)} updates before {self.trainee.step} is {typical:.4g}, more than "
+                f"{factor:g} times that of the untrained network"
+            )
 
     def _stop_early(self, status: str, error: Exception) -> None:
         """Keep the updates whose loss is known, and say why there are no more."""
@@ -235,18 +252,3 @@ class SeedRun:
 def _unfinished(status: str) -> float | None:
     """A diverged run ends at infinity, for every comparison; others have no final loss yet."""
     return math.inf if status == "diverged" else None
-
-
-def trajectory(config: Config) -> dict[str, Any]:
-    """The part of the configuration that decides the numbers, but for the seed."""
-    tree = dump(config)
-    run = {k: v for k, v in tree["run"].items() if k not in ("seed", "seeds", "target_loss")}
-    problem = {k: v for k, v in tree["problem"].items() if k != "data_dir"}
-    return {"problem": problem, "method": tree["methods"][0], "run": run}
-
-
-def refuse_other_trajectory(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
-    """UsageError naming the keys in which a run on disk differs from the one asked for."""
-    keys = differing_keys(old, new)
-    if keys:
-        raise UsageError(f"{folder} holds a run of another configuration; differing: {', '.join(keys)}")

@@ -7,27 +7,36 @@ from kfbench.config import dump, load_config
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.interruption import Interruption
 from kfbench.engine.observer import Observer
-from kfbench.engine.seed_run import SeedRun, refuse_other_trajectory, trajectory
+from kfbench.engine.seed_run import SeedRun
 from kfbench.engine.trainee import Trainee
+from kfbench.identity import refuse_other, trajectory
+from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
-from kfbench.results.records import SCHEMA_VERSION, json_or_empty, write_json, write_yaml
+from kfbench.results.records import ENDED, SCHEMA_VERSION, json_or_empty, write_json, write_yaml
 from kfbench.results.statistics import over_seeds
 from kfbench.sections import Config
 
-# How a seed can end for good; the others ("interrupted", "failed") are continued by --resume.
-_ENDED = ("done", "diverged")
 
-
-def train(config: Config, directory: Path, observer: Observer, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: Config,
+    directory: Path,
+    observer: Observer,
+    resume: bool = False,
+    data: Dataset | None = None,
+    keep_weights: bool = True,
+) -> dict[str, Any]:
     """Run every seed into ``directory``; returns what its summary.json holds.
+
+    ``data`` is what ``build_data`` gave for this configuration, where it is at hand already; without
+    ``keep_weights`` a seed that has ended leaves records only, no checkpoint.
 
     The folder exists. UsageError for what does not fit, before the first update; a seed that
     diverges or fails is recorded and the next one goes on; an interruption ends all seeds.
     """
     if resume and (directory / "config.yaml").is_file():
-        refuse_other_trajectory(trajectory(load_config(directory / "config.yaml")), trajectory(config), directory)
+        refuse_other(trajectory(load_config(directory / "config.yaml")), trajectory(config), directory)
     device = prepare_torch(config.run)
-    data = build_data(config, device)
+    data = build_data(config, device) if data is None else data
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
     trainee: Trainee | None = Trainee(config, data, seeds[0], device)  # what is wrong fails before anything is written
     assert trainee is not None
@@ -40,9 +49,9 @@ def train(config: Config, directory: Path, observer: Observer, resume: bool = Fa
             folder = directory / f"seed-{seed}"
             folder.mkdir(exist_ok=True)
             summary = json_or_empty(folder / "summary.json") if resume else {}
-            if summary.get("status") not in _ENDED:
+            if summary.get("status") not in ENDED:
                 trainee = trainee or Trainee(config, data, seed, device)
-                summary = SeedRun(trainee, config, folder, observer, stop).run(resume)
+                summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume)
             trainee = None  # the next seed's model takes its place in memory
             summaries.append(summary)
             if stop.requested:

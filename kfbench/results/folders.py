@@ -3,11 +3,15 @@
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from kfbench.config import load_config
 from kfbench.errors import UsageError
+from kfbench.identity import budget, refuse_other
+from kfbench.yaml_file import read_yaml
 
 RUNS = Path("runs")
 
@@ -42,6 +46,28 @@ def output_folder(
     finally:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def sweep_folder(out: Path | None, name: str, shared: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+    """The folder of a sweep, by default runs/sweep-NAME: continued where it is there.
+
+    UsageError for a folder of something else, or of a sweep whose ``shared`` part of the
+    configuration (problem and budget) is another.
+    """
+    directory = RUNS / f"sweep-{name}" if out is None else out
+    if overwrite or not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        with output_folder(directory, "sweep", False, overwrite) as directory:
+            yield directory
+        return
+    if not directory.is_dir():
+        raise UsageError(f"--out {directory} is a file, expected a folder")
+    file = directory / "config.yaml"
+    if not (directory / "trials.csv").is_file() and (not file.is_file() or "sweep" not in read_yaml(file)):
+        raise UsageError(f"{directory} holds something else than a sweep; give another --out")
+    if file.is_file():
+        refuse_other(budget(load_config(file, command="sweep")), shared, directory, "sweep")
+    yield directory
 
 
 def _check_existing(out: Path, resume: bool, overwrite: bool, can_resume: bool) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+# How a seed can end for good; the others ("interrupted", "failed") are continued.
+ENDED = ("done", "diverged")
 UPDATE_COLUMNS = (
     "method",
     "seed",

@@ -14,9 +14,10 @@ import torch
 
 from kfbench.cli.app import main
 from kfbench.engine import checkpoint, seed_run
-from kfbench.engine.checkpoint import CHECKPOINT, RESERVE, differing_keys, load_checkpoint, save_checkpoint
+from kfbench.engine.checkpoint import CHECKPOINT, RESERVE, load_checkpoint, save_checkpoint
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
+from kfbench.identity import differing_keys
 from tests.engine.conftest import SMALL, epochs, updates
 from tests.engine.test_training import SPECS
 

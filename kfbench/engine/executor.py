@@ -1,0 +1,199 @@
+"""Where trials run: a small interface, and an implementation with one process a trial.
+
+A trial that crashes, is killed for its memory or hangs takes nothing with it but itself. The leader
+needs no torch: what runs is named by path, "package.module:function".
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from kfbench.errors import KfbenchError, described
+
+# Imported once by the server that forks trials; it reads the data set named in this variable.
+_PRELOADED = "kfbench.engine.trial_server"
+PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
+# How long a trial may take to save its checkpoint when it is asked to stop.
+_GRACE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function of plain values, run once; what it prints goes to ``log``."""
+
+    key: str
+    function: str
+    arguments: tuple[Any, ...]
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: returned | refused (a sentence for the user) | disk (an OSError) | crashed | late."""
+
+    key: str
+    kind: str
+    value: Any
+    seconds: float
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere; a cluster is another implementation of these four."""
+
+    def submit(self, job: Job) -> None:
+        """Start it; only while ``free`` is above 0."""
+
+    @property
+    def free(self) -> int:
+        """How many more jobs may be submitted now."""
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """The jobs that ended since the last call; returns when there are some, or after that time."""
+
+    def stop(self) -> None:
+        """Ask every job to save what it has and end; returns when all have ended."""
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: Any
+    connection: Connection
+    began: float
+
+
+class ProcessExecutor:
+    """Up to ``jobs`` processes on this machine, forked from a server that has imported torch; spawned elsewhere."""
+
+    def __init__(self, jobs: int, timeout: float | None = None, preload: Mapping[str, Any] | None = None) -> None:
+        self._jobs, self._timeout = jobs, timeout
+        self._running: dict[str, _Running] = {}
+        if preload is not None:
+            os.environ[PRELOAD_VARIABLE] = json.dumps(preload)
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            self._context.set_forkserver_preload(["__main__", _PRELOADED])
+
+    def submit(self, job: Job) -> None:
+        """Start it in a process of its own."""
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_run, args=(theirs, job))
+        process.start()
+        theirs.close()  # so that the pipe ends when the process does
+        self._running[job.key] = _Running(job, process, ours, time.monotonic())
+
+    @property
+    def free(self) -> int:
+        """How many more jobs may be submitted now."""
+        return self._jobs - len(self._running)
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """The jobs that ended, or were ended because they took longer than the timeout."""
+        running = {r.connection: r for r in self._running.values()}
+        ready = wait(list(running), timeout=self._patience(seconds)) if running else []
+        outcomes = [self._collect(running[connection]) for connection in ready]  # type: ignore[index]
+        late = [r for r in self._running.values() if self._age(r) > (self._timeout or float("inf"))]
+        return outcomes + [self._end(r) for r in late]
+
+    def stop(self) -> None:
+        """SIGTERM to all, which makes a trial save its checkpoint; SIGKILL to those that do not end."""
+        for running in self._running.values():
+            running.process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            for running in self._running.values():
+                running.process.join(max(deadline - time.monotonic(), 0))
+        finally:
+            for running in self._running.values():
+                running.process.kill()
+            self._running = {}
+
+    def _age(self, running: _Running) -> float:
+        return time.monotonic() - running.began
+
+    def _patience(self, seconds: float) -> float:
+        """Until the caller wants to look around, or the next job is late."""
+        if self._timeout is None:
+            return seconds
+        return max(min([seconds, *(self._timeout - self._age(r) for r in self._running.values())]), 0.0)
+
+    def _collect(self, running: _Running) -> Outcome:
+        try:
+            kind, value = running.connection.recv()
+        except (EOFError, OSError):
+            kind, value = "crashed", None
+        running.process.join()
+        if kind == "crashed" and value is None:
+            value = _how_it_ended(running.process.exitcode)
+        return self._remove(running, kind, value)
+
+    def _end(self, running: _Running) -> Outcome:
+        running.process.kill()
+        running.process.join()
+        return self._remove(running, "late", f"took longer than {self._timeout:g} s (--trial-timeout)")
+
+    def _remove(self, running: _Running, kind: str, value: Any) -> Outcome:
+        running.connection.close()
+        del self._running[running.job.key]
+        return Outcome(running.job.key, kind, value, self._age(running))
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed (signal 9), perhaps for want of memory"
+    if code is not None and code < 0:
+        return f"was ended by signal {-code} ({signal.Signals(-code).name})"
+    return f"ended with exit code {code} and no result"
+
+
+def _run(connection: Connection, job: Job) -> None:
+    """In the new process: run the job and send what became of it."""
+    _die_with_the_leader()
+    with suppress(OSError):
+        os.setpgid(0, 0)  # Ctrl-C in the terminal is the leader's to hear; it then asks the trials to stop
+    try:
+        if job.log is not None:
+            _print_into(job.log)
+        module, _, name = job.function.partition(":")
+        connection.send(("returned", getattr(importlib.import_module(module), name)(*job.arguments)))
+    except KfbenchError as error:
+        connection.send(("refused", str(error)))
+    except OSError as error:
+        connection.send(("disk", (error.errno, error.strerror or str(error), str(error.filename or ""))))
+    except Exception as error:
+        connection.send(("crashed", described(error)))
+        raise  # its traceback goes to the log
+
+
+def _die_with_the_leader() -> None:
+    """Where the leader is killed, its trials must not go on beside those of the next leader."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _print_into(log: Path) -> None:
+    """Standard output and error, also of C++ code that ends the process."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(file, stream.fileno())
+    os.close(file)

@@ -1,0 +1,123 @@
+"""trials.csv: which trials ended, and how. It and the run folders are all that a sweep remembers."""
+
+import csv
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kfbench.engine.sweep_plan import Trial
+from kfbench.errors import UsageError
+from kfbench.results.records import ENDED, CsvLog, json_or_empty, write_atomically, write_json
+from kfbench.results.trials import FIXED_AFTER, FIXED_BEFORE, Row, parse_row
+
+_NAME = "trials.csv"
+
+
+class Ledger:
+    """The rows of trials.csv by hash, and the lock that keeps a second sweep out of the folder.
+
+    Rows of trials that failed are dropped on opening: they are tried again.
+    """
+
+    def __init__(self, directory: Path, swept: Sequence[str]) -> None:
+        self.directory = directory
+        self._lock = _lock(directory)
+        self._path, self._swept = directory / _NAME, swept
+        self._kept = [row for row in read_rows(self._path) if row["status"] in ENDED]
+        self._log: CsvLog | None = None
+        self.rows: dict[str, Row] = {row["config_hash"]: parse_row(row) for row in self._kept}
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._log is not None:
+            self._log.close()
+        os.close(self._lock)
+
+    def _open(self) -> CsvLog:
+        """Not before there is something to write: a sweep that is refused leaves nothing behind."""
+        columns = _columns(self._path, self._swept)
+        write_atomically(self._path, _text(columns, self._kept))
+        return CsvLog(self._path, columns, keep_bytes=self._path.stat().st_size)
+
+    def begin(self, trial: Trial) -> None:
+        """Say in the trial's folder what it is, before it runs: its folder alone then tells."""
+        folder = self.directory / trial.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "trial.json", {"round": trial.round, "point": trial.point, "seed": trial.seed})
+
+    def find(self, trial: Trial) -> Row | None:
+        """The row of a trial that ended, now or earlier; a folder that was finished but not noted is noted."""
+        if trial.hash not in self.rows:
+            summary = json_or_empty(self.directory / trial.folder / f"seed-{trial.seed}" / "summary.json")
+            if summary.get("status") not in ENDED:
+                return None
+            self.record(trial, summary)
+        return self.rows[trial.hash]
+
+    def record(self, trial: Trial, summary: dict[str, Any]) -> Row:
+        """Append the row of a trial that ended, in whatever way its status says."""
+        row = {
+            "trial": len(self.rows),
+            "method": trial.method,
+            "seed": trial.seed,
+            "round": trial.round,
+            **trial.swept,
+            **{key: summary.get(key) for key in FIXED_AFTER},
+            "config_hash": trial.hash,
+            "run_dir": str(trial.folder),
+        }
+        self._log = self._log or self._open()
+        self._log.append([row])
+        self.rows[trial.hash] = row
+        return row
+
+    def begun(self, method: str, round: str) -> list[dict[str, Any]]:
+        """What the folders of one method say of the trials of a round: point and seed, the oldest first."""
+        found = []
+        for path in (self.directory / method).glob("trial-*/trial.json"):
+            content = json_or_empty(path)
+            if content.get("round") == round:
+                found.append((path.stat().st_mtime_ns, path.parent.name, content))
+        return [content for _, _, content in sorted(found, key=lambda item: item[:2])]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole lines of a trials.csv, as text; the torn last line of a killed sweep is left out."""
+    if not path.is_file():
+        return []
+    content = path.read_text(encoding="utf-8")
+    whole = content[: content.rfind("\n") + 1]
+    return list(csv.DictReader(whole.splitlines()))
+
+
+def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:
+    """Those of the file and of this sweep: sweeps of other parameters may share a folder."""
+    with open(path, encoding="utf-8") if path.is_file() else open(os.devnull, encoding="utf-8") as file:
+        old = next(csv.reader(file), [])
+    earlier = [name for name in old if name not in (*FIXED_BEFORE, *FIXED_AFTER)]
+    return (*FIXED_BEFORE, *dict.fromkeys([*earlier, *swept]), *FIXED_AFTER)
+
+
+def _text(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bytes:
+    lines = [",".join(columns)]
+    for row in rows:
+        lines.append(",".join(row.get(column) or "" for column in columns))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _lock(directory: Path) -> int:
+    """Held until the process ends, however it ends."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(f"{directory} is in use by another sweep; wait for it, or give another --out") from error
+    return handle

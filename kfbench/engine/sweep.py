@@ -1,0 +1,236 @@
+"""`sweep`: tunes every method with as many trials as every other, whatever crashes on the way.
+
+Rounds: the grid; extensions of it where the best lies at an edge, or near-optimal ones do; further
+points, first for the methods that had fewer trials; the best points again with fresh seeds.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kfbench.config import dump
+from kfbench.engine.executor import Executor, Job, Outcome, ProcessExecutor
+from kfbench.engine.interruption import Interruption
+from kfbench.engine.ledger import Ledger
+from kfbench.engine.sweep_plan import Point, Swept, Trial, plan, seeds, trial
+from kfbench.engine.sweep_report import write_report
+from kfbench.engine.tuning import Tuning
+from kfbench.errors import UsageError
+from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
+from kfbench.results.trials import Row, key
+from kfbench.sections import Config
+
+_RUN, _PROBE = "kfbench.engine.trial:run_trial", "kfbench.engine.trial:probe_trial"
+# How often the leader looks whether it was interrupted.
+_LOOK_SECONDS = 1.0
+
+
+class SweepObserver:
+    """Who watches a sweep; subclasses override what they care about."""
+
+    def began(self, label: str, seconds: float) -> None:
+        """A trial of that method will take about so many seconds."""
+
+    def ended(self, row: Row, done: int, total: int, seconds_left: float) -> None:
+        """A trial ended, or had ended earlier; ``total`` is what is known to be wanted so far."""
+
+    def note(self, sentence: str) -> None:
+        """Something to know."""
+
+
+class Sweep:
+    """The leader: decides what is tried, keeps the ledger, and trains nothing itself."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        executor: Executor,
+        ledger: Ledger,
+        observer: SweepObserver,
+        stop: Interruption,
+    ) -> None:
+        self.config, self.directory, self.executor = config, directory, executor
+        self.ledger, self.observer, self.stop = ledger, observer, stop
+        self.tunings = [Tuning(method) for method in plan(config)]
+        self._running: dict[str, tuple[Trial, bool]] = {}
+        self._done = self._total = 0
+
+    def run(self) -> dict[str, Any]:
+        """All rounds; returns what summary.json holds."""
+        trials = self._planned(((t, point) for t in self.tunings for point in t.method.cells()), "grid")
+        self._probe()
+        write_yaml(self.directory / "config.yaml", dump(self.config, "sweep"))
+        self._run(trials)
+        self._extend()
+        self._refine()
+        self._repeat_best()
+        if self._running:
+            self.executor.stop()  # each saves a checkpoint, from which the same command continues
+        status = "interrupted" if self.stop.requested else "done"
+        return write_report(self.directory, self.config, self.tunings, self.ledger.rows, status)
+
+    def _planned(self, cells: Iterable[tuple[Tuning, Point]], round: str) -> list[Trial]:
+        """The trials of these cells, one a seed, also noted with their methods."""
+        found = []
+        for tuning, point in cells:
+            own = [trial(self.config, tuning.method, point, round, seed) for seed in seeds(self.config, round)]
+            (tuning.finals if round == "final" else tuning.trials).extend(own)
+            found += own
+        self._total += len(found)
+        return found
+
+    def _probe(self) -> None:
+        """Build one trial of every method: what does not fit is said before work starts, and how long trials take."""
+        for tuning in self.tunings:
+            waiting = next((t for t in tuning.trials if self.ledger.find(t) is None), None)
+            if waiting is None or self.stop.requested:
+                continue
+            self.executor.submit(Job("probe", _PROBE, (dump(waiting.config),)))
+            while not (outcomes := self.executor.wait(_LOOK_SECONDS)):
+                if self.stop.requested:
+                    return
+            self._judge(tuning, outcomes[0])
+
+    def _judge(self, tuning: Tuning, outcome: Outcome) -> None:
+        timeout, label = self.config.sweep.trial_timeout, tuning.method.label
+        if outcome.kind == "disk":
+            raise OSError(*outcome.value)
+        if outcome.kind == "late":
+            raise UsageError(f"trial_timeout is {timeout:g} s, which does not suffice to build a trial of {label}")
+        if outcome.kind != "returned":
+            raise UsageError(outcome.value if outcome.kind == "refused" else f"a trial of {label} {outcome.value}")
+        slowest = outcome.value["slowest_update"]
+        if timeout is not None and timeout < slowest:
+            raise UsageError(f"trial_timeout is {timeout:g} s, shorter than one update of {label}, {slowest:.2g} s")
+        tuning.predicted = outcome.value["seconds"]
+        self.observer.began(label, tuning.predicted)
+
+    def _run(self, trials: Iterable[Trial]) -> None:
+        """Until all have ended or the sweep is interrupted; lazy iterables are asked when a process is free."""
+        waiting = iter(trials)
+        while not self.stop.requested:
+            while self.executor.free and (next_one := next(waiting, None)):
+                self._start_or_find(next_one)
+            if not self._running:
+                return
+            for outcome in self.executor.wait(_LOOK_SECONDS):
+                self._take(outcome)
+
+    def _start_or_find(self, wanted: Trial) -> None:
+        row = self.ledger.find(wanted)
+        if row is None and wanted.hash not in self._running:
+            self._start(wanted, again=False)
+        elif row is not None:
+            self._note_end(row)
+
+    def _start(self, wanted: Trial, again: bool) -> None:
+        self.ledger.begin(wanted)
+        folder = self.directory / wanted.folder
+        self._running[wanted.hash] = (wanted, again)
+        arguments = (dump(wanted.config), wanted.method, str(folder), again)
+        self.executor.submit(Job(wanted.hash, _RUN, arguments, folder / "log.txt"))
+
+    def _take(self, outcome: Outcome) -> None:
+        """Record a trial that ended; one that crashed gets a second chance."""
+        wanted, again = self._running.pop(outcome.key)
+        if outcome.kind == "disk":
+            raise OSError(*outcome.value)
+        if outcome.kind == "returned":
+            summary = outcome.value["runs"][0]
+        else:
+            summary = {"status": "failed", "reason": outcome.value}
+        if summary["status"] == "interrupted":
+            return  # it was asked to stop, and will be continued
+        if summary["status"] == "failed" and outcome.kind != "late" and not again:
+            self.observer.note(f"{wanted.folder}: {summary['reason']}; it is tried once more")
+            self._start(wanted, again=True)
+            return
+        if summary["status"] == "failed":
+            self.observer.note(f"{wanted.folder}: {summary['reason']}")
+            write_json(self.directory / wanted.folder / "summary.json", {"schema_version": SCHEMA_VERSION, **summary})
+        self._tuning(wanted.method).seconds.append(outcome.seconds)
+        self._note_end(self.ledger.record(wanted, summary))
+
+    def _note_end(self, row: Row) -> None:
+        self._done += 1
+        left = sum(tuning.seconds_left(self.ledger.rows) for tuning in self.tunings) / self.config.sweep.jobs
+        self.observer.ended(row, self._done, self._total, left)
+
+    def _tuning(self, label: str) -> Tuning:
+        return next(tuning for tuning in self.tunings if tuning.method.label == label)
+
+    def _extend(self) -> None:
+        """Grow every grid where its best lies at an edge, or near-optimal cells do."""
+        for _ in range(self.config.sweep.extend):
+            cells = []
+            for tuning in self.tunings if not self.stop.requested else ():
+                new = tuning.grow(self.ledger.rows, self.config.sweep.near)
+                cells += [(tuning, point) for point in new]
+                if new:
+                    ranges = [f"{a.name} {a.values[0]:g} to {a.values[-1]:g}" for a in tuning.method.axes if a.step]
+                    self.observer.note(f"extending {tuning.method.label}: {', '.join(ranges)}")
+            self._run(self._planned(cells, "extend"))
+
+    def _refine(self) -> None:
+        """As many further trials for each as it takes to have had the same number, and --refine more."""
+        largest = max(len(tuning.points()) for tuning in self.tunings)
+        counts = [largest - len(tuning.points()) + self.config.sweep.refine for tuning in self.tunings]
+        self._run(t for tuning, n in zip(self.tunings, counts, strict=True) for t in self._refinements(tuning, n))
+
+    def _refinements(self, tuning: Tuning, count: int) -> Iterator[Trial]:
+        sampler, seed, rows = self.config.sweep.sampler, self.config.run.seed, self.ledger.rows
+        earlier = self._begun(tuning) if sampler == "tpe" else []
+        for point in tuning.suggestions(rows, sampler, seed, earlier, count):
+            yield from self._planned([(tuning, point)], "refine")
+
+    def _begun(self, tuning: Tuning) -> list[Point]:
+        names = [axis.name for axis in tuning.method.axes]
+        begun = [content["point"] for content in self.ledger.begun(tuning.method.label, "refine")]
+        return list({key(point): point for point in begun if list(point) == names}.values())
+
+    def _repeat_best(self) -> None:
+        """The best points of each method again, with fresh seeds and the full budget."""
+        if not self.stop.requested:
+            top = self.config.sweep.top
+            cells = [(t, point) for t in self.tunings for point in t.leading(self.ledger.rows, top)]
+            self._run(self._planned(cells, "final"))
+
+
+def sweep(config: Config, directory: Path, observer: SweepObserver) -> dict[str, Any]:
+    """Run or continue a sweep in ``directory``, which exists; returns what its summary.json holds.
+
+    UsageError for what does not fit, before the first trial; OSError where the disk fails.
+    """
+    names = [name for method in plan(config) for axis in method.axes for name in (axis.name, "lr")]
+    swept = [name for name in dict.fromkeys(names) if name != "lr" or "lr" in config.sweep.parameters]
+    executor = ProcessExecutor(config.sweep.jobs, config.sweep.trial_timeout, preload=_preload(config))
+    with Ledger(directory, swept) as ledger, Interruption() as stop:
+        try:
+            return Sweep(config, directory, executor, ledger, observer, stop).run()
+        finally:
+            executor.stop()
+
+
+def predict(config: Config) -> list[tuple[Swept, int, float]]:
+    """Each method, its trials of the grid, and the predicted seconds of one; nothing is written."""
+    executor = ProcessExecutor(1, preload=_preload(config))
+    found = []
+    try:
+        for method in plan(config):
+            cells = method.cells()
+            first = trial(config, method, cells[0], "grid", config.run.seed)
+            executor.submit(Job("probe", _PROBE, (dump(first.config),)))
+            while not (outcomes := executor.wait(_LOOK_SECONDS)):
+                pass
+            if outcomes[0].kind != "returned":
+                raise UsageError(str(outcomes[0].value))
+            found.append((method, len(cells) * config.run.seeds, outcomes[0].value["seconds"]))
+    finally:
+        executor.stop()
+    return found
+
+
+def _preload(config: Config) -> dict[str, Any]:
+    first = plan(config)[0]
+    return dump(trial(config, first, first.cells()[0], "grid", config.run.seed).config)

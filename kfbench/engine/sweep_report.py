@@ -1,0 +1,100 @@
+"""What a sweep leaves behind beside trials.csv: summary.json, and the best configurations as YAML."""
+
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kfbench.config import dump
+from kfbench.engine.sweep_plan import Point, Swept, Trial, trial
+from kfbench.engine.tuning import Rows, Tuning
+from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
+from kfbench.results.trials import key, robustness
+from kfbench.sections import Config
+
+
+def write_report(directory: Path, config: Config, tunings: Sequence[Tuning], rows: Rows, status: str) -> dict[str, Any]:
+    """Write summary.json, METHOD/best.yaml and best.yaml; returns the summary."""
+    methods = {tuning.method.label: _method_summary(directory, config, tuning, rows) for tuning in tunings}
+    best = [(tuning.method, point) for tuning in tunings if (point := tuning.best(rows)) is not None]
+    for method, point in best:
+        write_yaml(directory / method.label / "best.yaml", best_config(config, [(method, point)]))
+    if best:
+        write_yaml(directory / "best.yaml", best_config(config, best))
+    failed = sum(method["failed"] for method in methods.values())
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "status": "failed" if status == "done" and failed else status,
+        "parameters": list(config.sweep.parameters),
+        "near": config.sweep.near,
+        "quick": config.run.quick,
+        "problem": dump(config)["problem"],
+        "run": dump(config)["run"],
+        "methods": methods,
+    }
+    write_json(directory / "summary.json", summary)
+    return summary
+
+
+def best_config(config: Config, best: Sequence[tuple[Swept, Point]]) -> dict[str, Any]:
+    """The YAML that train, compare and wallclock take: the problem, each method at its best point, the full budget."""
+    trees = [dump(trial(config, method, point, "final", config.run.seed).config) for method, point in best]
+    run = {name: value for name, value in trees[0]["run"].items() if name not in ("seed", "seeds")}
+    return {"problem": trees[0]["problem"], "methods": [tree["methods"][0] for tree in trees], "run": run}
+
+
+def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows) -> dict[str, Any]:
+    method, losses = tuning.method, tuning.losses(rows)
+    ended = [rows[t.hash] for t in tuning.trials if t.hash in rows]
+    best, tuned = tuning.best(rows), tuning.leading(rows, 1)
+    lowest = losses[key(tuned[0])] if tuned else None
+    return {
+        "opt": method.opt,
+        "axes": {axis.name: list(axis.values) for axis in method.axes},
+        "left_out": list(method.left_out),
+        "trials": len(ended),
+        "cells": len(tuning.points()),
+        "diverged": sum(row["status"] == "diverged" for row in ended),
+        "failed": sum(row["status"] == "failed" for row in ended),
+        "seconds_tuning": sum(row["seconds_updates"] or 0.0 for row in ended),
+        "best": {**best, **method.options(best)} if best else None,
+        "tuned_loss": lowest,
+        "final": _final(tuning, rows, best),
+        "at_edges": [f"{side} {name}" for name, side in tuning.edges(rows, config.sweep.near)],
+        "robustness": robustness(losses, lowest) if lowest is not None else None,
+        "losses": [[*cell, loss] for cell, loss in losses.items()],
+        "per_epoch": _per_epoch(directory, [t for t in tuning.trials if t.hash in rows]),
+    }
+
+
+def _final(tuning: Tuning, rows: Rows, best: Point | None) -> dict[str, Any] | None:
+    """Mean and deviation over the fresh seeds of the best point; None where it was not run again."""
+    own = [rows[t.hash] for t in tuning.finals if best is not None and t.point == best and t.hash in rows]
+    losses = [row["final_train_loss"] for row in own if row["final_train_loss"] is not None]
+    if not losses:
+        return None
+    finite = len(losses) > 1 and all(map(math.isfinite, losses))
+    accuracies = [row["test_accuracy"] for row in own if row["test_accuracy"] is not None]
+    return {
+        "mean": statistics.fmean(losses),
+        "std": statistics.stdev(losses) if finite else None,
+        "seeds": [int(row["seed"]) for row in own],
+        "losses": losses,
+        "test_accuracy": statistics.fmean(accuracies) if accuracies else None,
+        "seconds_updates": statistics.fmean(row["seconds_updates"] for row in own),
+    }
+
+
+def _per_epoch(directory: Path, trials: Sequence[Trial]) -> list[list[float]]:
+    """[epoch, lowest training loss of any trial at its end]: selection for each epoch (EKFAC paper, section 4)."""
+    lowest: dict[float, float] = {}
+    for tried in trials:
+        path = directory / tried.folder / f"seed-{tried.seed}" / "epochs.csv"
+        if path.is_file():
+            with open(path, encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    epoch, loss = float(row["epoch"]), float(row["train_loss"] or "nan")
+                    lowest[epoch] = min(lowest.get(epoch, math.inf), loss if math.isfinite(loss) else math.inf)
+    return [[epoch, loss] for epoch, loss in sorted(lowest.items())]

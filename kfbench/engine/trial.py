@@ -1,0 +1,103 @@
+"""What the process of one trial does: train, or time a few updates. Plain values in, plain values out."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kfbench.config import undump
+from kfbench.engine.build import build_data, prepare_torch
+from kfbench.engine.checkpoint import remove_checkpoints
+from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
+from kfbench.engine.observer import Observer
+from kfbench.engine.trainee import Trainee
+from kfbench.engine.training import train
+from kfbench.problems.datasets import Dataset
+from kfbench.results.timings import PARTS
+from kfbench.sections import Config
+
+_KEYS = ("dataset", "data_dir", "normalize", "train_samples", "dtype", "batch_size", "eval_samples")
+# Read before the fork, so that trials share it: the complete Fashion-MNIST takes 0.9 s.
+_preloaded: dict[tuple[Any, ...], Dataset] = {}
+
+# Timed updates of each kind.
+_UPDATES = 3
+
+
+def run_trial(tree: Mapping[str, Any], label: str, folder: str, anew: bool) -> dict[str, Any]:
+    """Train the one method and seed of a dumped configuration into ``folder``, on from a checkpoint there.
+
+    ``label`` is what the sweep calls the method; ``anew`` throws away what an attempt before left.
+    """
+    config, directory = undump(tree), Path(folder)
+    config = config.model_copy(update={"methods": (config.methods[0].model_copy(update={"label": label}),)})
+    if anew:
+        remove_checkpoints(directory / f"seed-{config.run.seed}")
+    return train(config, directory, Observer(), resume=True, data=_data(config), keep_weights=False)
+
+
+def probe_trial(tree: Mapping[str, Any]) -> dict[str, float]:
+    """Build what a trial needs, so that whatever does not fit is said now; and how long its parts take.
+
+    Returns ``seconds`` of the whole trial as predicted, and ``slowest_update``.
+    """
+    config = undump(tree)
+    began = time.perf_counter()
+    data = _data(config)
+    trainee = Trainee(config, data, config.run.seed, prepare_torch(config.run))
+    built = time.perf_counter()
+    trainee.evaluate()
+    evaluation = time.perf_counter() - built
+    contestant = TraineeContestant("probe", trainee, preload(data, config.run.batch_size, config.run.seed))
+    warmed = time.perf_counter()
+    contestant.warm_up(0)
+    warm_up = time.perf_counter() - warmed
+    usual, slowest = _seconds_per_update(contestant)
+    evaluations = 1 + trainee.total / trainee.per_epoch
+    return {
+        "seconds": built - began + warm_up + usual * trainee.total + evaluation * evaluations,
+        "slowest_update": slowest,
+    }
+
+
+def _seconds_per_update(contestant: TraineeContestant) -> tuple[float, float]:
+    """On average over a period, and the slowest kind."""
+    preconditioning = contestant.trainee.preconditioning
+    if preconditioning is None:
+        seconds = contestant.run(_UPDATES) / _UPDATES
+        return seconds, seconds
+    parts = []
+    for part in PARTS:
+        kind = PartContestant(contestant, part)
+        kind.prepare()
+        updates = 1 if part == PARTS[-1] else _UPDATES
+        parts.append(kind.run(updates) / updates)
+    T, S = preconditioning.schedule.T, preconditioning.schedule.S
+    plain, observing, refresh = parts
+    return ((T - S) * plain + (S - 1) * observing + refresh) / T, max(parts)
+
+
+def preload_data(tree: Mapping[str, Any]) -> None:
+    """Keep the data set of a configuration for ``run_trial``; what is wrong with it a trial will say."""
+    try:
+        config = undump(tree)
+        _preloaded[_key(config)] = build_data(config, torch.device("cpu"))
+    except Exception:  # the server must live, whatever a damaged file makes of it
+        return
+
+
+def _key(config: Config) -> tuple[Any, ...]:
+    values = {**config.problem.model_dump(), **config.run.model_dump()}
+    return tuple(values[key] for key in _KEYS)
+
+
+def _data(config: Config) -> Dataset:
+    device = prepare_torch(config.run)
+    found = _preloaded.get(_key(config))
+    if found is None:
+        return build_data(config, device)
+    tensors = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+    return dataclasses.replace(found, **{name: getattr(found, name).to(device) for name in tensors})

@@ -1,0 +1,16 @@
+"""Imported once by the server that forks trials: torch, the engine and the data set are then at hand in each.
+
+One thread from the start: a process that has ever run threads of OpenMP cannot be forked safely.
+"""
+
+import json
+import os
+
+import torch
+
+from kfbench.engine.executor import PRELOAD_VARIABLE
+from kfbench.engine.trial import preload_data
+
+torch.set_num_threads(1)
+if _given := os.environ.get(PRELOAD_VARIABLE):
+    preload_data(json.loads(_given))
