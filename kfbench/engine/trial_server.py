@@ -12,5 +12,6 @@ from kfbench.engine.executor import PRELOAD_VARIABLE
 from kfbench.engine.trial import preload_data
 
 torch.set_num_threads(1)
+torch.optim.SGD([torch.zeros(1)], lr=1.0)  # the first optimizer of a process imports torch's compiler: 1 to 2 s
 if _given := os.environ.get(PRELOAD_VARIABLE):
     preload_data(json.loads(_given))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kfbench.results.records import Records
 
@@ -16,9 +16,9 @@ _OTHERS = ("#009E73", "#56B4E9", "#F0E442")
 _DASHES = ("-", "--", "-.", ":")
 
 
-def styles(labels: Sequence[str]) -> dict[str, dict[str, str]]:
+def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour by method, dashes for the variants of one method."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
     unnamed = 0
     for label in labels:

@@ -62,13 +62,12 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             )
         if method["at_edges"]:
             edges = " and the ".join(f"{side_and_axis} edge" for side_and_axis in method["at_edges"])
-            found.append(
-                f"Warning: {label} is optimal or near optimal at the {edges} of its grid; raise --extend or widen --grid"
-            )
+            where = f"optimal or near optimal at the {edges} of its grid"
+            found.append(f"Warning: {label} is {where}; raise --extend or widen --grid")
         if not method["best"] and method["trials"]:
             found.append(f"Warning: no trial of {label} came to a finite loss")
         if method["failed"]:
-            found.append(f"Warning: {method['failed']} trials of {label} failed; the log.txt in their folders says why")
+            found.append(f"Warning: {method['failed']} trials of {label} failed; log.txt in their folders says why")
     counts = {label: method["trials"] for label, method in summary["methods"].items()}
     if len(set(counts.values())) > 1 and summary["status"] != "interrupted":
         listed = ", ".join(f"{label} {count}" for label, count in counts.items())
