@@ -9,7 +9,9 @@ ORDER = ["problems", "curvature", "preconditioners", "engine", "results", "cli"]
 EVERYWHERE = ["config", "errors", "identity", "importing", "methods", "registry", "sections", "yaml_file"]
 # Records and the arithmetic over them: they import nothing but each other, so the engine may write and
 # judge with them; tables, plots, folders and gates stay out of its reach.
-PURE_RESULTS = [f"results.{name}" for name in ("records", "environment", "statistics", "intervals", "timings")]
+PURE_RESULTS = [
+    f"results.{name}" for name in ("records", "environment", "statistics", "intervals", "timings", "trials")
+]
 
 
 def _imports(path):

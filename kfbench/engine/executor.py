@@ -6,6 +6,7 @@ needs no torch: what runs is named by path, "package.module:function".
 
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -30,12 +31,13 @@ _GRACE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Job:
-    """A function of plain values, run once; what it prints goes to ``log``."""
+    """A function of plain values, run once; what it prints goes to ``log``; after ``timeout`` seconds it is killed."""
 
     key: str
     function: str
     arguments: tuple[Any, ...]
     log: Path | None = None
+    timeout: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class _Running:
 class ProcessExecutor:
     """Up to ``jobs`` processes on this machine, forked from a server that has imported torch; spawned elsewhere."""
 
-    def __init__(self, jobs: int, timeout: float | None = None, preload: Mapping[str, Any] | None = None) -> None:
-        self._jobs, self._timeout = jobs, timeout
+    def __init__(self, jobs: int, preload: Mapping[str, Any] | None = None) -> None:
+        self._jobs = jobs
         self._running: dict[str, _Running] = {}
         if preload is not None:
             os.environ[PRELOAD_VARIABLE] = json.dumps(preload)
@@ -104,7 +106,7 @@ class ProcessExecutor:
         running = {r.connection: r for r in self._running.values()}
         ready = wait(list(running), timeout=self._patience(seconds)) if running else []
         outcomes = [self._collect(running[connection]) for connection in ready]  # type: ignore[index]
-        late = [r for r in self._running.values() if self._age(r) > (self._timeout or float("inf"))]
+        late = [r for r in self._running.values() if _left(r) <= 0]
         return outcomes + [self._end(r) for r in late]
 
     def stop(self) -> None:
@@ -120,14 +122,9 @@ class ProcessExecutor:
                 running.process.kill()
             self._running = {}
 
-    def _age(self, running: _Running) -> float:
-        return time.monotonic() - running.began
-
     def _patience(self, seconds: float) -> float:
         """Until the caller wants to look around, or the next job is late."""
-        if self._timeout is None:
-            return seconds
-        return max(min([seconds, *(self._timeout - self._age(r) for r in self._running.values())]), 0.0)
+        return max(min([seconds, *map(_left, self._running.values())]), 0.0)
 
     def _collect(self, running: _Running) -> Outcome:
         try:
@@ -142,12 +139,16 @@ class ProcessExecutor:
     def _end(self, running: _Running) -> Outcome:
         running.process.kill()
         running.process.join()
-        return self._remove(running, "late", f"took longer than {self._timeout:g} s (--trial-timeout)")
+        return self._remove(running, "late", f"took longer than {running.job.timeout:g} s")
 
     def _remove(self, running: _Running, kind: str, value: Any) -> Outcome:
         running.connection.close()
         del self._running[running.job.key]
-        return Outcome(running.job.key, kind, value, self._age(running))
+        return Outcome(running.job.key, kind, value, time.monotonic() - running.began)
+
+
+def _left(running: _Running) -> float:
+    return running.began + running.job.timeout - time.monotonic()
 
 
 def _how_it_ended(code: int | None) -> str:

@@ -58,7 +58,7 @@ class Axis:
         if self.step == _HALVES:
             return (_half_decade(_half_index(end) + sign),)
         assert isinstance(self.step, float)
-        count = max(round(math.log(10) / 2 / math.log(self.step)), 1)
+        count = max(math.floor(math.log(10) / 2 / math.log(self.step) + 1e-6), 1)
         return tuple(_round(end * self.step ** (sign * i)) for i in range(1, count + 1))
 
     def extended(self, side: Side) -> "Axis":

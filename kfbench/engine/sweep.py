@@ -4,6 +4,7 @@ Rounds: the grid; extensions of it where the best lies at an edge, or near-optim
 points, first for the methods that had fewer trials; the best points again with fresh seeds.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from kfbench.results.trials import Row, key
 from kfbench.sections import Config
 
 _RUN, _PROBE = "kfbench.engine.trial:run_trial", "kfbench.engine.trial:probe_trial"
+# A timeout meant for hanging trials does not end the first look at a method before this.
+_PROBE_SECONDS = 60.0
 # How often the leader looks whether it was interrupted.
 _LOOK_SECONDS = 1.0
 
@@ -86,7 +89,8 @@ class Sweep:
             waiting = next((t for t in tuning.trials if self.ledger.find(t) is None), None)
             if waiting is None or self.stop.requested:
                 continue
-            self.executor.submit(Job("probe", _PROBE, (dump(waiting.config),)))
+            patience = max(self.config.sweep.trial_timeout or math.inf, _PROBE_SECONDS)
+            self.executor.submit(Job("probe", _PROBE, (dump(waiting.config),), timeout=patience))
             while not (outcomes := self.executor.wait(_LOOK_SECONDS)):
                 if self.stop.requested:
                     return
@@ -97,9 +101,10 @@ class Sweep:
         if outcome.kind == "disk":
             raise OSError(*outcome.value)
         if outcome.kind == "late":
-            raise UsageError(f"trial_timeout is {timeout:g} s, which does not suffice to build a trial of {label}")
+            short = f"trial_timeout is {timeout:g} s, too short to build a trial of {label}"
+            raise UsageError(f"{short}: it {outcome.value}")
         if outcome.kind != "returned":
-            raise UsageError(outcome.value if outcome.kind == "refused" else f"a trial of {label} {outcome.value}")
+            raise UsageError(outcome.value if outcome.kind == "refused" else f"a trial of {label}: {outcome.value}")
         slowest = outcome.value["slowest_update"]
         if timeout is not None and timeout < slowest:
             raise UsageError(f"trial_timeout is {timeout:g} s, shorter than one update of {label}, {slowest:.2g} s")
@@ -129,7 +134,8 @@ class Sweep:
         folder = self.directory / wanted.folder
         self._running[wanted.hash] = (wanted, again)
         arguments = (dump(wanted.config), wanted.method, str(folder), again)
-        self.executor.submit(Job(wanted.hash, _RUN, arguments, folder / "log.txt"))
+        timeout = self.config.sweep.trial_timeout or math.inf
+        self.executor.submit(Job(wanted.hash, _RUN, arguments, folder / "log.txt", timeout))
 
     def _take(self, outcome: Outcome) -> None:
         """Record a trial that ended; one that crashed gets a second chance."""
@@ -204,7 +210,7 @@ def sweep(config: Config, directory: Path, observer: SweepObserver) -> dict[str,
     """
     names = [name for method in plan(config) for axis in method.axes for name in (axis.name, "lr")]
     swept = [name for name in dict.fromkeys(names) if name != "lr" or "lr" in config.sweep.parameters]
-    executor = ProcessExecutor(config.sweep.jobs, config.sweep.trial_timeout, preload=_preload(config))
+    executor = ProcessExecutor(config.sweep.jobs, _preload(config))
     with Ledger(directory, swept) as ledger, Interruption() as stop:
         try:
             return Sweep(config, directory, executor, ledger, observer, stop).run()
@@ -214,7 +220,7 @@ def sweep(config: Config, directory: Path, observer: SweepObserver) -> dict[str,
 
 def predict(config: Config) -> list[tuple[Swept, int, float]]:
     """Each method, its trials of the grid, and the predicted seconds of one; nothing is written."""
-    executor = ProcessExecutor(1, preload=_preload(config))
+    executor = ProcessExecutor(1, _preload(config))
     found = []
     try:
         for method in plan(config):

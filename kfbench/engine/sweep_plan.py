@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from kfbench.engine.grids import ALPHA, Axis, default_axis, parse_axis
 from kfbench.errors import UsageError, unknown
 from kfbench.identity import fingerprint, trajectory
 from kfbench.methods import find_method
+from kfbench.registry import DEFAULT_S
 from kfbench.sections import Config, Method
 
 Point = dict[str, Any]
@@ -68,7 +70,7 @@ class Trial:
         """Of initialisation, data order and labels."""
         return self.config.run.seed
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Equal for equal configurations, whichever sweep asks for them."""
         return fingerprint({**trajectory(self.config), "seed": self.seed})
@@ -142,8 +144,8 @@ def _swept(method: Method, config: Config, parameters: Sequence[str]) -> Swept:
     relative = "lr" in own and not config.sweep.absolute_lr and entry.accepts("damping")
     axes = tuple(_axis(name, method, config, relative) for name in own)
     fixed = {name: value for name, value in method.options.items() if name not in own}
-    if "T" in own and "S" not in own:
-        fixed.pop("S", None)  # it follows each T
+    if "T" in own and fixed.get("S") == min(method.options["T"], DEFAULT_S):
+        del fixed["S"]  # it was not given, and follows each T
     if relative and not all(_dampings(axes, fixed)):
         raise UsageError("with damping 0 there is no step relative to it: use --absolute-lr, or dampings above 0")
     missing = tuple(name for name in parameters if name not in own)

@@ -122,7 +122,7 @@ def _print_map(console: Any, label: str, method: Mapping[str, Any]) -> None:
         columns = columns[max(middle - 5, 0) : middle + 6]
     best = best_of(losses)
     title = f"{label}: training loss, {column} across" + (f", {row} down" if row else "")
-    table = Table(box=None, title=title, title_justify="left", title_style="bold", padding=(0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 0), pad_edge=False)
     table.add_column(Text(row or "", style="dim"), justify="right")
     for value in columns:
         table.add_column(Text(f"{_short(value):>9}"), justify="right", min_width=10, no_wrap=True)
@@ -130,6 +130,7 @@ def _print_map(console: Any, label: str, method: Mapping[str, Any]) -> None:
     for value in rows:
         cells = [_cell(losses.get((value, c)), lowest, (value, c) == best) for c in columns]
         table.add_row("" if value is None else f"{_short(value)} ", *(Text(text, style=style) for text, style in cells))
+    console.print(Text(title, style="bold"))
     console.print(table)
 
 

@@ -6,35 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 
-from kfbench.cli.app import main
 from kfbench.errors import UsageError
 from kfbench.registry import DATASETS, METHODS, MODELS
 from tests.results.run_folders import tree
 
 QUICK = ["--quick", "--width", "20"]
-
-
-@pytest.fixture
-def kfbench(monkeypatch, capsys):
-    """Run a command in this process; returns its exit code, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["kfbench", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 # Answers.
@@ -43,7 +23,7 @@ def kfbench(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--help"], ["train", "data", "list", "--version"]),
+        (["--help"], ["train", "sweep", "wallclock", "data", "list", "--version"]),
         (["-h"], ["train", "data", "list"]),
         (["train", "--help"], ["--opt", "--lr", "--damping-kind", "--T", "--no-bias", "--set", "--resume", "foof"]),
         (["data", "--help"], ["fetch", "check", "list"]),
@@ -94,8 +74,8 @@ def answer(arguments, **environment):
             code = error.code
     heavy = sorted({"torch", "torchvision", "matplotlib", "pandas"} & set(sys.modules))
     answers.append([arguments, code, heavy, out.getvalue()])
-for arguments in (["--help"], ["train", "--help"], ["data", "--help"], ["list"], ["--version"], ["--bogus"],
-                  ["train", "--opt", "foof", "--lr", "-1"]):
+for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["data", "--help"], ["list"], ["--version"],
+                  ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"], ["sweep", "lr", "--grid", "lr=2:1:decades"]):
     answer(arguments)
 for words in ("kfbench tr", "kfbench train --opt fo", "kfbench train --dataset fash", "kfbench train --damp"):
     answer([], _KFBENCH_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
@@ -110,8 +90,8 @@ def test_help_lists_completion_and_refusals_import_nothing_heavy():
     for arguments, _, heavy, text in answers:
         assert heavy == [], f"{arguments} imported {heavy}"
         assert text, f"{arguments} said nothing"
-    assert [code for _, code, _, _ in answers[:7]] == [0] * 5 + [2, 2]
-    completed = [text.split() for *_, text in answers[7:]]
+    assert [code for _, code, _, _ in answers[:9]] == [0] * 6 + [2] * 3
+    completed = [text.split() for *_, text in answers[9:]]
     assert completed == [["train"], ["foof"], ["fashion-mnist-1k", "fashion-mnist"], ["--damping", "--damping-kind"]]
 
 

@@ -13,7 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from kfbench.engine.batches import stream_seed, training_batches
 from kfbench.engine.build import build_data, build_network
+from kfbench.engine.observer import Observer
 from kfbench.engine.trainee import Trainee
+from kfbench.engine.training import train
 from kfbench.errors import UsageError
 from tests.engine.conftest import epochs, updates
 
@@ -321,3 +323,29 @@ def test_ours_can_be_named_by_path(runs):
     by_name, _ = runs.train("kfac:T=3,lr=0.01,damping=0.1", epochs=1)
     by_path, _ = runs.train("kfbench.preconditioners.kfac:KFAC:T=3,lr=0.01,damping=0.1", epochs=1, warmup_batches=3)
     assert by_path["runs"][0]["final_train_loss"] == by_name["runs"][0]["final_train_loss"]
+
+
+def test_seed_that_has_left_for_good_is_stopped(runs):
+    spec = "tests.engine.faulty:Ascending:lr=1.0"
+    summary, folder = runs.train(spec, updates=400, divergence_factor=3)
+    (run,) = summary["runs"]
+    assert run["status"] == "diverged" and run["final_train_loss"] == math.inf
+    assert 5 <= run["updates"] < 400 and "more than 3 times that of the untrained network" in run["reason"]
+    assert len(updates(folder)) == run["updates"]
+
+
+def test_one_terrible_update_stops_nobody(runs):
+    spec = "tests.engine.faulty:Spiking:lr=0.01"
+    summary, folder = runs.train(spec, updates=20, divergence_factor=3)
+    losses = updates(folder)["loss"].astype(float)
+    assert losses.max() > 30 * losses[0] and summary["status"] == "done"
+
+
+def test_no_weights_are_kept_where_only_records_are_wanted(runs):
+    config = runs.config("foof", updates=6)
+    folder = runs.path / "records"
+    folder.mkdir()
+    summary = train(config, folder, Observer(), keep_weights=False)
+    assert summary["status"] == "done" and not list(folder.rglob("checkpoint*"))
+    again = train(config, folder, Observer(), resume=True, keep_weights=False)
+    assert again == summary
