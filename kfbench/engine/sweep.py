@@ -57,13 +57,18 @@ class Sweep:
         self.ledger, self.observer, self.stop = ledger, observer, stop
         self.tunings = [Tuning(method) for method in plan(config)]
         self._running: dict[str, tuple[Trial, bool]] = {}
-        self._done = self._total = 0
+        self._done = 0
+        self._environment: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         """All rounds; returns what summary.json holds."""
+        for tuning in self.tunings:
+            tuning.unplanned = self.config.sweep.top * self.config.sweep.final_seeds
         trials = self._planned(((t, point) for t in self.tunings for point in t.method.cells()), "grid")
         self._probe()
         write_yaml(self.directory / "config.yaml", dump(self.config, "sweep"))
+        if self._environment:
+            write_json(self.directory / "environment.json", self._environment)
         self._run(trials)
         self._extend()
         self._refine()
@@ -80,7 +85,6 @@ class Sweep:
             own = [trial(self.config, tuning.method, point, round, seed) for seed in seeds(self.config, round)]
             (tuning.finals if round == "final" else tuning.trials).extend(own)
             found += own
-        self._total += len(found)
         return found
 
     def _probe(self) -> None:
@@ -109,6 +113,7 @@ class Sweep:
         if timeout is not None and timeout < slowest:
             raise UsageError(f"trial_timeout is {timeout:g} s, shorter than one update of {label}, {slowest:.2g} s")
         tuning.predicted = outcome.value["seconds"]
+        self._environment = outcome.value["environment"]
         self.observer.began(label, tuning.predicted)
 
     def _run(self, trials: Iterable[Trial]) -> None:
@@ -161,7 +166,7 @@ class Sweep:
     def _note_end(self, row: Row) -> None:
         self._done += 1
         left = sum(tuning.seconds_left(self.ledger.rows) for tuning in self.tunings) / self.config.sweep.jobs
-        self.observer.ended(row, self._done, self._total, left)
+        self.observer.ended(row, self._done, sum(tuning.total for tuning in self.tunings), left)
 
     def _tuning(self, label: str) -> Tuning:
         return next(tuning for tuning in self.tunings if tuning.method.label == label)
@@ -182,12 +187,15 @@ class Sweep:
         """As many further trials for each as it takes to have had the same number, and --refine more."""
         largest = max(len(tuning.points()) for tuning in self.tunings)
         counts = [largest - len(tuning.points()) + self.config.sweep.refine for tuning in self.tunings]
+        for tuning, count in zip(self.tunings, counts, strict=True):
+            tuning.unplanned += count * self.config.run.seeds
         self._run(t for tuning, n in zip(self.tunings, counts, strict=True) for t in self._refinements(tuning, n))
 
     def _refinements(self, tuning: Tuning, count: int) -> Iterator[Trial]:
         sampler, seed, rows = self.config.sweep.sampler, self.config.run.seed, self.ledger.rows
         earlier = self._begun(tuning) if sampler == "tpe" else []
         for point in tuning.suggestions(rows, sampler, seed, earlier, count):
+            tuning.unplanned -= self.config.run.seeds
             yield from self._planned([(tuning, point)], "refine")
 
     def _begun(self, tuning: Tuning) -> list[Point]:
@@ -200,6 +208,8 @@ class Sweep:
         if not self.stop.requested:
             top = self.config.sweep.top
             cells = [(t, point) for t in self.tunings for point in t.leading(self.ledger.rows, top)]
+            for tuning in self.tunings:
+                tuning.unplanned = 0
             self._run(self._planned(cells, "final"))
 
 

@@ -16,6 +16,7 @@ from kfbench.engine.observer import Observer
 from kfbench.engine.trainee import Trainee
 from kfbench.engine.training import train
 from kfbench.problems.datasets import Dataset
+from kfbench.results.environment import environment
 from kfbench.results.timings import PARTS
 from kfbench.sections import Config
 
@@ -39,15 +40,16 @@ def run_trial(tree: Mapping[str, Any], label: str, folder: str, anew: bool) -> d
     return train(config, directory, Observer(), resume=True, data=_data(config), keep_weights=False)
 
 
-def probe_trial(tree: Mapping[str, Any]) -> dict[str, float]:
+def probe_trial(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Build what a trial needs, so that whatever does not fit is said now; and how long its parts take.
 
-    Returns ``seconds`` of the whole trial as predicted, and ``slowest_update``.
+    Returns ``seconds`` of the whole trial as predicted, ``slowest_update`` and ``environment``.
     """
     config = undump(tree)
     began = time.perf_counter()
     data = _data(config)
-    trainee = Trainee(config, data, config.run.seed, prepare_torch(config.run))
+    device = prepare_torch(config.run)
+    trainee = Trainee(config, data, config.run.seed, device)
     built = time.perf_counter()
     trainee.evaluate()
     evaluation = time.perf_counter() - built
@@ -60,6 +62,7 @@ def probe_trial(tree: Mapping[str, Any]) -> dict[str, float]:
     return {
         "seconds": built - began + warm_up + usual * trainee.total + evaluation * evaluations,
         "slowest_update": slowest,
+        "environment": environment(device),
     }
 
 

@@ -21,6 +21,7 @@ class Tuning:
     method: Swept
     trials: list[Trial] = field(default_factory=list)
     finals: list[Trial] = field(default_factory=list)
+    unplanned: int = 0  # trials that will be wanted, of which is not yet known where they lie
     seconds: list[float] = field(default_factory=list)  # that trials took, start to end
     predicted: float = 0.0
 
@@ -83,6 +84,11 @@ class Tuning:
         return [(point, losses[key(point)]) for point in self.points()]
 
     def seconds_left(self, rows: Rows) -> float:
-        """Of what is planned so far, by what trials took, or are predicted to take."""
+        """Of what is known to be wanted, by what trials took, or are predicted to take."""
         each = fmean(self.seconds) if self.seconds else self.predicted
-        return each * sum(t.hash not in rows for t in (*self.trials, *self.finals))
+        return each * (self.unplanned + sum(t.hash not in rows for t in (*self.trials, *self.finals)))
+
+    @property
+    def total(self) -> int:
+        """How many trials are known to be wanted."""
+        return len(self.trials) + len(self.finals) + self.unplanned

@@ -20,7 +20,7 @@ def test_quick_sweep_shows_maps_a_table_and_what_comes_next(kfbench):
     assert "foof: training loss, alpha across, damping down" in out and "sgd: training loss, lr across" in out
     assert out.count("*") == 2, "one best cell a method"
     assert "sgd has no damping; it was tuned over lr" in err and "quick run: not for comparison" in err
-    assert {"heatmap.png", "tuned.png", "best.yaml", "trials.csv", "summary.json"} <= {
+    assert {"heatmap.png", "tuned.png", "best.yaml", "trials.csv", "summary.json", "environment.json"} <= {
         p.name for p in Path("s").iterdir()
     }
     table = pd.read_csv("s/trials.csv")
