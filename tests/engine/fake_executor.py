@@ -27,7 +27,11 @@ class FakeExecutor:
     def wait(self, seconds):
         job = self.waiting.pop(0)
         if job.key == "probe":
-            return [Outcome("probe", "returned", {"seconds": 1.0, "slowest_update": 0.01, "environment": {"torch": "2"}}, 1.0)]
+            return [
+                Outcome(
+                    "probe", "returned", {"seconds": 1.0, "slowest_update": 0.01, "environment": {"torch": "2"}}, 1.0
+                )
+            ]
         tree = job.arguments[0]
         options, seed = tree["methods"][0], tree["run"]["seed"]
         self.ran.append((options, seed))
