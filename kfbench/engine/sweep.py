@@ -24,6 +24,8 @@ from kfbench.sections import Config
 _RUN, _PROBE = "kfbench.engine.trial:run_trial", "kfbench.engine.trial:probe_trial"
 # A timeout meant for hanging trials does not end the first look at a method before this.
 _PROBE_SECONDS = 60.0
+# How many of the next best points may take the place of those that diverge with fresh seeds.
+_REPLACEMENTS = 10
 # How often the leader looks whether it was interrupted.
 _LOOK_SECONDS = 1.0
 
@@ -204,12 +206,14 @@ class Sweep:
         return list({key(point): point for point in begun if list(point) == names}.values())
 
     def _repeat_best(self) -> None:
-        """The best points of each method again, with fresh seeds and the full budget."""
-        if not self.stop.requested:
-            top = self.config.sweep.top
-            cells = [(t, point) for t in self.tunings for point in t.leading(self.ledger.rows, top)]
-            for tuning in self.tunings:
-                tuning.unplanned = 0
+        """The best points of each method again, with fresh seeds; the next best where one of these diverges."""
+        top, rows = self.config.sweep.top, self.ledger.rows
+        for tuning in self.tunings:
+            tuning.unplanned = 0
+        for _ in range(1 + _REPLACEMENTS):
+            cells = [(t, point) for t in self.tunings for point in t.wanting_fresh_seeds(rows, top, _REPLACEMENTS)]
+            if not cells or self.stop.requested:
+                return
             self._run(self._planned(cells, "final"))
 
 

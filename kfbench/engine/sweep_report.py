@@ -62,6 +62,7 @@ def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows)
         "best": {**best, **method.options(best)} if best else None,
         "tuned_loss": lowest,
         "final": _final(tuning, rows, best),
+        "fragile": sum(loss == math.inf for loss in tuning.losses(rows, final=True).values()),
         "at_edges": [f"{side} {name}" for name, side in tuning.edges(rows, config.sweep.near)],
         "robustness": robustness(losses, lowest) if lowest is not None else None,
         "losses": [[*cell, loss] for cell, loss in losses.items()],
@@ -82,7 +83,7 @@ def _final(tuning: Tuning, rows: Rows, best: Point | None) -> dict[str, Any] | N
         "std": statistics.stdev(losses) if finite else None,
         "seeds": [int(row["seed"]) for row in own],
         "losses": losses,
-        "test_accuracy": statistics.fmean(accuracies) if accuracies else None,
+        "test_accuracy": statistics.fmean(accuracies) if len(accuracies) == len(own) else None,
         "seconds_updates": statistics.fmean(row["seconds_updates"] for row in own),
     }
 

@@ -46,6 +46,14 @@ class Tuning:
         finite = {c: x for c, x in self.losses(rows).items() if x is not None and math.isfinite(x)}
         return [self._point(cell) for cell in sorted(finite, key=finite.__getitem__)[:count]]
 
+    def wanting_fresh_seeds(self, rows: Rows, top: int, replacements: int) -> list[Point]:
+        """The next points to be run again, until ``top`` of those that were did not diverge."""
+        again = self.losses(rows, final=True)
+        sound = sum(loss is not None and math.isfinite(loss) for loss in again.values())
+        wanted = min(top - sound, top + replacements - len(again))
+        left = [point for point in self.leading(rows, top + replacements) if key(point) not in again]
+        return left[: max(wanted, 0)]
+
     def _point(self, cell: tuple[Any, ...]) -> Point:
         return dict(zip((axis.name for axis in self.method.axes), cell, strict=True))
 

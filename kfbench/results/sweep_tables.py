@@ -64,6 +64,9 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             edges = " and the ".join(f"{side_and_axis} edge" for side_and_axis in method["at_edges"])
             where = f"optimal or near optimal at the {edges} of its grid"
             found.append(f"Warning: {label} is {where}; raise --extend or widen --grid")
+        if method["fragile"]:
+            sound = "the next best one that did not is given" if method["final"] else "so did all that were tried"
+            found.append(f"Warning: {method['fragile']} best points of {label} diverged with fresh seeds; {sound}")
         if not method["best"] and method["trials"]:
             found.append(f"Warning: no trial of {label} came to a finite loss")
         if method["failed"]:

@@ -142,6 +142,27 @@ def test_final_seeds_decide_between_the_leading_points(tmp_path):
     assert method["tuned_loss"] == 1e-4 and method["best"]["lr"] == 0.1
 
 
+def test_points_that_diverge_with_fresh_seeds_give_way_to_the_next_best(tmp_path):
+    def loss(options, seed):
+        fragile = seed == 2 and options["lr"] in (0.1, 0.03)  # the two best points
+        return math.inf if fragile else bowl(0.07)(options, seed)
+
+    flags = {"parameters": ["lr"], "extend": 0}
+    summary, executor = fake_sweep(tmp_path / "s", loss, ["sgd"], **flags)
+    method = summary["methods"]["sgd"]
+    assert (method["tuned_loss"], method["best"]["lr"], method["fragile"]) == (bowl(0.07)({"lr": 0.1}, 0), 0.3, 2)
+    assert method["final"]["seeds"] == [1, 2, 3] and math.isfinite(method["final"]["mean"])
+    assert [seed for _, seed in executor.ran] == [0] * 7 + [1, 2, 3] * 3
+    assert fake_sweep(tmp_path / "s", loss, ["sgd"], **flags)[0] == summary
+
+
+def test_replacements_end_where_all_are_fragile(tmp_path):
+    flags = {"parameters": ["lr"], "extend": 0}
+    summary, _ = fake_sweep(tmp_path / "s", lambda o, s: math.inf if s else o["lr"], ["sgd"], **flags)
+    method = summary["methods"]["sgd"]
+    assert (method["fragile"], method["final"]["mean"], method["best"]["lr"]) == (7, math.inf, 0.001)
+
+
 def test_seeds_are_averaged_and_one_that_diverges_spoils_its_cell(tmp_path):
     def loss(options, seed):
         return math.inf if seed == 2 and options["lr"] == 0.01 else bowl(0.01)(options, seed)

@@ -25,6 +25,7 @@ def method(**changes):
         "best": {"alpha": 0.3, "damping": 1.0, "lr": 0.3, "T": 100},
         "tuned_loss": 0.2,
         "final": {"mean": 0.25, "std": 0.01, "losses": [0.24, 0.26], "seeds": [1, 2], "test_accuracy": 0.8},
+        "fragile": 0,
         "at_edges": ["lower damping"],
         "robustness": {"within": 3, "of": 5},
         "losses": LOSSES,
@@ -82,6 +83,7 @@ def test_notes_say_what_makes_a_comparison_doubtful():
     assert "not fair: foof 6, sgd 7" in text
     fair = method(failed=0, at_edges=[])
     assert notes(summary(foof=fair, kfac=fair)) == []
+    assert "3 best points of foof diverged" in notes(summary(foof=method(fragile=3, failed=0, at_edges=[])))[0]
     assert "no trial of foof came to a finite loss" in notes(summary(foof=method(best=None, failed=0, at_edges=[])))[0]
 
 
