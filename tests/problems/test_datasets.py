@@ -381,6 +381,8 @@ def test_curves_are_fetched_and_checked(tmp_path, few_curves, monkeypatch):
 
 def test_images_of_another_data_set_are_not_taken_for_curves(tmp_path, few_curves):
     write_files(tmp_path)
+    with pytest.raises(UsageError, match="data set 'curves' was not found"):
+        find_files("curves", str(tmp_path))
     assert load_dataset("curves", str(tmp_path)).input_shape == (1, 28, 28)
 
 
