@@ -77,7 +77,7 @@ def load_config(
     for key in tree:
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
-    problem = _section(Problem, _given(tree, "problem"))
+    problem = _with_likelihood(_section(Problem, _given(tree, "problem")))
     run = _with_budget(_section(Run, _given(tree, "run")), problem)
     methods = _methods(tree.get("methods"), method_flags)
     _check_problem(problem)
@@ -176,6 +176,30 @@ def _with_final_budget(sweep: Sweep) -> Sweep:
     return sweep
 
 
+def _with_likelihood(problem: Problem) -> Problem:
+    """What the model's output means, and the normalisation that follows, spelled out: records say what ran."""
+    own = MODELS[problem.model].likelihood if problem.model in MODELS else "categorical"
+    likelihood = problem.likelihood or own
+    normalize = problem.normalize or {"gaussian": "own", "bernoulli": "unit"}.get(likelihood, "mnist")
+    return problem.model_copy(update={"likelihood": likelihood, "normalize": normalize})
+
+
+def _check_likelihood(problem: Problem) -> None:
+    if problem.likelihood == "categorical":
+        if not DATASETS[problem.dataset].classes:
+            raise UsageError(
+                f"data set {problem.dataset!r} has no labels for model {problem.model!r} to learn; use "
+                "--model autoencoder, or another --likelihood than categorical"
+            )
+        if problem.model in MODELS and MODELS[problem.model].likelihood != "categorical":
+            raise UsageError(f"model {problem.model!r} takes likelihood 'gaussian' or 'bernoulli', got 'categorical'")
+    if problem.likelihood == "bernoulli" and problem.normalize != "unit":
+        raise UsageError(
+            f"likelihood 'bernoulli' takes pixels from 0 to 1 as targets, so normalize must be 'unit', "
+            f"got {problem.normalize!r}"
+        )
+
+
 def _check_problem(problem: Problem) -> None:
     if problem.dataset not in DATASETS:
         raise unknown("data set", problem.dataset, DATASETS)
@@ -186,6 +210,7 @@ def _check_problem(problem: Problem) -> None:
                 raise UsageError(f"model {problem.model!r} has no option {key!r}; it has {', '.join(accepted)}")
     elif ":" not in problem.model:
         raise unknown("model", problem.model, MODELS, ", or package.module:function")
+    _check_likelihood(problem)
 
 
 def _methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:
@@ -230,9 +255,17 @@ def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapp
         options["S"] = S = min(T, DEFAULT_S)  # spelled out, so that records say what ran
     if T is not None and S is not None and S > T:
         raise UsageError(f"{opt!r}: S must be at most T = {T}, got {S}")
+    _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
     if options.get("nesterov") and "momentum" in options and not options["momentum"]:
         raise UsageError(f"{opt!r}: nesterov needs a momentum above 0, got {options['momentum']}")
     return options
+
+
+def _check_step_options(opt: str, options: Mapping[str, Any]) -> None:
+    if options.get("lr_step_epochs") and options.get("lr_schedule") != "step":
+        raise UsageError(f"{opt!r}: lr_step_epochs needs lr_schedule 'step', got {options.get('lr_schedule')!r}")
+    if options.get("clip_decay") and not options.get("clip_norm"):
+        raise UsageError(f"{opt!r}: clip_decay needs a clip_norm, whose fall it is, got clip_decay alone")
 
 
 def _with_tuples(value: Any) -> Any:
@@ -270,7 +303,10 @@ def dump(config: Config, command: str | None = None) -> dict[str, Any]:
         {"opt": m.opt, **{k: _with_lists(v) for k, v in m.options.items() if v is not None}} for m in config.methods
     ]
     blocks = {command: _without_none(tree[command])} if command in tree else {}
-    return {"problem": _without_none(tree["problem"]), "methods": methods, "run": _without_none(tree["run"]), **blocks}
+    problem = _without_none(tree["problem"])
+    if problem.get("likelihood") == "categorical":
+        del problem["likelihood"]  # a record without the key means that; so did those before there was one
+    return {"problem": problem, "methods": methods, "run": _without_none(tree["run"]), **blocks}
 
 
 def undump(tree: Mapping[str, Any]) -> Config:

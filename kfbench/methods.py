@@ -10,11 +10,9 @@ from typing import Any
 
 from kfbench.errors import UsageError, shown, unknown
 from kfbench.importing import import_object
-from kfbench.registry import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, MethodEntry
+from kfbench.registry import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, STEP_OPTIONS, MethodEntry
 
 _CONTRACT = ("orders", "observe", "refresh", "apply", "state_dict", "load_state_dict")
-# Options that kfbench itself gives to a user's torch optimizer; the rest are its constructor's.
-_OURS_FOR_OPTIMIZERS = {"lr_schedule": "constant", "lr_decay": 0.1}
 
 
 def parse_spec(entry: Any) -> tuple[str, dict[str, Any]]:
@@ -124,7 +122,7 @@ def _optimizer_entry(path: str, found: type) -> MethodEntry:
         optimizer=path,
         optimizer_options=tuple(options),
         preconditioner=None,
-        options={**_OURS_FOR_OPTIMIZERS, **options},
+        options={**STEP_OPTIONS, **options},  # where both have one of that name, it is the constructor's
         open_ended=open_ended,
     )
 

@@ -11,7 +11,15 @@ from typing import Any
 
 # Options that each kind of method understands, with the defaults of that kind.
 SGD_CONSTRUCTOR = ("lr", "momentum", "nesterov")
-COMMON_OPTIONS = {"lr": 0.1, "lr_schedule": "constant", "lr_decay": 0.1, "weight_decay": 0.0}
+# Those that act on any torch optimizer, a user's own too; None: not in force.
+STEP_OPTIONS: dict[str, Any] = {
+    "lr_schedule": "constant",
+    "lr_decay": 0.1,
+    "lr_step_epochs": None,
+    "clip_norm": None,
+    "clip_decay": None,
+}
+COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
 SGD_OPTIONS = {**COMMON_OPTIONS, "momentum": 0.0, "nesterov": False}
 # S where none is given is min(T, 50): beyond that the average of m = 0.95 forgets anyway (FOOF paper, D.3).
 DEFAULT_S = 50
@@ -51,9 +59,10 @@ class DatasetEntry:
 
     summary: str
     paper: str
-    classes: int
-    torchvision: str  # class in torchvision.datasets that downloads it; "" where it is embedded
+    classes: int  # 0: no labels
+    torchvision: str  # class in torchvision.datasets that downloads it; "" where it is embedded or synthetic
     sizes: tuple[int, int]  # training, test
+    synthetic: bool = False  # generated from a seed where it is missing
     system_folders: tuple[str, ...] = ()
     debian_package: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict)  # of the decompressed IDX files
@@ -66,6 +75,7 @@ class ModelEntry:
     summary: str
     paper: str
     options: tuple[str, ...]
+    likelihood: str = "categorical"  # what its output means; all others reconstruct the input
 
 
 _SGD, _ADAM = "torch.optim:SGD", "torch.optim:Adam"
@@ -132,6 +142,11 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
     }
 )
 
+_GEORGE = (
+    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
+    "Kronecker-factored Eigenbasis, NeurIPS"
+)
+_HINTON = "Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks, Science"
 _FASHION_MNIST = (
     "Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms"
 )
@@ -173,6 +188,18 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
             torchvision="MNIST",
             sizes=(60000, 10000),
         ),
+        "curves": DatasetEntry(
+            summary="20,000 + 10,000 synthetic images of curves, 28 x 28, no labels, generated from a fixed seed",
+            paper=f"after {_HINTON}",
+            classes=0,
+            torchvision="",
+            sizes=(20000, 10000),
+            synthetic=True,
+            sha256={
+                "train-images-idx3-ubyte": "02a9db8cd4a4b0d0f539185eabead3d9054562bd24203688836ed50c9945088b",
+                "t10k-images-idx3-ubyte": "d775bb425ae04bb8247bd0aafd375c10ae019bb6d6c59394ad857e7e89446856",
+            },
+        ),
     }
 )
 
@@ -182,5 +209,17 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             "three hidden ReLU layers of equal width (1000), no bias", f"{_BENZING}, appendix D.5", ("width", "bias")
         ),
         "logistic": ModelEntry("multinomial logistic regression", f"{_BENZING}, Figure 2A", ("bias",)),
+        "autoencoder": ModelEntry(
+            "d-1000-500-250-30-250-500-1000-d, tanh, linear code and output, no bias; squared error (Gaussian)",
+            f"{_BENZING}, appendix D.7",
+            ("width", "bias"),
+            "gaussian",
+        ),
+        "autoencoder-sigmoid": ModelEntry(
+            "the same widths, sigmoid units with biases; cross-entropy of pixels from 0 to 1 (Bernoulli)",
+            f"{_GEORGE}, section 4.1; {_HINTON}",
+            ("width", "bias"),
+            "bernoulli",
+        ),
     }
 )

@@ -35,16 +35,25 @@ class Problem(Section):
 
     dataset: Text = Field("fashion-mnist-1k", description="data set, see `kfbench list`")
     data_dir: Text | None = Field(None, description="folder with data files (default: KFBENCH_DATA, or the cache)")
-    normalize: Literal["mnist", "own"] = Field(
-        "mnist", description="mean and deviation: MNIST's, as in the FOOF paper, or the data set's own"
+    normalize: Literal["mnist", "own", "unit"] | None = Field(
+        None,
+        description="mean and deviation: MNIST's, as in the FOOF paper, the data set's own, or pixels from 0 to 1 "
+        "(default: by likelihood, categorical mnist, gaussian own, bernoulli unit)",
     )
     train_samples: Int | None = Field(None, ge=1, description="train on the first N of a fixed shuffle (default: all)")
     eval_samples: Int | None = Field(
         None, ge=1, description="evaluate on the first N training and N test images (default: all)"
     )
     model: Text = Field("mlp", description="model, see `kfbench list`, or package.module:function")
-    width: Int | None = Field(None, ge=1, description="width of the hidden layers (default: the model's, mlp 1000)")
+    width: Int | None = Field(
+        None, ge=1, description="width of the widest hidden layer, others in proportion (default: the model's, 1000)"
+    )
     bias: bool | None = Field(None, description="train biases (default: the model's, mlp no)")
+    likelihood: Literal["categorical", "gaussian", "bernoulli"] | None = Field(
+        None,
+        description="what the output means: logits of classes, or of the input reconstructed, a mean or logits of "
+        "pixels (default: the model's, your own model categorical)",
+    )
 
 
 class MethodOptions(Section):
@@ -73,6 +82,15 @@ class MethodOptions(Section):
     )
     lr_decay: Float | None = Field(
         None, gt=0, le=1, description="factor of step (at 1/2 and 3/4) and exp (at the end) (default: 0.1)"
+    )
+    lr_step_epochs: Int | None = Field(
+        None, ge=1, description="epochs between the falls of step (default: fall at 1/2 and 3/4 of the run)"
+    )
+    clip_norm: Float | None = Field(
+        None, gt=0, description="norm clipping: c in lr_t = min(lr, sqrt(c / gradient'direction)) (default: none)"
+    )
+    clip_decay: Float | None = Field(
+        None, gt=0, le=1, description="factor of clip_norm at the end of an exponential fall (default: 1)"
     )
 
 

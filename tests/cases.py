@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.kfac import DAMPING_KINDS, FISHERS, KFAC
+from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
+from kfbench.problems.models import autoencoder, autoencoder_sigmoid
 from tests import dense
 
 
@@ -105,13 +107,19 @@ def _conv() -> nn.Module:
     )
 
 
+def _autoencoder(make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
+    """6-8-4-2-1-2-4-8-6, with biases."""
+    return lambda: make((1, 2, 3), width=8, bias=True)
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A model of float64, a batch and its labels."""
+    """A model of float64, a batch, its labels (or whatever the likelihood takes) and the likelihood."""
 
     model: nn.Module
     x: Tensor
     y: Tensor
+    likelihood: Likelihood = field(default_factory=Categorical)
 
     @property
     def layers(self) -> dict[str, nn.Module]:
@@ -125,13 +133,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shared": (SharedLayer, (5,)),
     "sequence": (Sequence, (2, 3)),
     "conv": (_conv, (2, 5, 4)),
+    "autoencoder": (_autoencoder(autoencoder), (1, 2, 3)),
+    "autoencoder-sigmoid": (_autoencoder(autoencoder_sigmoid), (1, 2, 3)),
 }
+# Those that reconstruct their input; the others are classifiers.
+_RECONSTRUCT = {"autoencoder": "gaussian", "autoencoder-sigmoid": "bernoulli"}
 # 7 rows lie on both sides of the widths above, so both orders of multiplication are met.
 BATCHES = (1, 4, 7)
 
 
 def problem(name: str, n: int, seed: int = 0) -> Problem:
-    """A small classification problem, all of it from ``seed``."""
+    """A small problem, all of it from ``seed``."""
     make, shape = MODELS[name]
     torch.manual_seed(seed)
     with torch.random.fork_rng():
@@ -140,4 +152,8 @@ def problem(name: str, n: int, seed: int = 0) -> Problem:
         with torch.no_grad():
             model(x)  # lazy layers
         y = torch.randint(3, (n,))
-    return Problem(model, x, y)
+    if name not in _RECONSTRUCT:
+        return Problem(model, x, y)
+    likelihood = LIKELIHOODS[_RECONSTRUCT[name]]()
+    x = x if _RECONSTRUCT[name] == "gaussian" else x.sigmoid()  # pixels from 0 to 1
+    return Problem(model, x, x.flatten(1), likelihood)

@@ -32,7 +32,7 @@ def run(
     case: MethodCase, p: Problem, *, updates: int = 1, micro: int | None = None, **options: object
 ) -> Preconditioning:
     """Precondition ``updates`` times on the same batch, leaving the weights as they are."""
-    settings = {"damping": LAMBDA, "T": 1, "order": "same"} | options
+    settings = {"damping": LAMBDA, "T": 1, "order": "same", "likelihood": p.likelihood} | options
     pre = Preconditioning(p.model, case.new(**settings.pop("method", {})), **settings)
     for _ in range(updates):
         backward(pre, p, micro)
@@ -44,7 +44,7 @@ def backward(pre: Preconditioning, p: Problem, micro: int | None = None) -> None
     for x, y in zip(p.x.split(size), p.y.split(size), strict=True):
         with pre.capture():
             output = p.model(x)
-        pre.accumulate(cross_entropy(output, y, reduction="none"), output)
+        pre.accumulate(p.likelihood.loss(output, y), output)
     pre.finish()
 
 
@@ -60,7 +60,7 @@ def directions(p: Problem) -> dict[str, Tensor]:
 def vectors_of(case: MethodCase, p: Problem, seed: int = 0) -> Tensor:
     """What a method backpropagates for its Fisher, with the labels of the same seed."""
     output = p.model(p.x).detach()
-    likelihood = Categorical()
+    likelihood = p.likelihood
     if case.fisher in ("none", "full"):
         return likelihood.full_vectors(output)
     if case.fisher == "sampled":
@@ -71,7 +71,7 @@ def vectors_of(case: MethodCase, p: Problem, seed: int = 0) -> Tensor:
 
 def gradient(p: Problem, name: str) -> Tensor:
     """One layer's mean gradient by autograd."""
-    return dense.gradient(p.model, p.layers[name], cross_entropy(p.model(p.x), p.y, reduction="none"))
+    return dense.gradient(p.model, p.layers[name], p.likelihood.loss(p.model(p.x), p.y))
 
 
 def check_against_dense(

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import yaml
@@ -246,6 +247,14 @@ _REFUSED = [
     ("", {"dataset": "fashon-mnist"}, ["sgd"], [], "(did you mean 'fashion-mnist'?)"),
     ("", {"model": "logistc"}, ["sgd"], [], "(did you mean 'logistic'?)"),
     ("", {"model": "logistic", "width": "5"}, ["sgd"], [], "model 'logistic' has no option 'width'"),
+    ("", {"dataset": "curves"}, ["sgd"], [], "data set 'curves' has no labels for model 'mlp' to learn"),
+    ("", {"dataset": "curves", "model": "math:sqrt"}, ["sgd"], [], "has no labels for model 'math:sqrt' to learn"),
+    ("", {"model": "autoencoder", "likelihood": "categorical"}, ["sgd"], [], "takes likelihood 'gaussian' or"),
+    ("", {"model": "autoencoder-sigmoid", "normalize": "own"}, ["sgd"], [], "must be 'unit', got 'own'"),
+    ("", {"likelihood": "bernoulli", "normalize": "mnist"}, ["sgd"], [], "must be 'unit', got 'mnist'"),
+    ("", {"likelihood": "poisson"}, ["sgd"], [], "likelihood should be 'categorical', 'gaussian' or 'bernoulli'"),
+    ("", {"lr_step_epochs": "20"}, ["sgd"], [], "lr_step_epochs needs lr_schedule 'step', got 'constant'"),
+    ("", {"clip_decay": "0.1"}, ["kfac"], [], "clip_decay needs a clip_norm"),
     ("", {"T": "5"}, ["sgd"], [], "'sgd' has no option 'T', as --T was given"),
     ("", {"damping_kind": "standard"}, ["sgd", "foof"], [], "as --damping-kind was given"),
     ("", {"epochs": "1", "updates": "2"}, ["sgd"], [], "epochs or updates, not both: got epochs 1 and updates 2"),
@@ -299,6 +308,8 @@ _OUT_OF_RANGE = [
     *(("foof", "momentum", value) for value in ("-0.1", "1")),
     *(("foof", "lr", "0"), ("foof", "warmup_batches", "-1"), ("foof", "order", "other"), ("foof", "lr_decay", "0")),
     *(("foof", "lr_decay", "1.1"), ("foof", "lr_schedule", "linear"), ("foof", "weight_decay", "-1")),
+    *(("adam", "clip_norm", value) for value in ("0", "-1", "inf", "true")),
+    *(("adam", key, value) for key, value in (("clip_decay", "0"), ("clip_decay", "1.1"), ("lr_step_epochs", "0"))),
     *(("kfac", "fisher", value) for value in ("none", "true", "1", "Sampled")),
     ("kfac", "damping_kind", "adjusted"),
     *(("sgd", key, "0") for key in ("seeds", "epochs", "updates", "batch_size", "micro_batch_size", "threads")),
@@ -386,6 +397,10 @@ def test_yaml_is_utf8_and_merges_are_no_duplicates(config_file):
         ({"model": "logistic", "dataset": "mnist", "data_dir": "ü b", "seed": "3"}, ["sgd:momentum=0"]),
         ({}, ["torch.optim:Adam:betas=(0.8,0.99)", "torch.optim:AdamW"]),
         ({}, ["sgd:lr=none"]),
+        *(({"model": name}, ["foof"]) for name in MODELS),
+        ({"model": "autoencoder", "likelihood": "bernoulli", "dataset": "curves"}, ["kfac"]),
+        ({"likelihood": "gaussian", "normalize": "unit"}, ["torch.optim:Adam:clip_norm=1e-3,clip_decay=0.1"]),
+        ({"lr_schedule": "step", "lr_step_epochs": "20", "lr_decay": "0.5", "clip_norm": "1"}, ["sgd", "foof"]),
     ],
 )
 def test_dump_is_read_back_as_the_same(config_file, flags, specs):
@@ -395,6 +410,40 @@ def test_dump_is_read_back_as_the_same(config_file, flags, specs):
     assert again == config
     assert yaml.safe_dump(dump(again)) == text
     assert dump(again) == dump(config) == yaml.safe_load(text), "lists and tuples make no difference"
+
+
+@pytest.mark.parametrize(
+    ("flags", "likelihood", "normalize"),
+    [
+        ({}, "categorical", "mnist"),
+        ({"normalize": "own"}, "categorical", "own"),
+        ({"model": "math:sqrt"}, "categorical", "mnist"),
+        ({"model": "autoencoder"}, "gaussian", "own"),
+        ({"model": "autoencoder", "normalize": "mnist"}, "gaussian", "mnist"),
+        ({"model": "autoencoder-sigmoid"}, "bernoulli", "unit"),
+        ({"model": "autoencoder-sigmoid", "likelihood": "gaussian"}, "gaussian", "own"),
+        ({"model": "math:sqrt", "likelihood": "bernoulli", "dataset": "curves"}, "bernoulli", "unit"),
+    ],
+)
+def test_likelihood_is_the_models_and_normalisation_follows(flags, likelihood, normalize):
+    config = load_config(flags=flags, specs=["sgd"])
+    assert (config.problem.likelihood, config.problem.normalize) == (likelihood, normalize)
+    assert dump(config)["problem"]["normalize"] == normalize
+    assert dump(config)["problem"].get("likelihood", "categorical") == likelihood
+
+
+_RECORDS = sorted((Path(__file__).parent.parent / "docs" / "records").rglob("config.yaml"))
+
+
+@pytest.mark.parametrize("path", _RECORDS, ids=lambda path: path.parent.name)
+def test_configurations_of_committed_records_are_still_the_same(path):
+    """Runs are continued, and found again, by what their config.yaml says: new keys must not change it."""
+    was, now = read_yaml(path), dump(load_config(path))
+    assert (now["problem"], now["run"]) == (was["problem"], was["run"])
+    for old, new in zip(was["methods"], now["methods"], strict=True):
+        added = set(new) - set(old)
+        assert added <= {"S"}, "the oldest of them leave an S that follows from T unsaid"
+        assert {key: new[key] for key in old} == old
 
 
 # A user's own classes.

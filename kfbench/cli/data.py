@@ -28,13 +28,14 @@ def list_datasets(data_dir: DataDir = None, format: Format = "table", debug: Deb
             place = str(find_files(name, data_dir)[0].parent)
         except UsageError:
             place = "not here: kfbench data fetch " + name
-        rows.append({"name": name, "training": entry.sizes[0], "test": entry.sizes[1], "place": place})
+        kind = "synthetic" if entry.synthetic else "published"
+        rows.append({"name": name, "kind": kind, "training": entry.sizes[0], "test": entry.sizes[1], "place": place})
     print_table(rows, format, {"datasets": rows})
 
 
 @app.command()
 def fetch(name: Name, data_dir: DataDir = None, debug: Debug = False) -> None:
-    """Download a data set through torchvision, which verifies the published checksums."""
+    """Download a data set through torchvision, which verifies the published checksums; generate a synthetic one."""
     from kfbench.problems.datasets import fetch_dataset
 
     _check_name(name)

@@ -80,6 +80,12 @@ class LayerGradient:
             result = left(result.T).T
         return result
 
+    def inner(self, direction: Float[Tensor, "d_out d_in"]) -> Float[Tensor, ""]:
+        """The sum of all products of entries, ``tr(G' direction)``, without forming G where it is not known."""
+        if self._dense is not None:
+            return (self._dense * direction).sum()
+        return ((self.output_gradients @ direction) * self.inputs).sum() / self.samples
+
     def _product(self, g: Tensor, a: Tensor) -> Tensor:
         # beta = 0: the 1/N rides along in the matrix product, and the empty matrix is never read.
         out = g.new_empty(g.shape[1], a.shape[1])

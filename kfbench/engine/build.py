@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from kfbench.engine.clipping import NormClipping
 from kfbench.engine.isolation import evaluating
 from kfbench.engine.preconditioning import Preconditioning
 from kfbench.errors import UsageError, described
 from kfbench.importing import import_object
 from kfbench.methods import find_method
+from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.datasets import Dataset, load_dataset
+from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.models import build_model
 from kfbench.sections import Config, Method, Problem, Run
 
@@ -34,12 +37,22 @@ def prepare_torch(run: Run) -> torch.device:
 
 
 def build_data(config: Config, device: torch.device) -> Dataset:
-    """The data set on the device, cut to ``train_samples``, checked against the batch size."""
+    """The data set on the device, cut to ``train_samples``, checked against the batch size.
+
+    Its targets are class indices for the categorical likelihood, else the inputs, flattened.
+    """
     problem, run = config.problem, config.run
+    assert problem.normalize is not None
     data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, getattr(torch, run.dtype))
     data = data.first(problem.train_samples)
     check_sizes(config, data)
-    return data
+    return data if problem.likelihood == "categorical" else data.reconstruction()
+
+
+def build_likelihood(problem: Problem) -> Likelihood:
+    """What the model's output means."""
+    assert problem.likelihood is not None
+    return LIKELIHOODS[problem.likelihood]()
 
 
 def check_sizes(config: Config, data: Dataset) -> None:
@@ -65,12 +78,13 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
     except Exception as error:  # a user's model may fail in any way
         raise UsageError(f"model {problem.model!r} fails on a batch: {type(error).__name__}: {error}") from error
     if shape != (min(2, len(data.train_inputs)), data.outputs):
-        raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected [2, {data.outputs}]")
+        what = "" if problem.likelihood == "categorical" else ", the inputs flattened"
+        raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected [2, {data.outputs}]{what}")
     return model
 
 
 def build_method(
-    method: Method, model: nn.Module, seed: int
+    method: Method, model: nn.Module, seed: int, likelihood: Likelihood
 ) -> tuple[torch.optim.Optimizer, Preconditioning | None, float]:
     """The torch optimizer, the preconditioning over it or None, and the weight decay that is ours."""
     entry, options = find_method(method.opt), method.options
@@ -78,27 +92,38 @@ def build_method(
     arguments = {name: options[name] for name in names if options.get(name) is not None}
     preconditioning = None
     if entry.preconditioner:
-        preconditioning = _build_preconditioning(method, entry.constructor, entry.preconditioner, model, seed)
+        preconditioner = _build_preconditioner(method, entry.constructor, entry.preconditioner)
+        preconditioning = _build_preconditioning(method, preconditioner, model, seed, likelihood)
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
     decay = 0.0 if "weight_decay" in names else float(options.get("weight_decay") or 0.0)
     return optimizer, preconditioning, decay
 
 
-def _build_preconditioning(
-    method: Method, constructor: tuple[str, ...], path: str, model: nn.Module, seed: int
-) -> Preconditioning:
+def build_clipping(method: Method, total: int, device: torch.device) -> NormClipping | None:
+    """The norm clipping of ``total`` updates; None without a clip_norm, or where it is the optimizer's own option."""
+    options, own = method.options, find_method(method.opt).optimizer_options
+    if options["clip_norm"] is None or "clip_norm" in own:
+        return None
+    return NormClipping(options["clip_norm"], options["clip_decay"] or 1.0, total, device)
+
+
+def _build_preconditioner(method: Method, constructor: tuple[str, ...], path: str) -> Preconditioner:
     options = method.options
     extra = set(options) - set(find_method(method.opt).options)
     arguments = {name: options[name] for name in {*constructor, *extra} if options.get(name) is not None}
-    preconditioner = _construct(method.opt, path, arguments)
+    preconditioner: Preconditioner = _construct(method.opt, path, arguments)
+    return preconditioner
+
+
+def _build_preconditioning(
+    method: Method, preconditioner: Preconditioner, model: nn.Module, seed: int, likelihood: Likelihood
+) -> Preconditioning:
     try:
         return Preconditioning(
             model,
             preconditioner,
-            damping=options["damping"],
-            T=options["T"],
-            S=options["S"],
-            order=options["order"],
+            **{option: method.options[option] for option in ("damping", "T", "S", "order")},
+            likelihood=likelihood,
             seed=seed,
         )
     except ValueError as error:

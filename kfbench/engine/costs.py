@@ -51,6 +51,8 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     tasks["statistics"] = observed * sum(layer["statistics"] for layer in per_layer)
     tasks["inverse"] = refreshed * sum(layer["refresh"] for layer in per_layer)
     tasks["apply"] = sum(layer["apply"] for layer in per_layer)
+    if trainee.clipping:
+        tasks["step"] = sum(shape.product for shape in shapes)  # gradient and direction, multiplied
     return tasks
 
 
@@ -91,6 +93,7 @@ def measured_tasks(contestant: TraineeContestant) -> dict[str, float]:
             (method, "observe", "statistics"),
             (method, "refresh", "inverse"),
             (method, "apply", "apply"),
+            (trainee.preconditioning, "_scale", "step"),
         ]
     contestant.prepare()
     for owner, name, task in wrapped:

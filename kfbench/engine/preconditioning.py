@@ -11,6 +11,7 @@ from kfbench.curvature.capture import Captured, capture
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.layers import Layer, find_layers
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
+from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.isolation import forward_isolated
 from kfbench.engine.schedule import Amortisation
 from kfbench.importing import import_object
@@ -45,8 +46,8 @@ class Preconditioning:
     damping: lambda, added to the curvature as the method defines.
     T, S: refresh every T updates, observing the S before it (default min(T, 50)).
     order: "independent" (apply, observe, refresh) or "same" (observe, refresh, apply).
-    likelihood: "categorical" (logits), "gaussian", or an object like them; used where labels are
-        sampled from the model.
+    likelihood: "categorical" (logits), "gaussian", "bernoulli" (logits), or an object like them;
+        used where labels are sampled from the model.
     seed: of the sampled labels, which have a generator of their own.
     options: of the named method, such as ``ema=0.95`` or ``damping_kind="standard"``.
 
@@ -121,8 +122,12 @@ class Preconditioning:
         self._gradients.append(captured.gradients(losses))
         self._plain.append((len(losses), captured.plain_gradients(losses)))
 
-    def finish(self) -> None:
-        """Directions into ``.grad``, then (or before, by order) observe and refresh."""
+    def finish(self, factor: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Directions into ``.grad``, then (or before, by order) observe and refresh.
+
+        ``factor`` is a step rule: from the product of gradient and direction over all parameters [],
+        what the direction is multiplied by [].
+        """
         gradients = {name: LayerGradient.join([part[name] for part in self._gradients]) for name in self.layers}
         statistics = join_statistics(self._statistics) if self._statistics else None
         # Without warm-up there is nothing to apply yet, so the first update uses its own batch.
@@ -131,6 +136,8 @@ class Preconditioning:
             self._observe_and_refresh(statistics)
         directions = self.method.apply(gradients)
         self._write(directions)
+        if factor is not None:
+            self._scale(gradients, directions, factor)
         if not same:
             self._observe_and_refresh(statistics)
         self._gradients, self._statistics, self._plain = [], [], []
@@ -214,6 +221,15 @@ class Preconditioning:
         for index, parameter in enumerate(self._plain_parameters()):
             parts = [(n, g) for n, grads in self._plain if (g := grads[index]) is not None]
             parameter.grad = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
+
+    @torch.no_grad()
+    def _scale(
+        self, gradients: dict[str, LayerGradient], directions: dict[str, Tensor], factor: Callable[[Tensor], Tensor]
+    ) -> None:
+        products = [gradients[name].inner(direction) for name, direction in directions.items()]
+        plain = [p.grad for p in self._plain_parameters() if p.grad is not None]
+        products += [squared_norm(plain)] if plain else []
+        scale_gradients(self.model.parameters(), factor(torch.stack(products).sum()))
 
     def _plain_parameters(self) -> list[nn.Parameter]:
         covered = {id(p) for layer in self.layers.values() for p in layer.parameters}

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from kfbench.engine.batches import LABELS, Batch, stream_seed, training_batches, warmup_batches
-from kfbench.engine.build import build_method, build_network, total_updates
+from kfbench.engine.build import build_clipping, build_likelihood, build_method, build_network, total_updates
+from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.evaluation import evaluate
 from kfbench.engine.memory import tensor_bytes
 from kfbench.engine.schedule import learning_rate_factor
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
-from kfbench.problems.likelihoods import Categorical
 from kfbench.sections import Config
 
 
@@ -26,21 +26,29 @@ class Trainee:
         self.run, self.method, self.data, self.seed, self.device = config.run, config.methods[0], data, seed, device
         self.eval_samples = config.problem.eval_samples
         self.total, self.per_epoch = total_updates(config.run, len(data.train_inputs))
-        self.likelihood = Categorical()
+        self.likelihood = build_likelihood(config.problem)
         self.model = build_network(config.problem, config.run, data, device, seed)
         self.optimizer, self.preconditioning, self.weight_decay = build_method(
-            self.method, self.model, stream_seed(seed, LABELS)
+            self.method, self.model, stream_seed(seed, LABELS), self.likelihood
         )
         self.scheduler = self._make_scheduler()
+        self.clipping = build_clipping(self.method, self.total, device)
+        if self.clipping is not None:
+            self._check_learning_rate("clip_norm", self.clipping.c)
         self.step = self.samples = 0
 
     def _make_scheduler(self) -> LambdaLR | None:
-        schedule, decay = self.method.options["lr_schedule"], self.method.options["lr_decay"]
+        options = self.method.options
+        schedule, decay, epochs = options["lr_schedule"], options["lr_decay"], options["lr_step_epochs"]
         if schedule == "constant":
             return None
+        self._check_learning_rate("lr_schedule", schedule)
+        period = None if epochs is None else epochs * self.per_epoch
+        return LambdaLR(self.optimizer, lambda step: learning_rate_factor(schedule, decay, step, self.total, period))
+
+    def _check_learning_rate(self, option: str, value: Any) -> None:
         if self.lr is None:
-            raise UsageError(f"method {self.method.opt!r} has no learning rate for lr_schedule {schedule!r} to change")
-        return LambdaLR(self.optimizer, lambda step: learning_rate_factor(schedule, decay, step, self.total))
+            raise UsageError(f"method {self.method.opt!r} has no learning rate for {option} {value!r} to change")
 
     @property
     def lr(self) -> float | None:
@@ -57,6 +65,11 @@ class Trainee:
     def damping_retries(self) -> int:
         """How many factors needed more damping than asked for."""
         return self.preconditioning.damping_retries if self.preconditioning else 0
+
+    @property
+    def clipped_updates(self) -> int | None:
+        """In how many updates norm clipping acted; None without it."""
+        return int(self.clipping.clipped) if self.clipping else None
 
     def warn_if_hardly_refreshed(self) -> None:
         """Fewer than two refreshes in the whole run say little about a method."""
@@ -106,13 +119,24 @@ class Trainee:
     def take_step(self, samples: int) -> None:
         """Turn gradients into directions, where there is a method, and let the optimizer step."""
         if self.preconditioning is not None:
-            self.preconditioning.finish()
+            self.preconditioning.finish(self._clip_factor if self.clipping else None)
+        elif self.clipping:
+            self._clip_gradients()
         self._decay_weights()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         self.step += 1
         self.samples += samples
+
+    def _clip_factor(self, product: Tensor) -> Tensor:
+        assert self.clipping is not None and self.lr is not None
+        return self.clipping.factor(product, self.lr, self.step)
+
+    def _clip_gradients(self) -> None:
+        """The plain gradient is its own direction."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        scale_gradients(self.model.parameters(), self._clip_factor(squared_norm(gradients)))
 
     def _backward_plain(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
         loss = self.likelihood.loss(self.model(x), y).sum() / samples
@@ -164,12 +188,15 @@ class Trainee:
 
     def ended_state_dict(self) -> dict[str, Any]:
         """What is left of a run that needs no continuation: the trained model."""
-        return {"step": self.step, "samples": self.samples, "model": self.model.state_dict()}
+        clipped = {"clipped": self.clipping.clipped} if self.clipping else {}
+        return {"step": self.step, "samples": self.samples, "model": self.model.state_dict(), **clipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``, and of ``ended_state_dict``."""
         self.step, self.samples = state["step"], state["samples"]
         self.model.load_state_dict(state["model"])
+        if self.clipping is not None:
+            self.clipping.clipped.copy_(state["clipped"])
         if "optimizer" not in state:
             return
         self.optimizer.load_state_dict(state["optimizer"])

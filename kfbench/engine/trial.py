@@ -20,7 +20,7 @@ from kfbench.results.environment import environment
 from kfbench.results.timings import PARTS
 from kfbench.sections import Config
 
-_KEYS = ("dataset", "data_dir", "normalize", "train_samples", "dtype", "batch_size", "eval_samples")
+_KEYS = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "dtype", "batch_size", "eval_samples")
 # Read before the fork, so that trials share it: the complete Fashion-MNIST takes 0.9 s.
 _preloaded: dict[tuple[Any, ...], Dataset] = {}
 

@@ -1,10 +1,12 @@
-"""Data sets: name -> tensors on the device, read from the published files.
+"""Data sets: name -> tensors on the device, read from files in the published format.
 
 Small data lie on the device as one tensor and are indexed there; no loader, no worker process.
 """
 
 import hashlib
 import os
+import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kfbench.errors import UsageError
+from kfbench.problems.curves import write_curves
 from kfbench.problems.idx import idx_content, read_idx
 from kfbench.registry import DATASETS, DatasetEntry
 
@@ -22,9 +25,10 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
-# What --normalize may be: "mnist" is MNIST's mean and deviation for every data set, as the FOOF
-# paper did (its appendix D.5 calls that an oversight; our runs are compared with its figures).
+# Mean and deviation of --normalize "mnist", for every data set, as the FOOF paper did (its appendix D.5
+# calls that an oversight; our runs are compared with its figures), and of "unit": pixels from 0 to 1.
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+_FIXED = {"mnist": (MNIST_MEAN, MNIST_STD), "unit": (0.0, 1.0)}
 
 # The order in which --train-samples takes the first N images.
 _SUBSET_SEED = 0
@@ -32,7 +36,7 @@ _SUBSET_SEED = 0
 
 @dataclass(frozen=True)
 class Dataset:
-    """Inputs [n, 1, rows, columns], normalised; targets [n] class indices."""
+    """Inputs [n, 1, rows, columns], normalised; targets [n] class indices, or [n, pixels] the inputs."""
 
     train_inputs: Tensor
     train_targets: Tensor
@@ -56,6 +60,15 @@ class Dataset:
         chosen = order[:train_samples].to(self.train_inputs.device)
         return replace(self, train_inputs=self.train_inputs[chosen], train_targets=self.train_targets[chosen])
 
+    def reconstruction(self) -> "Dataset":
+        """With the inputs themselves, flattened, as targets: what autoencoders are trained on."""
+        return _reconstruction(self.train_inputs, self.test_inputs)
+
+
+def _reconstruction(train: Tensor, test: Tensor) -> Dataset:
+    targets = train.flatten(1), test.flatten(1)  # views: nothing is copied
+    return Dataset(train, targets[0], test, targets[1], targets[0].shape[1])
+
 
 def default_data_dir() -> Path:
     """Where ``data fetch`` puts files: KFBENCH_DATA, else the user's cache."""
@@ -65,23 +78,33 @@ def default_data_dir() -> Path:
 
 
 def find_files(name: str, data_dir: str | None) -> list[Path]:
-    """The four IDX files of a data set, plain or .gz; UsageError with the ways to get it if missing."""
-    folders = _folders(name, data_dir)
+    """The IDX files of a data set, plain or .gz; UsageError with the ways to get it if missing."""
+    folders, files = _folders(name, data_dir), _files(DATASETS[name])
     for folder in folders:
-        found = [_plain_or_gzipped(folder / file) for file in FILES]
+        found = [_plain_or_gzipped(folder / file) for file in files]
         if all(path is not None for path in found):
             return [path for path in found if path is not None]
         if any(path is not None for path in found):
-            missing = next(file for file, path in zip(FILES, found, strict=True) if path is None)
+            missing = next(file for file, path in zip(files, found, strict=True) if path is None)
             raise UsageError(f"data set {name!r} is incomplete: {folder / missing} (or .gz) is missing")
     raise _missing(name, folders)
 
 
+def _files(entry: DatasetEntry) -> tuple[str, ...]:
+    """Images and labels of both parts, or images alone where there are no classes."""
+    return FILES if entry.classes else FILES[::2]
+
+
+def _base(data_dir: str | None) -> Path:
+    return Path(data_dir).expanduser() if data_dir else default_data_dir()
+
+
 def _folders(name: str, data_dir: str | None) -> list[Path]:
-    entry = DATASETS[name]
+    entry, base = DATASETS[name], _base(data_dir)
+    if entry.synthetic:
+        return [base / name]  # not base itself: the images of another data set may lie there
     if not entry.torchvision:
         return [Path(__file__).parent / name.replace("-", "_")]
-    base = Path(data_dir).expanduser() if data_dir else default_data_dir()
     folders = [base / name, base / entry.torchvision / "raw", base]
     explicit = data_dir or os.environ.get("KFBENCH_DATA")
     return folders if explicit else [*folders[:2], *map(Path, entry.system_folders)]
@@ -93,7 +116,7 @@ def _plain_or_gzipped(path: Path) -> Path | None:
 
 def _missing(name: str, folders: list[Path]) -> UsageError:
     entry = DATASETS[name]
-    ways = [f"fetch it with 'kfbench data fetch {name}'"]
+    ways = [f"{'generate' if entry.synthetic else 'fetch'} it with 'kfbench data fetch {name}'"]
     if entry.debian_package:
         ways.append(f"install Debian's package {entry.debian_package}")
     ways.append("point --data-dir or KFBENCH_DATA at a folder with its IDX files")
@@ -108,46 +131,67 @@ def load_dataset(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:
-    """Read, check and normalise a data set; UsageError, one sentence, for every fault of a file."""
+    """Read, check and normalise a data set; UsageError, one sentence, for every fault of a file.
+
+    A synthetic one is generated where it is missing. Without labels the targets are the inputs.
+    """
     entry = DATASETS[name]
-    train_x, train_y, test_x, test_y = _read_checked(find_files(name, data_dir), entry)
-    mean, std = MNIST_MEAN, MNIST_STD
-    if normalize == "own":
-        if train_x.min() == train_x.max():
-            raise UsageError(f"data set {name!r} cannot be normalised: all pixels of its training images are equal")
-        pixels = train_x.double() / 255
-        mean, std = float(pixels.mean()), float(pixels.std())
+    paths = _generated(name, data_dir) if entry.synthetic else find_files(name, data_dir)
+    pixels, labels = _read_checked(paths, entry)
+    mean, std = _FIXED[normalize] if normalize in _FIXED else _mean_and_deviation(pixels[0], name)
 
     def images(x: Tensor) -> Tensor:
         return x.to(device, dtype).div_(255).sub_(mean).div_(std).unsqueeze(1)  # in place: no copies in memory
 
-    return Dataset(images(train_x), train_y.to(device), images(test_x), test_y.to(device), entry.classes)
+    train, test = map(images, pixels)
+    if not labels:
+        return _reconstruction(train, test)
+    return Dataset(train, labels[0].to(device), test, labels[1].to(device), entry.classes)
 
 
-def _read_checked(paths: list[Path], entry: DatasetEntry) -> list[Tensor]:
-    tensors = []
-    for images_path, labels_path in (paths[:2], paths[2:]):
-        images, labels = read_idx(images_path, dimensions=3), read_idx(labels_path, dimensions=1)
-        if images.size == 0:
+def _mean_and_deviation(images: Tensor, name: str) -> tuple[float, float]:
+    """Over all pixels of all images."""
+    if images.min() == images.max():
+        raise UsageError(f"data set {name!r} cannot be normalised: all pixels of its training images are equal")
+    pixels = images.double() / 255
+    return float(pixels.mean()), float(pixels.std())
+
+
+def _read_checked(paths: list[Path], entry: DatasetEntry) -> tuple[list[Tensor], list[Tensor]]:
+    """Images of both parts, and their labels, which a data set without classes lacks."""
+    images, labels = [], []
+    half = len(paths) // 2
+    for images_path, *labels_path in (paths[:half], paths[half:]):
+        array = read_idx(images_path, dimensions=3)
+        if array.size == 0:
             raise UsageError(f"{images_path} holds no images")
-        if len(images) != len(labels):
-            raise UsageError(f"{labels_path} has {len(labels)} labels for {len(images)} images")
-        if int(labels.max()) >= entry.classes:
-            raise UsageError(f"{labels_path} has label {labels.max()}, expected 0 to {entry.classes - 1}")
-        tensors += [torch.from_numpy(images.copy()), torch.from_numpy(labels.astype("int64"))]
-    if tensors[0].shape[1:] != tensors[2].shape[1:]:
-        shapes = " and ".join(str(tuple(t.shape[1:])) for t in (tensors[0], tensors[2]))
-        raise UsageError(f"{paths[0]} and {paths[2]} have images of different shapes, {shapes}")
-    return tensors
+        images.append(torch.from_numpy(array.copy()))
+        labels += [_read_labels(path, len(array), entry.classes) for path in labels_path]
+    if images[0].shape[1:] != images[1].shape[1:]:
+        shapes = " and ".join(str(tuple(x.shape[1:])) for x in images)
+        raise UsageError(f"{paths[0]} and {paths[half]} have images of different shapes, {shapes}")
+    return images, labels
+
+
+def _read_labels(path: Path, images: int, classes: int) -> Tensor:
+    labels = read_idx(path, dimensions=1)
+    if len(labels) != images:
+        raise UsageError(f"{path} has {len(labels)} labels for {images} images")
+    if int(labels.max()) >= classes:
+        raise UsageError(f"{path} has label {labels.max()}, expected 0 to {classes - 1}")
+    return torch.from_numpy(labels.astype("int64"))
 
 
 def check_dataset(name: str, data_dir: str | None = None) -> list[dict[str, str]]:
     """One row a file: where it lies, its SHA-256 when decompressed, and whether that is the known one."""
-    entry = DATASETS[name]
     paths = find_files(name, data_dir)
-    _read_checked(paths, entry)
-    rows = []
-    for file, path in zip(FILES, paths, strict=True):
+    _read_checked(paths, DATASETS[name])
+    return _checksums(name, paths)
+
+
+def _checksums(name: str, paths: list[Path]) -> list[dict[str, str]]:
+    entry, rows = DATASETS[name], []
+    for file, path in zip(_files(entry), paths, strict=True):
         digest = hashlib.sha256(idx_content(path)).hexdigest()
         known = entry.sha256.get(file)
         verdict = "readable, no checksum known" if known is None else "ok" if known == digest else "differs"
@@ -156,15 +200,34 @@ def check_dataset(name: str, data_dir: str | None = None) -> list[dict[str, str]
 
 
 def fetch_dataset(name: str, data_dir: str | None = None) -> Path:
-    """Download through torchvision, which verifies the published checksums; returns the folder."""
+    """Download through torchvision, which verifies the published checksums, or generate; returns the folder."""
     entry = DATASETS[name]
+    if entry.synthetic:
+        return _generated(name, data_dir)[0].parent
     if not entry.torchvision:
         raise UsageError(f"data set {name!r} is carried in the package; there is nothing to fetch")
     import torchvision.datasets  # slow to import, and needed here only
 
-    root = Path(data_dir).expanduser() if data_dir else default_data_dir()
+    root = _base(data_dir)
     try:
         getattr(torchvision.datasets, entry.torchvision)(str(root), download=True)
     except Exception as error:  # the network, the disk or the mirror
         raise UsageError(f"fetching {name!r} to {root} failed: {error}") from error
     return find_files(name, str(root))[0].parent
+
+
+def _generated(name: str, data_dir: str | None) -> list[Path]:
+    """The files of a synthetic data set, generated where they are missing; a warning where they differ."""
+    entry, folder = DATASETS[name], _folders(name, data_dir)[0]
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)  # what is not writable fails first
+        print(f"generating the synthetic data set {name!r}, once, in {folder}", file=sys.stderr, flush=True)
+        write_curves(folder, dict(zip(_files(entry), entry.sizes, strict=True)))
+    paths = find_files(name, data_dir)
+    if any(row["check"] == "differs" for row in _checksums(name, paths)):
+        warnings.warn(
+            f"data set {name!r} in {folder} is not the known one, so losses on it are not comparable with those of "
+            "other machines; delete that folder to generate it anew",
+            stacklevel=2,
+        )
+    return paths

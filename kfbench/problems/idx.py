@@ -40,6 +40,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         raise UsageError(f"{path} cannot be read: {error}") from error
 
 
+def idx_bytes(array: np.ndarray) -> bytes:
+    """An array of unsigned bytes in the format that ``read_idx`` reads."""
+    return struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
+
+
 def idx_content(path: Path) -> bytes:
     """The decompressed bytes of a plain or gzipped file."""
     try:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 
 class Likelihood(Protocol):
@@ -82,4 +82,37 @@ class Gaussian:
         return None
 
 
-LIKELIHOODS: dict[str, type[Likelihood]] = {"categorical": Categorical, "gaussian": Gaussian}
+class Bernoulli:
+    """Independent units: output = logits [N, d], target [N, d] from 0 to 1, such as pixels.
+
+    A target between 0 and 1 counts as that part of a 1, as in Hinton & Salakhutdinov 2006; the
+    Fisher is that of the Bernoulli distribution, whose labels are 0 or 1.
+    """
+
+    def loss(self, output: Float[Tensor, "N d"], target: Float[Tensor, "N d"]) -> Float[Tensor, "N"]:
+        """Cross-entropy in nats, summed over the units of a sample; stable for large logits."""
+        return binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
+
+    def sampled_vectors(
+        self, output: Float[Tensor, "N d"], generator: torch.Generator | None
+    ) -> Float[Tensor, "1 N d"]:
+        """``p - y`` with every unit of y drawn from p."""
+        p = output.sigmoid()
+        uniform = torch.rand(p.shape, generator=generator, dtype=p.dtype, device=p.device)
+        return (p - (uniform < p).to(p.dtype))[None]
+
+    def full_vectors(self, output: Float[Tensor, "N d"]) -> Float[Tensor, "d N d"]:
+        """Columns of ``diag(sqrt(p (1 - p)))``; ``1 - p`` is the sigmoid of ``-f``, which loses no digits."""
+        root = (output.sigmoid() * (-output).sigmoid()).sqrt()
+        return torch.diag_embed(root).permute(2, 0, 1)
+
+    def correct(self, output: Tensor, target: Tensor) -> None:
+        """Reconstruction has no accuracy."""
+        return None
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "categorical": Categorical,
+    "gaussian": Gaussian,
+    "bernoulli": Bernoulli,
+}

@@ -1,16 +1,22 @@
-"""Models: name -> plain ``nn.Module``, initialised as in the FOOF paper (Kaiming-He)."""
+"""Models: name -> plain ``nn.Module``, initialised as in the FOOF paper (Kaiming-He) where nothing else is said."""
 
 import inspect
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kfbench.errors import UsageError
 from kfbench.importing import import_object
 
 HIDDEN_LAYERS = 3
+
+# The autoencoder of Hinton & Salakhutdinov 2006: hidden widths down to the code, and back.
+ENCODER_WIDTHS = (1000, 500, 250, 30)
+# The sigmoid is 1/2 + f/4 near 0, so that weights must be 4 times larger for signals to keep their size.
+_SIGMOID_GAIN = 4.0
 
 
 def logistic(input_shape: tuple[int, ...], outputs: int, bias: bool = False) -> nn.Module:
@@ -28,24 +34,73 @@ def mlp(input_shape: tuple[int, ...], outputs: int, width: int = 1000, bias: boo
     return _initialised(nn.Sequential(*layers, nn.Linear(d, outputs, bias)))
 
 
-def _initialised(model: nn.Module) -> nn.Module:
-    """He et al. 2015: normal weights of variance 2 / fan-in, in the last layer too; zero biases."""
+def autoencoder(input_shape: tuple[int, ...], width: int = ENCODER_WIDTHS[0], bias: bool = False) -> nn.Module:
+    """d-1000-500-250-30-250-500-1000-d with tanh, code and output linear (FOOF paper, appendix D.7).
+
+    ``width`` is that of the widest hidden layer, the others keep their proportions. Initialised as
+    all models of that paper (appendix D); biases are left out as in its other fully connected
+    networks (D.5): D.7 does not mention them.
+    """
+    return _initialised(_mirrored(input_shape, width, bias, nn.Tanh, activate_code=False))
+
+
+def autoencoder_sigmoid(input_shape: tuple[int, ...], width: int = ENCODER_WIDTHS[0], bias: bool = True) -> nn.Module:
+    """The same widths with sigmoid units, the code's too, and logits as output (George et al. 2018, section 4.1).
+
+    That paper names neither biases nor an initialisation. Biases are those of Hinton &
+    Salakhutdinov 2006; weights are Glorot & Bengio's (2010), times 4 for the sigmoid's slope. With
+    He's weights Adam spends its first 20 epochs on 1,000 images at the loss of the mean image.
+    """
+    model = _mirrored(input_shape, width, bias, nn.Sigmoid, activate_code=True)
+    return _initialised(model, lambda weight: nn.init.xavier_normal_(weight, gain=_SIGMOID_GAIN))
+
+
+def _mirrored(
+    input_shape: tuple[int, ...], width: int, bias: bool, activation: type[nn.Module], activate_code: bool
+) -> nn.Sequential:
+    """Encoder and decoder of mirrored widths, weights untied, output linear; a width is at least 1."""
+    d = math.prod(input_shape)
+    down = [max(1, round(w * width / ENCODER_WIDTHS[0])) for w in ENCODER_WIDTHS]
+    widths = [d, *down, *down[-2::-1], d]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for index, (d_in, d_out) in enumerate(pairwise(widths), start=1):
+        layers.append(nn.Linear(d_in, d_out, bias))
+        if index != len(down) or activate_code:
+            layers.append(activation())
+    return nn.Sequential(*layers[:-1])  # the last activation is the likelihood's
+
+
+def _he(weight: Tensor) -> Tensor:
+    """He et al. 2015: normal weights of variance 2 / fan-in."""
+    return nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+def _initialised(model: nn.Module, weights: Callable[[Tensor], Tensor] = _he) -> nn.Module:
+    """The same for every layer, the last one too; zero biases."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            weights(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
 
 
+_KNOWN: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "logistic": logistic,
+    "autoencoder": autoencoder,
+    "autoencoder-sigmoid": autoencoder_sigmoid,
+}
+
+
 def build_model(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
     """The model of that name, or what the user's ``package.module:function`` returns.
 
-    The function is called with those of ``input_shape`` (C, H, W), ``outputs`` (number of classes)
-    and the options (width, bias) that its signature names. UsageError where that fails.
+    The function is called with those of ``input_shape`` (C, H, W), ``outputs`` (number of classes,
+    or of pixels where the inputs are the targets) and the options (width, bias) that its signature
+    names. UsageError where that fails.
     """
-    known: dict[str, Callable[..., Any]] = {"mlp": mlp, "logistic": logistic}
-    make = known.get(name) or import_object(name, "model")
+    make = _KNOWN.get(name) or import_object(name, "model")
     arguments = {"input_shape": input_shape, "outputs": outputs, **options}
     try:
         accepted = inspect.signature(make).parameters

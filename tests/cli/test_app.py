@@ -32,7 +32,8 @@ QUICK = ["--quick", "--width", "20"]
         (["list"], [*METHODS, *MODELS, *DATASETS]),
         (["list", "--cite"], ["Benzing 2022", "Martens & Grosse 2015", "Kingma & Ba 2015", "Xiao"]),
         (["list", "--defaults"], ["T=100", "damping=0.01"]),
-        (["data", "list"], ["fashion-mnist-1k", "mnist", "60000"]),
+        (["list"], ["synthetic images of curves"]),
+        (["data", "list"], ["fashion-mnist-1k", "mnist", "60000", "curves", "synthetic", "kfbench data fetch curves"]),
         (["data", "check", "fashion-mnist-1k"], ["train-images-idx3-ubyte.gz", "ok"]),
     ],
     ids=" ".join,
@@ -136,6 +137,8 @@ _WRONG = [
     (["data", "check", "mnist"], "was not found in"),
     (["data", "fetch", "fashion-mnist-1k"], "nothing to fetch"),
     (["data", "bogus"], "No such command 'bogus'"),
+    (["data", "check", "curves"], "generate it with 'kfbench data fetch curves'"),
+    (["data", "fetch", "curves", "--data-dir", "file"], "file: File exists"),
     (["train", *QUICK], "no method given"),
     (["train", "extra", "--opt", "sgd"], "unexpected extra argument"),
     ([*_SGD, "--bogus", "1"], "No such option: --bogus"),
@@ -197,6 +200,19 @@ _WRONG = [
     ([*_SGD[:-2], "--model", "user_things:model_of_wrong_shape"], "returns shape [2, 11], expected [2, 10]"),
     ([*_SGD[:-2], "--model", "user_things:model_for_other_inputs"], "fails on a batch: RuntimeError"),
     (["train", "--opt", "sgd", "--quick", "--model", "logistic", "--width", "5"], "model 'logistic' has no option"),
+    (
+        [*_SGD, "--dataset", "curves"],
+        "data set 'curves' has no labels for model 'mlp' to learn; use --model autoencoder",
+    ),
+    (
+        [*_SGD, "--likelihood", "bernouli"],
+        "likelihood should be 'categorical', 'gaussian' or 'bernoulli', got 'bernouli'",
+    ),
+    ([*_SGD, "--model", "autoencoder", "--likelihood", "categorical"], "takes likelihood 'gaussian' or 'bernoulli'"),
+    ([*_SGD, "--model", "autoencoder-sigmoid", "--normalize", "mnist"], "normalize must be 'unit', got 'mnist'"),
+    ([*_SGD[:-2], "--model", "user_things:model_for_images", "--likelihood", "gaussian"], "the inputs flattened"),
+    ([*_SGD, "--clip-norm", "0"], "clip_norm should be greater than 0, got '0'"),
+    ([*_SGD, "--lr-step-epochs", "2"], "lr_step_epochs needs lr_schedule 'step'"),
 ]
 
 

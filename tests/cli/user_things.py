@@ -48,6 +48,11 @@ def model_for_other_inputs(input_shape, outputs):
     return nn.Sequential(nn.Flatten(), nn.Linear(3, outputs))
 
 
+def model_for_images(input_shape, outputs):
+    """Returns images where the flattened inputs are expected."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 784), nn.Unflatten(1, input_shape))
+
+
 class InterruptsItself(nn.Sequential):
     """Sends Ctrl-C in its 8th training forward, where a file of that name lies in the working folder."""
 

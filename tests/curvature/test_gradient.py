@@ -54,3 +54,13 @@ def test_join_is_the_sample_weighted_mean(sizes):
         parts.append(gradient)
         sums += G * n
     assert_close(LayerGradient.join(parts).dense(), sums / sum(sizes), 1e-13)
+
+
+@pytest.mark.parametrize("dense_first", [True, False])
+def test_inner_product_with_a_direction(dense_first):
+    gradient, G = _gradient(5, samples=3)
+    if dense_first:
+        gradient.dense()
+    direction = torch.randn(D_OUT, D_IN, dtype=torch.float64)
+    wanted = sum(G[i, j] * direction[i, j] for i in range(D_OUT) for j in range(D_IN))
+    assert_close(gradient.inner(direction), wanted, 1e-13)

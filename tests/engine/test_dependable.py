@@ -61,7 +61,15 @@ def _assert_same_run(folder, whole):
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[1])
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "adam:lr_schedule=cosine", "foof:T=4,momentum=0.9,lr=0.01"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *SPECS,
+        "adam:lr_schedule=cosine",
+        "foof:T=4,momentum=0.9,lr=0.01",
+        "foof:T=4,lr_schedule=step,lr_step_epochs=2,clip_norm=1e-3,clip_decay=0.1",
+    ],
+)
 def test_killed_run_continues_bit_for_bit(runs, spec, monkeypatch):
     """kill -9 at random updates, with and without a checkpoint before it, three times in the same run."""
     _frequent_checkpoints(monkeypatch)

@@ -44,3 +44,9 @@ def test_what_does_not_fit_is_refused(T, S):
 def test_learning_rate_at_each_quarter(schedule, factors):
     got = [learning_rate_factor(schedule, 0.1, step, 400) for step in (0, 100, 200, 300, 400)]
     assert got == pytest.approx(factors, abs=1e-12)
+
+
+def test_step_schedule_with_a_period():
+    """George et al. 2018, D.2: half the learning rate every 20 epochs, here of 3 updates."""
+    got = [learning_rate_factor("step", 0.5, step, 1000, period=60) for step in (0, 59, 60, 119, 120, 300)]
+    assert got == [1, 1, 0.5, 0.5, 0.25, 1 / 32]

@@ -1,6 +1,8 @@
 """Data sets: where files are looked for, what is wrong with them, and what the embedded sample is."""
 
 import gzip
+import hashlib
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kfbench.errors import UsageError
+from kfbench.problems.curves import curves
 from kfbench.problems.datasets import (
     FILES,
     check_dataset,
@@ -173,6 +176,25 @@ def test_any_torn_or_altered_file(tmp_path, name, position, byte):
         assert data.train_targets.max() < 10 and len(data.train_inputs) == len(data.train_targets)
 
 
+@pytest.mark.parametrize(("normalize", "low", "high"), [("unit", 0, 1), ("mnist", -0.4242129, 2.8214867)])
+def test_range_of_normalised_pixels(tmp_path, normalize, low, high):
+    arrays = small_arrays()
+    arrays[0][0, 0, :2] = 0, 255
+    data = load_dataset("mnist", str(write_files(tmp_path, arrays)), normalize=normalize, dtype=torch.float64)
+    assert data.train_inputs.min() == pytest.approx(low, abs=1e-6)
+    assert data.train_inputs.max() == pytest.approx(high, abs=1e-6)
+    if normalize == "unit":
+        assert torch.equal((data.train_inputs[:, 0] * 255).round(), torch.from_numpy(arrays[0]).double())
+
+
+def test_reconstruction_has_the_inputs_as_targets_without_a_copy(tmp_path):
+    data = load_dataset("mnist", str(write_files(tmp_path))).reconstruction()
+    assert data.outputs == 12 and data.train_targets.shape == (20, 12) and data.test_targets.shape == (10, 12)
+    assert torch.equal(data.train_targets, data.train_inputs.flatten(1))
+    assert torch.equal(data.test_targets, data.test_inputs.flatten(1))
+    assert data.train_targets.data_ptr() == data.train_inputs.data_ptr()
+
+
 # The first N samples.
 
 
@@ -308,6 +330,100 @@ def test_there_is_nothing_to_fetch_for_the_embedded_sample(downloads):
     with pytest.raises(UsageError, match="carried in the package"):
         fetch_dataset("fashion-mnist-1k")
     assert downloads.roots == []
+
+
+# The synthetic one.
+
+
+@pytest.fixture
+def few_curves(monkeypatch):
+    """CURVES of 30 + 20 images, whose checksums are those of these images; counts how often it is generated."""
+    made = []
+
+    def counted(count):
+        made.append(count)
+        return curves(count)
+
+    images = curves(50)
+    content = dict(zip(FILES[::2], (idx_bytes(images[:30]), idx_bytes(images[30:])), strict=True))
+    digests = {name: hashlib.sha256(part).hexdigest() for name, part in content.items()}
+    entry = replace(DATASETS["curves"], sizes=(30, 20), sha256=digests)
+    monkeypatch.setattr("kfbench.problems.datasets.DATASETS", {**DATASETS, "curves": entry})
+    monkeypatch.setattr("kfbench.problems.curves.curves", counted)
+    return made
+
+
+def test_curves_are_generated_once_and_said_so(tmp_path, few_curves, capsys):
+    first = load_dataset("curves", str(tmp_path / "data"), "unit", dtype=torch.float64)
+    assert (
+        f"generating the synthetic data set 'curves', once, in {tmp_path / 'data' / 'curves'}"
+        in capsys.readouterr().err
+    )
+    second = load_dataset("curves", str(tmp_path / "data"), "unit", dtype=torch.float64)
+    assert few_curves == [50] and capsys.readouterr().err == ""
+    for data in (first, second):
+        assert torch.equal((data.train_inputs[:, 0] * 255).round(), torch.from_numpy(curves(50)[:30]).double())
+        assert torch.equal((data.test_inputs[:, 0] * 255).round(), torch.from_numpy(curves(50)[30:]).double())
+        assert torch.equal(data.train_targets, data.train_inputs.flatten(1)) and data.outputs == 784
+    names = [path.name for path in (tmp_path / "data").rglob("*")]
+    assert sorted(names) == ["curves", *(f"{name}.gz" for name in sorted(FILES[::2]))], "no labels, nothing temporary"
+
+
+def test_curves_are_fetched_and_checked(tmp_path, few_curves, monkeypatch):
+    with pytest.raises(UsageError, match="generate it with 'kfbench data fetch curves'"):
+        check_dataset("curves")
+    monkeypatch.setenv("KFBENCH_DATA", str(tmp_path / "data"))
+    for _ in range(2):
+        assert fetch_dataset("curves") == tmp_path / "data" / "curves"
+    assert few_curves == [50]
+    assert [row["check"] for row in check_dataset("curves")] == ["ok", "ok"]
+
+
+def test_images_of_another_data_set_are_not_taken_for_curves(tmp_path, few_curves):
+    write_files(tmp_path)
+    with pytest.raises(UsageError, match="data set 'curves' was not found"):
+        find_files("curves", str(tmp_path))
+    assert load_dataset("curves", str(tmp_path)).input_shape == (1, 28, 28)
+
+
+def test_other_curves_than_the_known_ones_are_used_with_a_warning(tmp_path, few_curves):
+    folder = fetch_dataset("curves", str(tmp_path))
+    (folder / f"{FILES[2]}.gz").write_bytes(gzip.compress(idx_bytes(curves(50)[:20])))
+    with pytest.warns(UserWarning, match="not the known one, so losses on it are not comparable"):
+        data = load_dataset("curves", str(tmp_path))
+    assert torch.equal(data.test_inputs, data.train_inputs[:20])
+    assert [row["check"] for row in check_dataset("curves", str(tmp_path))] == ["ok", "differs"]
+
+
+def test_generation_that_is_broken_off_leaves_nothing(tmp_path, few_curves, monkeypatch):
+    def full(path, content):
+        if FILES[2] in str(path):
+            raise OSError(28, "No space left on device")
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kfbench.problems.curves.write_atomically", full)
+        with pytest.raises(OSError, match="No space left"):
+            load_dataset("curves", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert len(load_dataset("curves", str(tmp_path)).train_inputs) == 30
+
+
+def test_another_process_that_generates_at_the_same_time_wins(tmp_path, few_curves, monkeypatch):
+    fetch_dataset("curves", str(tmp_path / "other"))
+
+    def slow(count):
+        os.rename(tmp_path / "other" / "curves", tmp_path / "data" / "curves")
+        return curves(count)
+
+    monkeypatch.setattr("kfbench.problems.curves.curves", slow)
+    assert len(load_dataset("curves", str(tmp_path / "data")).train_inputs) == 30
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["curves"]
+
+
+def test_the_first_curves_of_the_shuffle_keep_their_targets(tmp_path, few_curves):
+    data = load_dataset("curves", str(tmp_path)).first(10)
+    assert torch.equal(data.train_targets, data.train_inputs.flatten(1)) and len(data.train_inputs) == 10
 
 
 def test_idx_files_of_the_tests_are_what_the_package_carries():

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kfbench.errors import UsageError
+from kfbench.problems import idx
 from kfbench.problems.idx import read_idx
 from tests.fuzzing import fuzz, result_or_one_sentence
 from tests.problems.idx_files import idx_bytes
@@ -25,6 +26,7 @@ def test_what_was_written_is_read(tmp_path, array, compress):
     found = read_idx(path, array.ndim)
     assert found.dtype == np.uint8 and found.shape == array.shape
     assert (found == array).all()
+    assert idx.idx_bytes(found) == idx_bytes(array), "our writer gives the published format"
 
 
 def test_the_header_as_published(tmp_path):
