@@ -96,9 +96,9 @@ def _build_preconditioning(
             model,
             preconditioner,
             damping=options["damping"],
-            T=options["T"],
-            S=options["S"],
-            order=options["order"],
+            T=options.get("T", 1),  # a method that averages nothing has no schedule
+            S=options.get("S"),
+            order=options.get("order"),
             seed=seed,
         )
     except ValueError as error:
