@@ -32,6 +32,14 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
     "warmup_batches": 50,
     "order": "independent",
 }
+_EKFAC_OPTIONS = {
+    **PRECONDITIONED_OPTIONS,
+    "lr": 0.001,
+    "damping": 0.001,
+    "order": "same",
+    "fisher": "empirical",
+    "damping_init": "plain",
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,11 @@ _MARTENS = (
     "Grosse & Martens 2016, A Kronecker-factored approximate Fisher matrix for convolution layers, ICML"
 )
 
+_GEORGE = (
+    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
+    "Kronecker-factored Eigenbasis, NeurIPS"
+)
+
 METHODS: Mapping[str, MethodEntry] = MappingProxyType(
     {
         "sgd": MethodEntry(
@@ -138,6 +151,57 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "fisher": "sampled",
             },
             constructor=("ema", "damping_kind", "fisher"),
+        ),
+        "ekfac": MethodEntry(
+            summary="K-FAC's eigenbasis with second moments measured in it, on each batch",
+            paper=f"{_GEORGE}, Algorithm 1",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.ekfac:EKFAC",
+            options=_EKFAC_OPTIONS,
+            constructor=("ema", "fisher", "damping_init"),
+        ),
+        "ekfac-ra": MethodEntry(
+            summary="EKFAC with a running average of squared mini-batch gradients",
+            paper=f"{_GEORGE}, section 3.2",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.ekfac_ra:EKFACRA",
+            options={**_EKFAC_OPTIONS, "scale_decay": 0.75},
+            constructor=("ema", "fisher", "damping_init", "scale_decay"),
+        ),
+        "foof-kfac-damping": MethodEntry(
+            summary="FOOF with lambda_A of K-FAC: G (A + lambda_A I)^-1, rescaled",
+            paper=f"{_BENZING}, appendix D.9",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.foof_kfac_damping:FOOFWithKFACDamping",
+            options={
+                **PRECONDITIONED_OPTIONS,
+                "lr": 0.003,
+                "damping": 0.01,
+                "fisher": "sampled",
+                "rescale": "lambda_B",
+            },
+            constructor=("ema", "fisher", "rescale"),
+        ),
+        "foof-centred": MethodEntry(
+            summary="FOOF on centred inputs, the update of natural neural networks",
+            paper=f"Desjardins, Simonyan, Pascanu & Kavukcuoglu 2015, Natural Neural Networks, NeurIPS; {_BENZING}, "
+            "appendix H.2",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.foof_centred:CentredFOOF",
+            options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 1.0},
+            constructor=("ema",),
+        ),
+        "foof-per-sample": MethodEntry(
+            summary="FOOF applied to each sample alone, then averaged",
+            paper=f"{_BENZING}, appendix F",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.foof_per_sample:PerSampleFOOF",
+            options={**SGD_OPTIONS, "lr": 10.0, "damping": 1.0},  # nothing is averaged: no schedule
         ),
     }
 )

@@ -64,10 +64,17 @@ class MethodOptions(Section):
     damping_kind: Literal["heuristic", "standard", "standard-as-released"] | None = Field(
         None, description="how lambda enters K-FAC"
     )
+    damping_init: Literal["plain", "factors", "factors-pi"] | None = Field(
+        None, description="how lambda enters EKFAC: alone, or as damping of both factors would"
+    )
     fisher: Literal["sampled", "full", "empirical"] | None = Field(None, description="labels of the Fisher")
     T: Int | None = Field(None, ge=1, description="updates between refreshes of what is cubic (default: 100)")
     S: Int | None = Field(None, ge=1, description="updates before each refresh that feed it (default: min(T, 50))")
     ema: Float | None = Field(None, ge=0, lt=1, description="decay of the running averages (default: 0.95)")
+    scale_decay: Float | None = Field(None, ge=0, lt=1, description="decay of the scales of EKFAC-ra (default: 0.75)")
+    rescale: Literal["lambda_B", "kfac-norm"] | None = Field(
+        None, description="length of the steps of foof-kfac-damping"
+    )
     warmup_batches: Int | None = Field(
         None, ge=0, description="batches that fill the averages before update 0 (default: 50)"
     )

@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfbench.preconditioners.ekfac import DAMPING_INITS, EKFAC
+from kfbench.preconditioners.ekfac_ra import EKFACRA
 from kfbench.preconditioners.foof import FOOF
+from kfbench.preconditioners.foof_centred import CentredFOOF
+from kfbench.preconditioners.foof_kfac_damping import RESCALES, FOOFWithKFACDamping
+from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.kfac import DAMPING_KINDS, FISHERS, KFAC
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.models import autoencoder, autoencoder_sigmoid
-from tests import dense
+from tests import dense, situations
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,19 @@ class MethodCase:
 
     name: str
     make: Callable[..., Any]
-    dense: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    dense: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
     fisher: str = "none"
     options: dict[str, Any] = field(default_factory=dict)
+    # The definition in place of ``dense`` where it needs more than these: from a ``situations.Situation``.
+    dense_of: Callable[[Any], Tensor] | None = None
     # For lambda -> infinity the direction tends to G / lambda.
     limit_is_gradient: bool = True
+    # The preconditioner is positive definite.
+    descends: bool = True
+    # Keeps running averages, so has an ``ema``.
+    averages: bool = True
+    # A batch given twice over is the same batch.
+    mean_over_samples: bool = True
     # Exact second-order method on one sample: direction = (F + lambda I)^-1 G.
     exact_on_one_sample: bool = False
     # The definition depends on signs of eigenvectors: give it the method's own factors, which the
@@ -50,6 +63,17 @@ GOLDEN = {
     "kfac-standard-sampled": 0.8164770002603471,
     "kfac-standard-full": 0.820762872796106,
     "kfac-standard-empirical": 0.8364140801425188,
+    "ekfac-plain-sampled": 0.8080781852699565,
+    "ekfac-plain-full": 0.8200605582211138,
+    "ekfac-plain-empirical": 0.8401390194259722,
+    "ekfac-factors-empirical": 1.0694914779437628,
+    "ekfac-factors-pi-empirical": 1.014564926073289,
+    "ekfac-ra-empirical": 0.8692477682772137,
+    "ekfac-ra-sampled": 0.8672949381100314,
+    "foof-kfac-damping-lambda_B": 0.8650288668805715,
+    "foof-kfac-damping-kfac-norm": 0.9780376940122498,
+    "foof-centred": 1.0185665792071281,
+    "foof-per-sample": 1.136500225965262,
 }
 
 METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
@@ -60,12 +84,67 @@ METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
         fisher,
         {"damping_kind": kind, "fisher": fisher},
         limit_is_gradient=kind != "standard-as-released",
+        descends=kind != "standard-as-released",
         own_factors=kind == "standard-as-released",
         exact_on_one_sample=kind == "standard" and fisher != "sampled",
         golden=GOLDEN.get(f"kfac-{kind}-{fisher}"),
     )
     for kind in DAMPING_KINDS
     for fisher in FISHERS
+]
+METHODS += [
+    MethodCase(
+        f"ekfac-{init}-{fisher}",
+        EKFAC,
+        dense_of=situations.ekfac,
+        fisher=fisher,
+        options={"fisher": fisher, "damping_init": init},
+        exact_on_one_sample=init == "plain",
+        golden=GOLDEN[f"ekfac-{init}-{fisher}"],
+    )
+    for init in DAMPING_INITS
+    for fisher in (FISHERS if init == "plain" else ["empirical"])
+]
+METHODS += [
+    MethodCase(
+        f"ekfac-ra-{fisher}",
+        EKFACRA,
+        dense_of=situations.ekfac_ra,
+        fisher=fisher,
+        options={"fisher": fisher, "scale_decay": 0.6},
+        mean_over_samples=False,  # its scales are N times a squared mean
+        golden=GOLDEN[f"ekfac-ra-{fisher}"],
+    )
+    for fisher in ("empirical", "sampled")
+]
+_DENSE_D9 = {"lambda_B": dense.foof_by_lambda_B, "kfac-norm": dense.foof_with_kfac_norm}
+METHODS += [
+    MethodCase(
+        f"foof-kfac-damping-{rescale}",
+        FOOFWithKFACDamping,
+        _DENSE_D9[rescale],
+        fisher="sampled",
+        options={"rescale": rescale},
+        golden=GOLDEN[f"foof-kfac-damping-{rescale}"],
+    )
+    for rescale in RESCALES
+]
+METHODS += [
+    MethodCase(
+        "foof-centred",
+        CentredFOOF,
+        dense_of=situations.foof_centred,
+        limit_is_gradient=False,  # the bias is not damped
+        golden=GOLDEN["foof-centred"],
+    ),
+    MethodCase(
+        "foof-per-sample",
+        PerSampleFOOF,
+        dense_of=situations.foof_per_sample,
+        descends=False,  # a reweighted mean of gradients
+        averages=False,
+        golden=GOLDEN["foof-per-sample"],
+    ),
 ]
 
 

@@ -22,12 +22,27 @@ def foof(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
     return kron_solve(_eye(len(G), G), A + damping * _eye(len(A), A), G)
 
 
-def kfac_heuristic(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+def heuristic_damping(A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """lambda_A lambda_B = damping and lambda_A / lambda_B = the ratio of mean eigenvalues."""
     ratio = torch.linalg.eigvalsh(A).mean() / torch.linalg.eigvalsh(B).mean()
     lambda_B = (damping / ratio) ** 0.5
-    lambda_A = damping / lambda_B
+    return damping / lambda_B, lambda_B
+
+
+def kfac_heuristic(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+    lambda_A, lambda_B = heuristic_damping(A, B, damping)
     return kron_solve(B + lambda_B * _eye(len(B), B), A + lambda_A * _eye(len(A), A), G)
+
+
+def foof_by_lambda_B(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+    """K-FAC with lambda_A and lambda_B of both factors, but nothing else of B."""
+    lambda_A, lambda_B = heuristic_damping(A, B, damping)
+    return kron_solve(lambda_B * _eye(len(B), B), A + lambda_A * _eye(len(A), A), G)
+
+
+def foof_with_kfac_norm(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
+    direction = foof_by_lambda_B(A, B, G, damping)
+    return direction / direction.norm() * kfac_heuristic(A, B, G, damping).norm()
 
 
 def kfac_standard(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
@@ -41,6 +56,24 @@ def kfac_as_released(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
     rotated = torch.kron(U_B.contiguous(), U_A.T.contiguous()) @ G.reshape(-1)
     scaled = rotated / (torch.outer(s_B, s_A).reshape(-1) + damping)
     return (torch.kron(U_B.T.contiguous(), U_A.contiguous()) @ scaled).reshape(G.shape)
+
+
+def in_basis(U: Tensor, denominator: Tensor, G: Tensor) -> Tensor:
+    """``U diag(denominator)^-1 U' vec G`` for the columns of U [d_out d_in, d_out d_in]."""
+    return (U @ ((U.T @ G.reshape(-1)) / denominator.reshape(-1))).reshape(G.shape)
+
+
+def ekfac_shift(s_A: Tensor, s_B: Tensor, damping: float, init: str) -> Tensor:
+    """[d_out, d_in]: what EKFAC's appendix C adds to the scales, entry by entry."""
+    lambda_A = lambda_B = damping**0.5
+    if init == "factors-pi":
+        lambda_A, lambda_B = heuristic_damping(s_A.diag(), s_B.diag(), damping)
+    shift = torch.full((len(s_B), len(s_A)), damping, dtype=s_A.dtype)
+    if init != "plain":
+        for i in range(len(s_B)):
+            for j in range(len(s_A)):
+                shift[i, j] += (s_B[i] + lambda_B) * (s_A[j] + lambda_A) - s_B[i] * s_A[j] - lambda_A * lambda_B
+    return shift
 
 
 class Rows:
@@ -125,4 +158,27 @@ def fisher_block(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tensor)
             inputs, gradients = rows.one_sample(x[i], vector)
             g = sum(torch.outer(b, a) for a, b in zip(inputs, gradients, strict=True)).reshape(-1)
             total = total + torch.outer(g, g) / n
+    return total
+
+
+def centred_factor(model: nn.Module, layer: nn.Module, batches: list[tuple[float, Tensor]]) -> Tensor:
+    """``sum_p (a - c)(a - c)'`` averaged over weighted batches, c the weighted mean of their inputs."""
+    rows, weighted = Rows(model, layer), []
+    for weight, x in batches:
+        for sample in x:
+            inputs, _ = rows.one_sample(sample, torch.zeros(3, dtype=x.dtype))
+            weighted += [(weight / len(x), a) for a in inputs]
+    total = sum(w for w, _ in weighted)
+    mean = sum(w * a for w, a in weighted) / total
+    return sum(w * torch.outer(a - mean, a - mean) for w, a in weighted)
+
+
+def foof_per_sample(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tensor, damping: float) -> Tensor:
+    """Each sample's own FOOF update, solved alone, then averaged; ``vectors`` [N, C] of the true labels."""
+    rows, total = Rows(model, layer), 0
+    for sample, vector in zip(x, vectors, strict=True):
+        inputs, gradients = rows.one_sample(sample, vector)
+        A = sum(torch.outer(a, a) for a in inputs)
+        G = sum(torch.outer(g, a) for a, g in zip(inputs, gradients, strict=True))
+        total = total + foof(A, None, G, damping) / len(x)
     return total

@@ -1,6 +1,7 @@
 """Methods with one mistake each, of the kinds seen in published code: every one must be caught."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,7 +9,12 @@ from torch import Tensor
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
 from kfbench.curvature.statistics import LayerStatistics, Statistics
+from kfbench.preconditioners.ekfac import EKFAC
+from kfbench.preconditioners.ekfac_ra import EKFACRA
 from kfbench.preconditioners.foof import FOOF
+from kfbench.preconditioners.foof_centred import CentredFOOF
+from kfbench.preconditioners.foof_kfac_damping import FOOFWithKFACDamping
+from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.kfac import KFAC
 
 
@@ -17,8 +23,7 @@ class TransposedBasis(KFAC):
 
     def refresh(self, damping: float) -> None:
         super().refresh(damping)
-        for basis in self.bases.values():
-            basis["U_B"] = basis["U_B"].T.contiguous()
+        self.bases = {name: replace(basis, U_B=basis.U_B.T) for name, basis in self.bases.items()}
 
 
 class TransposedRightBasis(KFAC):
@@ -26,8 +31,7 @@ class TransposedRightBasis(KFAC):
 
     def refresh(self, damping: float) -> None:
         super().refresh(damping)
-        for basis in self.bases.values():
-            basis["U_A"] = basis["U_A"].T.contiguous()
+        self.bases = {name: replace(basis, U_A=basis.U_A.T) for name, basis in self.bases.items()}
 
 
 class SwappedDamping(KFAC):
@@ -52,8 +56,7 @@ class SwappedFactors(KFAC):
 
     def refresh(self, damping: float) -> None:
         super().refresh(damping)
-        for basis in self.bases.values():
-            basis["denominator"] = basis["denominator"].flip(0, 1)
+        self.denominators = {name: denominator.flip(0, 1) for name, denominator in self.denominators.items()}
 
 
 class MissingBatchSize(FOOF):
@@ -150,6 +153,216 @@ class ForgetfulState(FOOF):
         return state | {"A": {"means": state["A"]["means"], "weights": {}}}
 
 
+class TransposedScales(EKFAC):
+    """Scales measured in the transposed basis, as one published EKFAC does."""
+
+    def _measured_scales(self, statistics: Statistics) -> dict[str, Tensor]:
+        right, transposed = self.bases, {n: replace(basis, U_A=basis.U_A.T) for n, basis in self.bases.items()}
+        self.bases = transposed
+        scales = super()._measured_scales(statistics)
+        self.bases = right
+        return scales
+
+
+class StaleScales(EKFAC):
+    """Scales of the old basis stay when the basis changes."""
+
+    def refresh(self, damping: float) -> None:
+        old = self.scales
+        super().refresh(damping)
+        self.scales = old or self.scales
+
+
+class EarlierScales(EKFAC):
+    """With true labels, scales from the last observed batch, not from the gradient's own rows."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.needs_rows = False
+
+
+class UnobservedScales(EKFAC):
+    """With sampled labels, scales measured at refreshes alone."""
+
+    def observe(self, statistics: Statistics) -> None:
+        bases, self.bases = self.bases, {}
+        super().observe(statistics)
+        self.bases = bases
+
+
+class SummedScales(EKFAC):
+    """Scales without 1/N."""
+
+    def _rotated(self, name: str, G: LayerGradient) -> Tensor:
+        rotated = super()._rotated(name, G)
+        self.scales[name] *= G.samples
+        return rotated
+
+
+class ScalesOfTheMean(EKFAC):
+    """The square of the mean gradient in place of the mean of squares."""
+
+    def _rotated(self, name: str, G: LayerGradient) -> Tensor:
+        rotated = super()._rotated(name, G)
+        self.scales[name] = rotated.square()
+        return rotated
+
+
+class ScalesOfPositions(EKFAC):
+    """Every position counts as a sample: squares are summed over them, not sums squared."""
+
+    def _rotated(self, name: str, G: LayerGradient) -> Tensor:
+        rotated, basis = super()._rotated(name, G), self.bases[name]
+        g, a = G.output_gradients @ basis.U_B, G.inputs @ basis.U_A
+        self.scales[name] = g.square().T @ a.square() / G.samples
+        return rotated
+
+
+class UncorrectedEigenvalues(EKFAC):
+    """Its scales are never used: K-FAC with standard damping."""
+
+    def _rotated(self, name: str, G: LayerGradient) -> Tensor:
+        rotated = super()._rotated(name, G)
+        self.scales[name] = self.bases[name].eigenvalues()
+        return rotated
+
+
+class NeverRotatedBack(EKFAC):
+    """The direction stays in the eigenbasis."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        return self._rotated(name, G) / (self.scales[name] + self.damping[name])
+
+
+class SwappedFactorDamping(EKFAC):
+    """Appendix C with lambda_A beside s_A and lambda_B beside s_B."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        for name, basis in self.bases.items():
+            pi = (basis.s_A.mean() / basis.s_B.mean()).sqrt()
+            shift = pi * basis.s_A + (basis.s_B / pi)[:, None]
+            self.damping[name] = damping + damping**0.5 * shift
+
+
+class UnweightedFactorDamping(EKFAC):
+    """Appendix C without its lambda itself."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        self.damping = {name: shift - damping for name, shift in self.damping.items()}
+
+
+class RunningAverageWithoutN(EKFACRA):
+    """Squared means that are not scaled to second moments."""
+
+    def _rotated(self, name: str, G: LayerGradient) -> Tensor:
+        return super()._rotated(name, LayerGradient.from_dense(G.dense(), 1))
+
+
+class RunningAverageKept(EKFACRA):
+    """The average of the old basis goes on in the new one."""
+
+    def refresh(self, damping: float) -> None:
+        old = self.scales
+        super().refresh(damping)
+        self.scales = old or self.scales
+
+
+class RunningAverageLate(EKFACRA):
+    """The average takes in a gradient only after it was used."""
+
+    def _rotated(self, name: str, G: LayerGradient) -> Tensor:
+        before = self.scales[name].clone()
+        rotated = super()._rotated(name, G)
+        self._after, self.scales[name] = self.scales[name], before
+        return rotated
+
+
+class MultipliedByLambdaB(FOOFWithKFACDamping):
+    """lambda_B multiplies where it should divide."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        self.lambda_B = {name: 1 / lambda_B for name, lambda_B in self.lambda_B.items()}
+
+
+class PlainFOOFDamping(FOOFWithKFACDamping):
+    """lambda itself on A, not K-FAC's part of it."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        right, _ = damped_inverses(self.kfac.A.means, dict.fromkeys(self.kfac.A.means, damping))
+        self.kfac.inverses = {name: (left, right[name]) for name, (left, _) in self.kfac.inverses.items()}
+
+
+class NormOfTheNetwork(FOOFWithKFACDamping):
+    """One norm for all layers."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        own = {name: G.transform(right=self.kfac.inverses[name][1]) for name, G in gradients.items()}
+        norms = [sum(d.square().sum() for d in found.values()).sqrt() for found in (self.kfac.apply(gradients), own)]
+        return {name: direction * norms[0] / norms[1] for name, direction in own.items()}
+
+
+class CentredBiasToo(CentredFOOF):
+    """The gradient is not centred and the bias's column passes as it is: centring forgets the bias."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        return {name: self._forgetting(name, G.dense()) for name, G in gradients.items()}
+
+    def _forgetting(self, name: str, G: Tensor) -> Tensor:
+        if not self.biased[name]:
+            return self.inverses[name](G)
+        return torch.cat([self.inverses[name](G[:, :-1]), G[:, -1:]], dim=1)
+
+
+class NotCentred(CentredFOOF):
+    """A layer without a bias keeps its mean: plain FOOF."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        for name, biased in self.biased.items():
+            if not biased:
+                M = self.A.means[name][:-1, :-1]
+                self.inverses.update(damped_inverses({name: M}, {name: damping})[0])
+
+
+class NewestCentre(CentredFOOF):
+    """The mean of the newest batch beside averaged second moments."""
+
+    def observe(self, statistics: Statistics) -> None:
+        super().observe(statistics)
+        for name, s in statistics.items():
+            d = s.inputs.shape[2] - s.has_bias
+            mean = s.inputs.sum(1).mean(0)[:d]
+            self.A.means[name][-1, :d] = mean
+            self.A.means[name][:d, -1] = mean
+
+
+class WholeBatchDamping(PerSampleFOOF):
+    """The factor of the whole batch in place of each sample's own: FOOF."""
+
+    def _direction(self, G: LayerGradient) -> Tensor:
+        A = G.inputs.T @ G.inputs / G.samples
+        return G.transform(right=damped_inverses({"": A}, {"": self.damping})[0][""])
+
+
+class PositionsAlone(PerSampleFOOF):
+    """Each position is damped alone, not each sample."""
+
+    def _direction(self, G: LayerGradient) -> Tensor:
+        weighted = G.inputs / (G.inputs.square().sum(1, keepdim=True) + self.damping)
+        return LayerGradient(G.output_gradients, weighted, G.samples).dense()
+
+
+class SummedSamples(PerSampleFOOF):
+    """The samples' updates are summed, not averaged."""
+
+    def _direction(self, G: LayerGradient) -> Tensor:
+        return super()._direction(G) * G.samples
+
+
 # mutant -> the row of cases.METHODS that it pretends to be.
 MUTANTS: dict[type, str] = {
     TransposedBasis: "kfac-standard-full",
@@ -166,4 +379,27 @@ MUTANTS: dict[type, str] = {
     ForgottenBias: "foof",
     WrongSide: "foof",
     ForgetfulState: "foof",
+    TransposedScales: "ekfac-plain-full",
+    StaleScales: "ekfac-plain-full",
+    EarlierScales: "ekfac-plain-empirical",
+    UnobservedScales: "ekfac-plain-sampled",
+    SummedScales: "ekfac-plain-empirical",
+    ScalesOfTheMean: "ekfac-plain-empirical",
+    ScalesOfPositions: "ekfac-plain-empirical",
+    UncorrectedEigenvalues: "ekfac-plain-empirical",
+    NeverRotatedBack: "ekfac-plain-empirical",
+    SwappedFactorDamping: "ekfac-factors-pi-empirical",
+    UnweightedFactorDamping: "ekfac-factors-empirical",
+    RunningAverageWithoutN: "ekfac-ra-empirical",
+    RunningAverageKept: "ekfac-ra-empirical",
+    RunningAverageLate: "ekfac-ra-sampled",
+    MultipliedByLambdaB: "foof-kfac-damping-lambda_B",
+    PlainFOOFDamping: "foof-kfac-damping-lambda_B",
+    NormOfTheNetwork: "foof-kfac-damping-kfac-norm",
+    CentredBiasToo: "foof-centred",
+    NotCentred: "foof-centred",
+    NewestCentre: "foof-centred",
+    WholeBatchDamping: "foof-per-sample",
+    PositionsAlone: "foof-per-sample",
+    SummedSamples: "foof-per-sample",
 }

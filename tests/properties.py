@@ -11,6 +11,7 @@ from kfbench.engine.preconditioning import Preconditioning
 from kfbench.problems.likelihoods import Categorical
 from tests import dense
 from tests.cases import BATCHES, MODELS, MethodCase, Problem, problem
+from tests.situations import Past, Situation, true_vectors
 
 LAMBDA = 0.3
 # Float64, solved twice by different algorithms.
@@ -65,8 +66,7 @@ def vectors_of(case: MethodCase, p: Problem, seed: int = 0) -> Tensor:
         return likelihood.full_vectors(output)
     if case.fisher == "sampled":
         return likelihood.sampled_vectors(output, torch.Generator().manual_seed(seed))
-    leaf = output.clone().requires_grad_()
-    return torch.autograd.grad(likelihood.loss(leaf, p.y).sum(), leaf)[0][None]
+    return true_vectors(p)
 
 
 def gradient(p: Problem, name: str) -> Tensor:
@@ -75,23 +75,36 @@ def gradient(p: Problem, name: str) -> Tensor:
 
 
 def check_against_dense(
-    case: MethodCase, pre: Preconditioning, p: Problem, observed: list[tuple[float, Problem, Tensor]], what: str
+    case: MethodCase,
+    pre: Preconditioning,
+    p: Problem,
+    observed: list[tuple[float, Problem, Tensor]],
+    what: str,
+    last: tuple[Problem, Tensor] | None = None,
+    applied: list[Problem] | None = None,
 ) -> None:
     """The directions in ``.grad`` equal the definition, from loops and a dense solve.
 
-    ``observed`` lists the batches that the factors average: (weight, batch, its vectors).
+    ``observed`` lists the batches that the factors average: (weight, batch, its vectors); ``last`` is
+    the one observed last (by default the last of these), ``applied`` those preconditioned since the
+    refresh (by default the own one).
     """
-    got = directions(p)
-    for name, layer in p.layers.items():
-        pairs = [(w, dense.factors(b.model, layer, b.x, vectors)) for w, b, vectors in observed]
-        A, B = (sum(w * factors[i] for w, factors in pairs) for i in (0, 1))
-        if case.own_factors:
-            mine = pre.method.A.means[name], pre.method.B.means[name]
-            assert_close(mine[0], A, what=f"{case.name}, A of {what}, layer {name}")
-            assert_close(mine[1], B, what=f"{case.name}, B of {what}, layer {name}")
-            A, B = mine
-        wanted = case.dense(A, B, gradient(p, name), LAMBDA)
+    got, past = directions(p), Past(observed, last or observed[-1][1:], applied or [p])
+    for name in p.layers:
+        wanted = _wanted(case, Situation(pre.method, p, name, past, LAMBDA), f"{what}, layer {name}")
         assert_close(got[name], wanted, what=f"{case.name}, {what}, layer {name}")
+
+
+def _wanted(case: MethodCase, situation: Situation, what: str) -> Tensor:
+    if case.dense_of is not None:
+        return case.dense_of(situation)
+    A, B = situation.factors
+    if case.own_factors:
+        mine = situation.method.A.means[situation.name], situation.method.B.means[situation.name]
+        assert_close(mine[0], A, what=f"{case.name}, A of {what}")
+        assert_close(mine[1], B, what=f"{case.name}, B of {what}")
+        A, B = mine
+    return case.dense(A, B, situation.gradient(), LAMBDA)
 
 
 def check_dense(case: MethodCase, model: str = "mlp-bias", n: int = 7) -> None:
@@ -99,6 +112,11 @@ def check_dense(case: MethodCase, model: str = "mlp-bias", n: int = 7) -> None:
     p = problem(model, n)
     pre = run(case, p)
     check_against_dense(case, pre, p, [(1.0, p, vectors_of(case, p))], f"{model}, N = {n}")
+
+
+def check_positions(case: MethodCase) -> None:
+    """The same where a sample has several rows."""
+    check_dense(case, "sequence", 4)
 
 
 class FixedDraws(Categorical):
@@ -111,7 +129,8 @@ class FixedDraws(Categorical):
 
 def check_duplicated_batch(case: MethodCase) -> None:
     """A batch given twice over is the same batch: everything is a mean over samples."""
-    if case.own_factors:  # rounding may turn the sign of an eigenvector, and that direction with it
+    # Rounding may turn the sign of an eigenvector, and with it a direction that depends on signs.
+    if case.own_factors or not case.mean_over_samples:
         return
     p = problem("mlp-bias", 4)
     twice = Problem(p.model, torch.cat([p.x, p.x]), torch.cat([p.y, p.y]))
@@ -151,7 +170,7 @@ def check_descent(case: MethodCase) -> None:
     run(case, p)
     for name, got in directions(p).items():
         G = gradient(p, name)
-        if case.limit_is_gradient:
+        if case.descends:
             assert float((got * G).sum()) > 0, f"{case.name}: no descent in layer {name}"
 
 
@@ -189,7 +208,7 @@ def check_averages(case: MethodCase) -> None:
     """Two batches average with the normalised weights m (1 - m) and (1 - m)."""
     old, new = _two_batches()
     m = 0.6
-    pre = Preconditioning(old.model, case.new(ema=m), damping=LAMBDA, T=1, order="same")
+    pre = Preconditioning(old.model, _new(case, ema=m), damping=LAMBDA, T=1, order="same")
     backward(pre, old)
     vectors = vectors_of(case, old)
     pre.label_generator.manual_seed(5)
@@ -202,7 +221,7 @@ def check_averages(case: MethodCase) -> None:
 def check_no_memory_without_ema(case: MethodCase) -> None:
     """ema = 0 keeps only the newest batch: sub-sampled K-FAC."""
     old, new = _two_batches()
-    pre = Preconditioning(old.model, case.new(ema=0.0), damping=LAMBDA, T=1, order="same")
+    pre = Preconditioning(old.model, _new(case, ema=0.0), damping=LAMBDA, T=1, order="same")
     backward(pre, old)
     pre.label_generator.manual_seed(5)
     backward(pre, new)
@@ -211,22 +230,34 @@ def check_no_memory_without_ema(case: MethodCase) -> None:
 
 def check_independent_order(case: MethodCase) -> None:
     """With "independent" the direction at update t uses statistics up to t - 1; with "same" up to t."""
+    if _trained_order(case) != "independent":
+        return
     old, new = _two_batches()
-    pre = Preconditioning(old.model, case.new(ema=0.0), damping=LAMBDA, T=1, order="independent")
-    backward(pre, old)
+    pre = Preconditioning(old.model, _new(case, ema=0.0), damping=LAMBDA, T=1, order="independent")
+    backward(pre, old)  # nothing was refreshed yet, so this one is, before it is applied
     own = copy.deepcopy(pre)  # the factors that the coming direction uses
     backward(pre, new)
-    check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "order independent")
+    check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "order independent", applied=[old, new])
 
 
 def check_amortised(case: MethodCase) -> None:
     """Between refreshes the direction is that of the last refresh, however the statistics moved."""
     old, new = _two_batches()
-    pre = Preconditioning(old.model, case.new(ema=0.0), damping=LAMBDA, T=3, order="same")
+    pre = Preconditioning(old.model, _new(case, ema=0.0), damping=LAMBDA, T=3, order="same")
     backward(pre, old)  # nothing was refreshed yet, so this one is
     own = copy.deepcopy(pre)
+    pre.label_generator.manual_seed(5)
     backward(pre, new)
-    check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "amortised")
+    last = (new, vectors_of(case, new, seed=5))  # observed, not averaged in by any refresh
+    check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "amortised", last, [old, new])
+
+
+def _new(case: MethodCase, ema: float) -> object:
+    return case.new(ema=ema) if case.averages else case.new()
+
+
+def _trained_order(case: MethodCase) -> str:
+    return "independent" if "independent" in case.make.orders else case.make.orders[0]
 
 
 def _two_batches() -> tuple[Problem, Problem]:
@@ -260,9 +291,9 @@ def check_state_restores(case: MethodCase) -> None:
     """A restored method continues bit for bit, in any phase of the schedule."""
     for done in range(1, 5):
         p = problem("mlp-bias", 7)
-        pre = run(case, p, updates=done, T=3, S=2, order="independent")
+        pre = run(case, p, updates=done, T=3, S=2, order=_trained_order(case))
         state = copy.deepcopy(pre.state_dict())
-        restored = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order="independent", seed=99)
+        restored = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order=_trained_order(case), seed=99)
         restored.load_state_dict(copy.deepcopy(state))
         for _ in range(4):
             backward(pre, p)
@@ -275,7 +306,7 @@ def golden_loss(case: MethodCase) -> float:
     """The loss after six updates from a fixed start, in the order that training uses."""
     p = problem("mlp-bias", 7)
     optimizer = torch.optim.SGD(p.model.parameters(), lr=0.05, momentum=0.9)
-    pre = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order="independent", seed=3)
+    pre = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order=_trained_order(case), seed=3)
     for _ in range(6):
         backward(pre, p)
         optimizer.step()
@@ -304,6 +335,7 @@ def equal(a: object, b: object) -> bool:
 # Every method goes through all of these; mutants must be caught by at least one.
 CHECKS: list[Callable[[MethodCase], None]] = [
     check_dense,
+    check_positions,
     check_duplicated_batch,
     check_micro_batches,
     check_not_a_no_op,

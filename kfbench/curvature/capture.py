@@ -84,16 +84,17 @@ class Captured:
         sampled and full; empirical uses the true labels' gradients. Needs the graph: call it
         before ``optimizer.step``.
         """
-        if fisher == "none":
-            return {name: LayerStatistics(self.inputs(name)) for name in self.calls}
+        rows: dict[str, Tensor] = {}
         if fisher == "empirical":
             rows = {name: g[None] for name, g in self._true_rows(losses, keep_graph=True).items()}
-        else:
+        elif fisher != "none":
             assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
             drawn = vectors(output.detach(), fisher)
             per_vector = [self._backpropagate(output, vector)[0] for vector in drawn]
             rows = {name: torch.stack([r[name] for r in per_vector]) for name in self.calls}
-        return {name: LayerStatistics(self.inputs(name), rows[name]) for name in self.calls}
+        return {
+            name: LayerStatistics(self.inputs(name), rows.get(name), self.layers[name].has_bias) for name in self.calls
+        }
 
     def gradients(self, losses: Tensor) -> dict[str, LayerGradient]:
         """Every layer's mean gradient of ``losses`` [N], as rows; frees the graph."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One layer in one batch: rows R = N P of widths d_in (bias column counted) and d_out.
+    """One layer in one batch: rows R = N P, P the ``positions``, of widths d_in (bias column counted) and d_out.
 
     ``first``: its input needs no gradient, so the backward pass skips one of its products.
     """
@@ -14,6 +14,7 @@ class LayerShape:
     d_out: int
     d_in: int
     first: bool = False
+    positions: int = 1
 
     @property
     def product(self) -> float:

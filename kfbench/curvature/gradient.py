@@ -35,13 +35,16 @@ class LayerGradient:
         return gradient
 
     @classmethod
-    def join(cls, parts: list[LayerGradient]) -> LayerGradient:
-        """The sample-weighted mean over micro-batches, as rows while they stay the smaller form."""
+    def join(cls, parts: list[LayerGradient], keep_rows: bool = False) -> LayerGradient:
+        """The sample-weighted mean over micro-batches, as rows while they stay the smaller form.
+
+        ``keep_rows``: as rows whatever their number, for methods that look at single samples.
+        """
         if len(parts) == 1:
             return parts[0]
         samples = sum(part.samples for part in parts)
         rows = sum(len(part.inputs) for part in parts)
-        if all(part._dense is None for part in parts) and rows < min(parts[0].shape):
+        if keep_rows or (all(part._dense is None for part in parts) and rows < min(parts[0].shape)):
             joined = [torch.cat([getattr(p, side) for p in parts]) for side in ("output_gradients", "inputs")]
             return cls(joined[0], joined[1], samples)
         dense = torch.stack([part.dense() * (part.samples / samples) for part in parts]).sum(0)
@@ -51,6 +54,12 @@ class LayerGradient:
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
         return self.output_gradients.shape[1], self.inputs.shape[1]
+
+    def per_sample(self) -> tuple[Float[Tensor, "N P d_out"], Float[Tensor, "N P d_in"]]:
+        """Its rows, sample by sample: output gradients and inputs."""
+        assert len(self.inputs) or not self.samples, "the rows were given up: the method must say needs_rows = True"
+        g, a = (rows.view(self.samples, -1, rows.shape[1]) for rows in (self.output_gradients, self.inputs))
+        return g, a
 
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         """The gradient as a matrix."""

@@ -98,6 +98,15 @@ def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
     return layers, left_out
 
 
+def mixing_layers(model: nn.Module) -> list[str]:
+    """Names of the layers that mix the samples of a batch: their rows are no gradients of single samples."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+    ]
+
+
 def _why_not(module: nn.Module, owners: dict[int, int]) -> str | None:
     """Why this module cannot be captured, or None where it can."""
     kind = type(module)

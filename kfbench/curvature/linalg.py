@@ -1,6 +1,7 @@
 """Linear algebra on plain tensors: damped inverses, pi, eigenbases. No layer, no model."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,15 @@ def pi_correction(trace_a: Tensor, d_in: int, trace_b: Tensor, d_out: int) -> Te
     ratio = (trace_a / d_in) / (trace_b / d_out)
     usable = (trace_a > 0) & (trace_b > 0)
     return torch.where(usable, ratio, torch.ones_like(ratio)).sqrt()
+
+
+def factored_damping(damping: float, trace_a: Tensor, d_in: int, trace_b: Tensor, d_out: int) -> tuple[Tensor, Tensor]:
+    """(lambda_A, lambda_B), scalar tensors: lambda_A lambda_B = lambda, lambda_A / lambda_B = pi^2.
+
+    Source: Martens & Grosse 2015, appendix E.3; lambda is the square of their gamma.
+    """
+    pi = pi_correction(trace_a, d_in, trace_b, d_out)
+    return pi * damping**0.5, damping**0.5 / pi
 
 
 class DampedInverse:
@@ -70,7 +80,7 @@ class DampedInverse:
 
 
 def damped_inverses(
-    matrices: dict[str, Tensor], damping: dict[str, Tensor | float]
+    matrices: Mapping[str, Tensor], damping: Mapping[str, Tensor | float]
 ) -> tuple[dict[str, DampedInverse], list[str]]:
     """``(M + lambda I)^-1`` for each named M [d, d], and the names that needed more damping.
 

@@ -25,10 +25,12 @@ class LayerStatistics:
     ``inputs`` [N, P, d_in]. ``output_gradients`` [K, N, P, d_out] or None where the method needs no
     Fisher: the gradients of K vectors per sample whose outer products sum to (an estimate of) the
     Fisher of the output. K = 1 for true or once-sampled labels, the number of classes for "full".
+    ``has_bias``: the last column of the inputs is the bias's, all ones.
     """
 
     inputs: Float[Tensor, "N P d_in"]
     output_gradients: Float[Tensor, "K N P d_out"] | None = None
+    has_bias: bool = False
 
 
 Statistics = Mapping[str, LayerStatistics]
@@ -42,7 +44,8 @@ def join_statistics(parts: list[dict[str, LayerStatistics]]) -> dict[str, LayerS
     for name in parts[0]:
         inputs = torch.cat([part[name].inputs for part in parts])
         gradients = [g for part in parts if (g := part[name].output_gradients) is not None]
-        joined[name] = LayerStatistics(inputs, torch.cat(gradients, dim=1) if gradients else None)
+        outputs = torch.cat(gradients, dim=1) if gradients else None
+        joined[name] = LayerStatistics(inputs, outputs, parts[0][name].has_bias)
     return joined
 
 

@@ -122,7 +122,10 @@ def _build_preconditioning(
         return Preconditioning(
             model,
             preconditioner,
-            **{option: method.options[option] for option in ("damping", "T", "S", "order")},
+            damping=method.options["damping"],
+            T=method.options.get("T", 1),  # a method that averages nothing has no schedule
+            S=method.options.get("S"),
+            order=method.options.get("order"),
             likelihood=likelihood,
             seed=seed,
         )

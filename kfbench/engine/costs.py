@@ -26,8 +26,8 @@ def layer_shapes(trainee: Trainee, batch: Batch) -> list[LayerShape]:
         trainee.model(batch[0])
     shapes: list[LayerShape] = []
     for name in captured.calls:
-        rows = captured.inputs(name)
-        shapes.append(LayerShape(rows.shape[0] * rows.shape[1], layers[name].d_out, rows.shape[2], not shapes))
+        samples, positions, d_in = captured.inputs(name).shape
+        shapes.append(LayerShape(samples * positions, layers[name].d_out, d_in, not shapes, positions))
     return shapes
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured, capture
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import Layer, find_layers
+from kfbench.curvature.layers import Layer, find_layers, mixing_layers
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
 from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.isolation import forward_isolated
@@ -42,7 +42,7 @@ class Preconditioning:
     ----------
     model: an unchanged ``nn.Module``; Linear and Conv2d layers are preconditioned, all other
         parameters keep their plain gradient (a warning names them).
-    method: "foof", "kfac" or an object that meets ``preconditioners/contract.py``.
+    method: a name such as "foof" or "kfac" (`kfbench list`), or an object that meets ``preconditioners/contract.py``.
     damping: lambda, added to the curvature as the method defines.
     T, S: refresh every T updates, observing the S before it (default min(T, 50)).
     order: "independent" (apply, observe, refresh) or "same" (observe, refresh, apply).
@@ -128,7 +128,8 @@ class Preconditioning:
         ``factor`` is a step rule: from the product of gradient and direction over all parameters [],
         what the direction is multiplied by [].
         """
-        gradients = {name: LayerGradient.join([part[name] for part in self._gradients]) for name in self.layers}
+        keep_rows = getattr(self.method, "needs_rows", False)
+        gradients = {n: LayerGradient.join([part[n] for part in self._gradients], keep_rows) for n in self.layers}
         statistics = join_statistics(self._statistics) if self._statistics else None
         # Without warm-up there is nothing to apply yet, so the first update uses its own batch.
         same = self.order == "same" or not self._refreshed
@@ -249,12 +250,24 @@ class Preconditioning:
                 del self.layers[name]
                 captured.exclude(name)
         captured.plain[:] = self._plain_parameters()
+        if getattr(self.method, "per_sample", False) and not self._named:
+            _warn_of_mixing(self.model)
         self._verified = True
         self._named = True
         if len(self.left_out) > before:
             found = list(self.left_out.items())[before:]
             listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in found)
             warnings.warn(f"not preconditioned, plain gradient instead: {listed}", stacklevel=4)
+
+
+def _warn_of_mixing(model: nn.Module) -> None:
+    """Rows behind BatchNorm in training mode are no per-sample gradients; the gradient itself is exact."""
+    if mixing := mixing_layers(model):
+        warnings.warn(
+            f"samples of a batch are mixed by {', '.join(mixing)}, so that this method's per-sample gradients are only "
+            "approximately such; put it into evaluation mode or use another normalisation",
+            stacklevel=5,
+        )
 
 
 def make_preconditioner(name: str, **options: Any) -> Preconditioner:

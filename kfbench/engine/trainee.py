@@ -90,7 +90,7 @@ class Trainee:
     def warm_up(self) -> None:
         """Fill the statistics of a preconditioned method before its first update."""
         if self.preconditioning:
-            count = self.method.options["warmup_batches"]
+            count = self.method.options.get("warmup_batches", 0)
             self.preconditioning.warm_up(warmup_batches(self.data, self.run.batch_size, self.seed, count))
 
     def update(self, x: Tensor, y: Tensor, record: Tensor | None = None) -> Tensor:

@@ -13,14 +13,15 @@ approximated by ``B (x) A`` (row-major vec). How lambda enters is the damping ki
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kfbench.curvature.counts import LayerShape, cholesky, eigh, one_side, symmetric_product
+from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis, pi_correction
+from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping
 from kfbench.curvature.statistics import FactorAverages, Statistics
 
 DAMPING_KINDS = ("heuristic", "standard", "standard-as-released")
@@ -40,9 +41,10 @@ class KFAC:
         self.fisher, self.damping_kind = fisher, damping_kind
         self.A, self.B = FactorAverages(ema), FactorAverages(ema)
         self.damping_retries = 0
-        # After a refresh one of these is filled, by damping kind.
+        # After a refresh either the inverses are filled or the bases, by damping kind.
         self.inverses: dict[str, tuple[DampedInverse, DampedInverse]] = {}
-        self.bases: dict[str, dict[str, Tensor]] = {}
+        self.bases: dict[str, KroneckerEigenbasis] = {}
+        self.denominators: dict[str, Tensor] = {}  # s_B s_A' + lambda, of the bases
 
     def observe(self, statistics: Statistics) -> None:
         """Average in both factors of every layer."""
@@ -51,18 +53,24 @@ class KFAC:
 
     def refresh(self, damping: float) -> None:
         """Inverses of the damped factors, or eigenbases of the factors."""
-        self.inverses, self.bases = {}, {}  # freed first, so that no two generations are held at once
+        # Freed first, so that no two generations are held at once.
+        self.inverses, self.bases, self.denominators = {}, {}, {}
         if self.damping_kind == "heuristic":
             self._refresh_inverses(damping)
         else:
-            self.bases = {name: _basis(self.B.means[name], A, damping) for name, A in self.A.means.items()}
+            self.bases = {n: KroneckerEigenbasis.of(self.B.means[n], A) for n, A in self.A.means.items()}
+            self.denominators = {n: basis.eigenvalues().add_(damping) for n, basis in self.bases.items()}
 
-    def _refresh_inverses(self, damping: float) -> None:
+    def heuristic_damping(self, damping: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(lambda_A, lambda_B) of every layer, scalars, from the averages as they are now."""
         lambda_A, lambda_B = {}, {}
         for name, A in self.A.means.items():
             B = self.B.means[name]
-            pi = pi_correction(A.trace(), len(A), B.trace(), len(B))
-            lambda_A[name], lambda_B[name] = pi * damping**0.5, damping**0.5 / pi
+            lambda_A[name], lambda_B[name] = factored_damping(damping, A.trace(), len(A), B.trace(), len(B))
+        return lambda_A, lambda_B
+
+    def _refresh_inverses(self, damping: float) -> None:
+        lambda_A, lambda_B = self.heuristic_damping(damping)
         left, retried_B = damped_inverses(self.B.means, lambda_B)
         right, retried_A = damped_inverses(self.A.means, lambda_A)
         self.inverses = {name: (left[name], right[name]) for name in right}
@@ -73,7 +81,7 @@ class KFAC:
         if self.damping_kind == "heuristic":
             return {name: G.transform(*self.inverses[name]) for name, G in gradients.items()}
         rotate = _as_released if self.damping_kind == "standard-as-released" else _standard
-        return {name: rotate(G, **self.bases[name]) for name, G in gradients.items()}
+        return {name: rotate(G, self.bases[name], self.denominators[name]) for name, G in gradients.items()}
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """Both factors; their Cholesky factors or eigenbases; both sides, and for a basis the rotation back."""
@@ -89,8 +97,9 @@ class KFAC:
     def state_dict(self) -> dict[str, Any]:
         """Averages, inverses or bases, and the count of retries."""
         inverses = {n: [left.state_dict(), right.state_dict()] for n, (left, right) in self.inverses.items()}
-        state = {"A": self.A.state_dict(), "B": self.B.state_dict(), "inverses": inverses, "bases": self.bases}
-        return state | {"damping_retries": self.damping_retries}
+        bases = {name: basis.state_dict() for name, basis in self.bases.items()}
+        state = {"A": self.A.state_dict(), "B": self.B.state_dict(), "inverses": inverses, "bases": bases}
+        return state | {"denominators": self.denominators, "damping_retries": self.damping_retries}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore, bit for bit."""
@@ -100,24 +109,16 @@ class KFAC:
             name: (DampedInverse.from_state(left), DampedInverse.from_state(right))
             for name, (left, right) in state["inverses"].items()
         }
-        self.bases = dict(state["bases"])
+        self.bases = {name: KroneckerEigenbasis(**basis) for name, basis in state["bases"].items()}
+        self.denominators = dict(state["denominators"])
         self.damping_retries = state["damping_retries"]
 
 
-def _basis(B: Tensor, A: Tensor, damping: float) -> dict[str, Tensor]:
-    """Eigenvectors of both factors and ``s_B s_A' + lambda`` [d_out, d_in]."""
-    s_B, U_B = eigenbasis(B)
-    s_A, U_A = eigenbasis(A)
-    return {"U_B": U_B, "U_A": U_A, "denominator": torch.outer(s_B, s_A).add_(damping)}
-
-
-def _standard(G: LayerGradient, U_B: Tensor, U_A: Tensor, denominator: Tensor) -> Tensor:
+def _standard(G: LayerGradient, basis: KroneckerEigenbasis, denominator: Tensor) -> Tensor:
     """``U_B [ (U_B' G U_A) / denominator ] U_A'``."""
-    rotated = G.transform(left=lambda g: g @ U_B, right=lambda a: a @ U_A)
-    return U_B @ (rotated / denominator) @ U_A.T
+    return basis.rotate_back(basis.rotate(G) / denominator)
 
 
-def _as_released(G: LayerGradient, U_B: Tensor, U_A: Tensor, denominator: Tensor) -> Tensor:
+def _as_released(G: LayerGradient, basis: KroneckerEigenbasis, denominator: Tensor) -> Tensor:
     """``U_B' [ (U_B G U_A) / denominator ] U_A'``: the two left factors are transposed, as released."""
-    rotated = G.transform(left=lambda g: g @ U_B.T, right=lambda a: a @ U_A)
-    return U_B.T @ (rotated / denominator) @ U_A.T
+    return _standard(G, replace(basis, U_B=basis.U_B.T), denominator)

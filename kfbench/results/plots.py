@@ -11,8 +11,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe & Ito 2008, Color Universal Design; a method keeps its colour in every plot.
-_COLOURS = {"sgd": "#000000", "adam": "#E69F00", "adamw": "#CC79A7", "foof": "#0072B2", "kfac": "#D55E00"}
-_OTHERS = ("#009E73", "#56B4E9", "#F0E442")
+_COLOURS = {
+    "sgd": "#000000",
+    "adam": "#E69F00",
+    "adamw": "#CC79A7",
+    "foof": "#0072B2",
+    "kfac": "#D55E00",
+    "ekfac": "#009E73",
+}
+_OTHERS = ("#56B4E9", "#F0E442")
 _DASHES = ("-", "--", "-.", ":")
 
 

@@ -64,3 +64,22 @@ def test_inner_product_with_a_direction(dense_first):
     direction = torch.randn(D_OUT, D_IN, dtype=torch.float64)
     wanted = sum(G[i, j] * direction[i, j] for i in range(D_OUT) for j in range(D_IN))
     assert_close(gradient.inner(direction), wanted, 1e-13)
+
+
+def test_join_keeps_rows_on_request():
+    """However many they are: what methods of single samples are given by micro-batches."""
+    parts = [_gradient(n)[0] for n in (5, 2, 3)]
+    joined = LayerGradient.join(parts, keep_rows=True)
+    g, a = joined.per_sample()
+    assert (g.shape, a.shape) == ((10, 1, D_OUT), (10, 1, D_IN))
+    assert torch.equal(a[:, 0], torch.cat([part.inputs for part in parts]))
+    assert_close(joined.dense(), LayerGradient.join(parts).dense(), 1e-13)
+    with pytest.raises(AssertionError, match="needs_rows"):
+        LayerGradient.join(parts).per_sample()
+
+
+def test_rows_of_a_sample_are_its_positions():
+    g, a = torch.randn(3, 4, D_OUT), torch.randn(3, 4, D_IN)
+    rows = LayerGradient(g.flatten(0, 1), a.flatten(0, 1), 3).per_sample()
+    assert torch.equal(rows[0], g)
+    assert torch.equal(rows[1], a)

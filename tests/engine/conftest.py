@@ -6,6 +6,7 @@ import pytest
 from kfbench.config import load_config
 from kfbench.engine.observer import Observer
 from kfbench.engine.training import train
+from kfbench.registry import METHODS
 
 SMALL = {"width": 16, "train_samples": 90, "eval_samples": 50, "batch_size": 20, "warmup_batches": 3}
 TIMING = ["seconds_updates", "seconds_elsewhere"]
@@ -19,7 +20,8 @@ class Runs:
 
     def config(self, spec, **flags):
         wanted = SMALL | flags
-        if spec.split(":")[0] not in ("foof", "kfac") and "warmup_batches" not in flags:
+        entry = METHODS.get(spec.split(":")[0])
+        if not (entry and entry.accepts("warmup_batches")) and "warmup_batches" not in flags:
             wanted = {k: v for k, v in wanted.items() if k != "warmup_batches"}
         return load_config(specs=[spec], flags=wanted)
 

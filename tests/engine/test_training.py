@@ -20,6 +20,8 @@ from kfbench.errors import UsageError
 from tests.engine.conftest import epochs, updates
 
 SPECS = ["sgd", "adam", "adamw", "foof:T=3,S=2", "kfac:T=3", "kfac:T=2,damping_kind=standard", "kfac:ema=0,fisher=full"]
+SPECS += ["ekfac:T=6", "ekfac:T=6,S=4,fisher=sampled,order=independent", "ekfac-ra:T=6,S=2"]
+SPECS += ["foof-kfac-damping:T=3", "foof-centred:T=3,S=2", "foof-per-sample"]
 CPU = torch.device("cpu")
 
 
@@ -66,7 +68,9 @@ def test_adamw_is_torchs(runs):
     assert ours["runs"][0]["final_train_loss"] == pytest.approx(torchs["runs"][0]["final_train_loss"], rel=1e-10)
 
 
-@pytest.mark.parametrize("spec", ["sgd", "foof:T=3", "kfac:T=3,fisher=empirical", "kfac:T=2,fisher=full"])
+@pytest.mark.parametrize(
+    "spec", ["sgd", "foof:T=3", "kfac:T=3,fisher=empirical", "kfac:T=2,fisher=full", "foof-per-sample"]
+)
 def test_micro_batches_change_nothing_but_rounding(runs, spec):
     whole, _ = runs.train(spec, epochs=3, dtype="float64")
     parts, _ = runs.train(spec, epochs=3, dtype="float64", micro_batch_size=7)

@@ -16,6 +16,7 @@ from kfbench.engine.build import build_data
 from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
 from kfbench.engine.costs import TASKS, measured_tasks, predicted_tasks
 from kfbench.engine.trainee import Trainee
+from kfbench.registry import METHODS
 from kfbench.results.timings import PARTS, WINDOW_COLUMNS
 from tests.properties import equal
 
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 def _config(spec, **flags):
     wanted = {"width": 20, "warmup_batches": 2} | flags
-    if spec.split(":")[0] in ("sgd", "adam"):
+    if not METHODS[spec.split(":")[0]].accepts("warmup_batches"):
         wanted.pop("warmup_batches")
     return load_config(specs=[spec], flags=wanted)
 
@@ -53,6 +54,14 @@ COUNTS = [
     ("kfac:T=1", "inverse", (1741 + 1500) / 3, 4.31),
     ("kfac:T=100,S=10", "label backward", 20.1, 1.88),
     ("kfac:T=100,S=10,damping_kind=standard", "inverse", 5 * 32.41, 9.20),
+    # The formulas' 9.54 multiplies the last layer's right factor in dense order; its scales need the rows.
+    ("ekfac:T=100,S=10", "apply", 272 + 90 + 300 + 279 + 5409, 9.67),
+    ("ekfac:T=100,S=10", "statistics", 0.1 * (362 + 300), 9.67),
+    ("ekfac:T=100,S=10,fisher=sampled", "statistics", 0.1 * (2 * (362 + 300) + 279), 9.30),
+    ("ekfac-ra:T=100,S=10", "apply", 272 + 300 + 5409, 9.17),
+    ("foof-kfac-damping:T=1", "apply", 272, 3.91),
+    ("foof-centred:T=100,S=10", "apply", 272, 1.41),
+    ("foof-per-sample", "apply", 2 * 0.378, 1.0),
 ]
 
 
@@ -71,7 +80,10 @@ def test_method_without_counts_has_no_prediction():
     assert predicted_tasks(contestant.trainee, contestant.batches[0]) is None
 
 
-@pytest.mark.parametrize("spec", ["sgd", "adam", "foof:T=3,S=2", "kfac:T=2", "kfac:T=2,damping_kind=standard"])
+SPECS = ["sgd", "adam", "foof:T=3,S=2", "kfac:T=2", "kfac:T=2,damping_kind=standard"]
+
+
+@pytest.mark.parametrize("spec", [*SPECS, "ekfac:T=2", "ekfac-ra:T=2", "foof-centred:T=2"])
 def test_every_window_starts_from_the_same_state(spec):
     """Bit for bit, although averages are updated in place and labels are drawn."""
     contestant = _contestant(spec)

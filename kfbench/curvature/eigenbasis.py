@@ -1,0 +1,69 @@
+"""The Kronecker-factored eigenbasis of one layer (KFE: George et al. 2018, section 3), and second moments in it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.linalg import eigenbasis
+
+# Per-sample gradients are made of so many samples at once that they hold at most this many numbers.
+_CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class KroneckerEigenbasis:
+    """Eigenvectors (in columns) and eigenvalues of B and A: those of ``B (x) A`` are their products."""
+
+    U_B: Float[Tensor, "d_out d_out"]
+    s_B: Float[Tensor, "d_out"]
+    U_A: Float[Tensor, "d_in d_in"]
+    s_A: Float[Tensor, "d_in"]
+
+    @classmethod
+    def of(cls, B: Float[Tensor, "d_out d_out"], A: Float[Tensor, "d_in d_in"]) -> "KroneckerEigenbasis":
+        """Decompose both factors: everything cubic is here."""
+        s_B, U_B = eigenbasis(B)
+        s_A, U_A = eigenbasis(A)
+        return cls(U_B, s_B, U_A, s_A)
+
+    def eigenvalues(self) -> Float[Tensor, "d_out d_in"]:
+        """``s_B s_A'``, the eigenvalues of ``B (x) A``."""
+        return torch.outer(self.s_B, self.s_A)
+
+    def rotate(self, G: LayerGradient) -> Float[Tensor, "d_out d_in"]:
+        """``U_B' G U_A``."""
+        return G.transform(left=lambda g: g @ self.U_B, right=lambda a: a @ self.U_A)
+
+    def rotate_back(self, rotated: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
+        """``U_B rotated U_A'``."""
+        return self.U_B @ rotated @ self.U_A.T
+
+    def state_dict(self) -> dict[str, Any]:
+        """The four tensors."""
+        return dict(vars(self))
+
+
+def second_moments(g: Float[Tensor, "K N P d_out"], a: Float[Tensor, "N P d_in"]) -> Float[Tensor, "d_out d_in"]:
+    """``1/N sum_n sum_k (sum_p g a')^2``, squared elementwise: second moments of per-sample gradients.
+
+    With P = 1 the square of a product is the product of squares, so no per-sample gradient is ever
+    formed. Otherwise they are, a few samples at a time.
+    """
+    samples, positions, d_in = a.shape
+    if positions == 1:
+        return _squares_summed(g[:, :, 0]).T @ a[:, 0].square() / samples
+    d_out = g.shape[3]
+    total = g.new_zeros(d_out, d_in)
+    chunk = max(1, _CHUNK // (d_out * d_in))
+    for vectors in g:
+        for g_part, a_part in zip(vectors.split(chunk), a.split(chunk), strict=True):
+            total += torch.bmm(g_part.mT, a_part).square_().sum(0)
+    return total / samples
+
+
+def _squares_summed(g: Float[Tensor, "K N d"]) -> Float[Tensor, "N d"]:
+    return g[0].square() if len(g) == 1 else g.square().sum(0)

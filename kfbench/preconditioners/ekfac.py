@@ -1,0 +1,155 @@
+"""EKFAC: K-FAC's eigenbasis with measured second moments as scales (George et al. 2018, Algorithm 1).
+
+Direction ``U_B [ (U_B' G U_A) / (S + damping) ] U_A'``, ``S = E[(U_B' G_n U_A)^2]`` over the samples of
+one batch, G_n their gradients: the diagonal of ``U' F U``, so the best that this basis can do (Theorem 2).
+
+When S is measured depends on the Fisher:
+
+- empirical (the paper's): at every update, from the rows of the very gradient that is preconditioned,
+  in either order; ``order`` then decides about the basis alone.
+- sampled, full: on observing steps, from the batch that is observed.
+
+In both it is measured anew in every new basis, on the batch observed last: scales of an older basis
+would void the theorem. No scales are averaged here; that is EKFAC-ra (ekfac_ra.py).
+
+Deviations from Algorithm 1: the basis is recomputed at the end of each period of T updates, not at its
+beginning; with ``ema`` above 0 the factors are running averages (the paper decomposes those of one batch).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kfbench.curvature.counts import LayerShape, eigh, one_side, symmetric_product
+from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.linalg import factored_damping
+from kfbench.curvature.statistics import FactorAverages, Statistics
+from kfbench.preconditioners.kfac import FISHERS
+
+DAMPING_INITS = ("plain", "factors", "factors-pi")
+
+
+class EKFAC:
+    """Eigenvalue-corrected K-FAC with intra-batch scales."""
+
+    orders = ("same", "independent")
+    per_sample = True
+
+    def __init__(self, ema: float = 0.95, fisher: str = "empirical", damping_init: str = "plain") -> None:
+        if fisher not in FISHERS:
+            raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
+        if damping_init not in DAMPING_INITS:
+            raise ValueError(f"damping_init must be one of {', '.join(DAMPING_INITS)}, got {damping_init!r}")
+        self.fisher, self.damping_init = fisher, damping_init
+        self.needs_rows = fisher == "empirical"
+        self.A, self.B = FactorAverages(ema), FactorAverages(ema)
+        self.bases: dict[str, KroneckerEigenbasis] = {}
+        self.scales: dict[str, Tensor] = {}  # S, always in the basis that stands beside it
+        self.damping: dict[str, Tensor] = {}  # what is added to S: a scalar, or [d_out, d_in]
+        self._observed: Statistics | None = None  # until the refresh that follows in the same update
+
+    def observe(self, statistics: Statistics) -> None:
+        """Average in both factors; with labels other than the true ones, measure the scales."""
+        self.A.add_inputs(statistics)
+        self.B.add_output_gradients(statistics)
+        self._observed = statistics
+        if self.bases and not self.needs_rows:
+            self.scales = self._measured_scales(statistics)
+
+    def refresh(self, damping: float) -> None:
+        """New eigenbases, and the scales in them from the rows observed last; RuntimeError without any."""
+        if self._observed is None:
+            raise RuntimeError("EKFAC measures its scales on observed rows: observe a batch before each refresh")
+        self._refresh_bases(damping)
+        self.scales = self._measured_scales(self._observed)
+        self._observed = None
+
+    def _refresh_bases(self, damping: float) -> None:
+        # Freed first, so that no two generations are held at once.
+        self.bases, self.scales, self.damping = {}, {}, {}
+        self.bases = {name: KroneckerEigenbasis.of(self.B.means[name], A) for name, A in self.A.means.items()}
+        self.damping = {name: _damping(basis, damping, self.damping_init) for name, basis in self.bases.items()}
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        """Directions [d_out, d_in]; with true labels the scales are measured first, on the gradient's rows."""
+        return {name: self._direction(name, G) for name, G in gradients.items()}
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        rotated = self._rotated(name, G)
+        return self.bases[name].rotate_back(rotated.div_(self.scales[name] + self.damping[name]))
+
+    def _rotated(self, name: str, G: LayerGradient) -> Tensor:
+        """``U_B' G U_A``, a new tensor; what is measured on the gradient is measured on the way."""
+        basis = self.bases[name]
+        if not self.needs_rows:
+            return basis.rotate(G)
+        g, a = G.per_sample()
+        g, a = g @ basis.U_B, a @ basis.U_A
+        self.scales[name] = second_moments(g[None], a)
+        return LayerGradient(g.flatten(0, 1), a.flatten(0, 1), G.samples).dense()
+
+    def _measured_scales(self, statistics: Statistics) -> dict[str, Tensor]:
+        """S of every layer from observed rows, in the basis as it is now."""
+        scales = {}
+        for name, layer in statistics.items():
+            basis, g = self.bases[name], layer.output_gradients
+            assert g is not None, "fisher is none of FISHERS"
+            scales[name] = second_moments(g @ basis.U_B, layer.inputs @ basis.U_A)
+        return scales
+
+    def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
+        """Both factors; eigenbases; rotation there and back; where they fall due, the scales."""
+        d_out, d_in = shape.d_out, shape.d_in
+        counts = without_scales(shape, vectors)
+        scales = shape.rows * (d_in**2 + vectors * d_out**2) + vectors * shape.product
+        counts["refresh"] += scales
+        if not self.needs_rows:
+            counts["statistics"] += scales
+        else:  # the rows are rotated on both sides, whichever order were cheaper for the gradient alone
+            counts["apply"] = scales + d_out * d_in * (d_out + d_in)
+        return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, bases, scales and damping; not the observed rows, which no update hands to the next."""
+        return {
+            "A": self.A.state_dict(),
+            "B": self.B.state_dict(),
+            "bases": {name: basis.state_dict() for name, basis in self.bases.items()},
+            "scales": self.scales,
+            "damping": self.damping,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self.A.load_state_dict(state["A"])
+        self.B.load_state_dict(state["B"])
+        self.bases = {name: KroneckerEigenbasis(**basis) for name, basis in state["bases"].items()}
+        self.scales, self.damping = dict(state["scales"]), dict(state["damping"])
+
+
+def without_scales(shape: LayerShape, vectors: int) -> dict[str, float]:
+    """Multiply-adds of one layer, but for its scales: factors, eigenbases, rotation there and back."""
+    rows, d_out, d_in = shape.rows, shape.d_out, shape.d_in
+    return {
+        "statistics": symmetric_product(rows, d_in) + symmetric_product(vectors * rows, d_out),
+        "refresh": eigh(d_in) + eigh(d_out),
+        "apply": one_side(rows, d_out, d_in) + one_side(rows, d_in, d_out) + d_out * d_in * (d_out + d_in),
+    }
+
+
+def _damping(basis: KroneckerEigenbasis, damping: float, init: str) -> Tensor:
+    """What is added to S (appendix C): lambda, or what damping both factors adds to ``s_B s_A'``.
+
+    plain: lambda. factors: ``lambda + lambda_B s_A[j] + lambda_A s_B[i]`` with both the root of lambda, as
+    printed. factors-pi: with K-FAC's lambda_A and lambda_B, so that ``S = s_B s_A'`` would give exactly
+    K-FAC with heuristic damping.
+    """
+    s_A, s_B = basis.s_A, basis.s_B
+    if init == "plain":
+        return s_A.new_tensor(damping)
+    lambda_A = lambda_B = s_A.new_tensor(damping).sqrt()
+    if init == "factors-pi":
+        lambda_A, lambda_B = factored_damping(damping, s_A.sum(), len(s_A), s_B.sum(), len(s_B))
+    return damping + lambda_B * s_A + (lambda_A * s_B)[:, None]

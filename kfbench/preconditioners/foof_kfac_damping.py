@@ -1,0 +1,74 @@
+"""FOOF with the damping that K-FAC gives to A (Benzing 2022, appendix D.9): K-FAC without its second factor."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfbench.curvature.counts import LayerShape, one_side
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.statistics import Statistics
+from kfbench.preconditioners.kfac import KFAC
+
+RESCALES = ("lambda_B", "kfac-norm")
+
+
+class FOOFWithKFACDamping:
+    """``G (A + lambda_A I)^-1`` times a number for each layer; lambda_A, lambda_B of heuristic K-FAC.
+
+    - lambda_B: divided by lambda_B, "to maintain a constant stepsize" (Figure 3): K-FAC with B = 0.
+    - kfac-norm: given the norm of the K-FAC direction of the same layer (Figure 4C).
+    """
+
+    orders = ("independent", "same")
+
+    def __init__(self, ema: float = 0.95, fisher: str = "sampled", rescale: str = "lambda_B") -> None:
+        if rescale not in RESCALES:
+            raise ValueError(f"rescale must be one of {', '.join(RESCALES)}, got {rescale!r}")
+        self.fisher, self.rescale = fisher, rescale
+        self.kfac = KFAC(ema, "heuristic", fisher)
+        self.lambda_B: dict[str, Tensor] = {}
+
+    @property
+    def damping_retries(self) -> int:
+        """How many factors needed more damping than asked for."""
+        return self.kfac.damping_retries
+
+    def observe(self, statistics: Statistics) -> None:
+        """Average in both factors, as K-FAC does: B decides the damping."""
+        self.kfac.observe(statistics)
+
+    def refresh(self, damping: float) -> None:
+        """K-FAC's refresh; ValueError for lambda = 0 where lambda_B divides."""
+        if damping == 0 and self.rescale == "lambda_B":
+            raise ValueError("rescale=lambda_B divides by a part of damping, which must be above 0, got 0")
+        self.kfac.refresh(damping)
+        _, self.lambda_B = self.kfac.heuristic_damping(damping)
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        """Directions [d_out, d_in]."""
+        return {name: self._direction(name, G) for name, G in gradients.items()}
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        left, right = self.kfac.inverses[name]
+        direction = G.transform(right=right)
+        if self.rescale == "lambda_B":
+            return direction.div_(self.lambda_B[name])
+        kfac_norm = G.transform(left, right).norm()
+        return direction.mul_(kfac_norm / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny))
+
+    def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
+        """K-FAC's, but for the left side where no K-FAC direction is formed, or the right side twice."""
+        counts, right = self.kfac.multiply_adds(shape, vectors), one_side(shape.rows, shape.d_out, shape.d_in)
+        counts["apply"] = right if self.rescale == "lambda_B" else counts["apply"] + shape.product + right
+        return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """K-FAC's state, and lambda_B."""
+        return {"kfac": self.kfac.state_dict(), "lambda_B": self.lambda_B}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self.kfac.load_state_dict(state["kfac"])
+        self.lambda_B = dict(state["lambda_B"])
