@@ -8,17 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.preconditioners.foof import FOOF
+from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import DAMPING_KINDS, FISHERS, KFAC
+from kfbench.preconditioners.natural import NaturalGradient
 from tests import dense
 
 
 @dataclass(frozen=True)
 class MethodCase:
-    """One row: how to make the method, and the dense definition of its direction from A, B, G, lambda."""
+    """One row: how to make the method, and the dense definition of its direction from A, B, G, lambda.
+
+    Where it is no function of one layer's factors, ``dense`` is None and ``dense_network`` defines the
+    directions of all layers, from the observed batch, its vectors, the gradients and lambda.
+    """
 
     name: str
     make: Callable[..., Any]
-    dense: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    dense: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None
     fisher: str = "none"
     options: dict[str, Any] = field(default_factory=dict)
     # For lambda -> infinity the direction tends to G / lambda.
@@ -28,11 +34,20 @@ class MethodCase:
     # The definition depends on signs of eigenvectors: give it the method's own factors, which the
     # other rows prove, so that LAPACK chooses the same signs.
     own_factors: bool = False
+    dense_network: Callable[["Problem", Tensor, dict[str, Tensor], float], dict[str, Tensor]] | None = None
+    # Keeps running averages; otherwise only the newest batch counts, and there is no ema.
+    averages: bool = True
+    # In order "independent" it draws points of its own at the current weights.
+    own_points: bool = False
     # The loss after ``properties.golden_loss``; None where it is not portable.
     golden: float | None = None
 
     def new(self, **more: Any) -> Any:
         return self.make(**self.options, **more)
+
+    def newest_only(self) -> Any:
+        """The method, keeping only the newest batch."""
+        return self.new(ema=0.0) if self.averages else self.new()
 
 
 _DENSE_KFAC = {
@@ -48,7 +63,24 @@ GOLDEN = {
     "kfac-standard-sampled": 0.8164770002603471,
     "kfac-standard-full": 0.820762872796106,
     "kfac-standard-empirical": 0.8364140801425188,
+    "natural-sampled": 0.8221602786776765,
+    "natural-sampled-block": 0.8089077822253063,
+    "natural-full": 0.89354581263373,
+    "natural-full-block": 0.8340392566374557,
+    "natural-empirical": 0.9912032242701939,
+    "natural-empirical-block": 0.8752000146636683,
+    "gn-cg": 0.8918588612527817,
+    "gn-cg-block": 0.8345615555396976,
 }
+
+
+def _dense_natural(p: "Problem", vectors: Tensor, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    return dense.damped_solve(dense.fisher(p.model, [p.layers[name] for name in G], p.x, vectors), G, damping)
+
+
+def _dense_block_natural(p: "Problem", vectors: Tensor, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    return {name: _dense_natural(p, vectors, {name: matrix}, damping)[name] for name, matrix in G.items()}
+
 
 METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
     MethodCase(
@@ -64,6 +96,36 @@ METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
     )
     for kind in DAMPING_KINDS
     for fisher in FISHERS
+]
+
+METHODS += [
+    MethodCase(
+        f"natural-{fisher}{'-block' * block}",
+        NaturalGradient,
+        None,
+        fisher,
+        {"fisher": fisher, "block_diagonal": block},
+        dense_network=_dense_block_natural if block else _dense_natural,
+        exact_on_one_sample=block and fisher != "sampled",
+        averages=False,
+        own_points=True,
+        golden=GOLDEN.get(f"natural-{fisher}{'-block' * block}"),
+    )
+    for fisher in FISHERS
+    for block in (False, True)
+]
+METHODS += [
+    MethodCase(
+        f"gn-cg{'-block' * block}",
+        GaussNewtonCG,
+        None,
+        "full",
+        {"block_diagonal": block, "tolerance": 1e-13, "max_iterations": 1000},
+        dense_network=_dense_block_natural if block else _dense_natural,
+        averages=False,
+        golden=GOLDEN.get(f"gn-cg{'-block' * block}"),
+    )
+    for block in (False, True)
 ]
 
 

@@ -218,18 +218,20 @@ def test_plain_yaml_knows_the_number_without_quotes(config_file):
     }
 
 
+_BOOLEAN_OPTIONS = ("nesterov", "block_diagonal", "warm_start")
 _NOT_BOOLEAN = [
     *(("problem", key) for key in Problem.model_fields if key != "bias"),
     *(("run", key) for key in Run.model_fields if key not in ("deterministic", "quick")),
-    *(("methods.0", key) for key in MethodOptions.model_fields if key != "nesterov"),
+    *(("methods.0", key) for key in MethodOptions.model_fields if key not in _BOOLEAN_OPTIONS),
 ]
 
 
 @pytest.mark.parametrize(("section", "key"), _NOT_BOOLEAN)
 @pytest.mark.parametrize("value", ["true", "no"])
 def test_a_boolean_is_no_number_and_no_text(section, key, value):
+    spec = next(name for name in ("kfac", "natural", "gn-cg") if key in METHODS[name].options or name == "gn-cg")
     with pytest.raises(UsageError, match=f"{key} should be"):
-        load_config(specs=["kfac"], assignments=[f"{section}.{key}={value}"])
+        load_config(specs=[spec], assignments=[f"{section}.{key}={value}"])
 
 
 # What is refused, and that the sentence names the key and the value received.

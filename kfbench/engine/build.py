@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kfbench.engine.isolation import evaluating
-from kfbench.engine.preconditioning import Preconditioning
+from kfbench.engine.preconditioning import FisherBatches, Preconditioning
 from kfbench.errors import UsageError, described
 from kfbench.importing import import_object
 from kfbench.methods import find_method
@@ -70,7 +70,7 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
 
 
 def build_method(
-    method: Method, model: nn.Module, seed: int
+    method: Method, model: nn.Module, seed: int, fisher_batches: FisherBatches
 ) -> tuple[torch.optim.Optimizer, Preconditioning | None, float]:
     """The torch optimizer, the preconditioning over it or None, and the weight decay that is ours."""
     entry, options = find_method(method.opt), method.options
@@ -78,14 +78,21 @@ def build_method(
     arguments = {name: options[name] for name in names if options.get(name) is not None}
     preconditioning = None
     if entry.preconditioner:
-        preconditioning = _build_preconditioning(method, entry.constructor, entry.preconditioner, model, seed)
+        preconditioning = _build_preconditioning(
+            method, entry.constructor, entry.preconditioner, model, seed, fisher_batches
+        )
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
     decay = 0.0 if "weight_decay" in names else float(options.get("weight_decay") or 0.0)
     return optimizer, preconditioning, decay
 
 
 def _build_preconditioning(
-    method: Method, constructor: tuple[str, ...], path: str, model: nn.Module, seed: int
+    method: Method,
+    constructor: tuple[str, ...],
+    path: str,
+    model: nn.Module,
+    seed: int,
+    fisher_batches: FisherBatches,
 ) -> Preconditioning:
     options = method.options
     extra = set(options) - set(find_method(method.opt).options)
@@ -97,12 +104,37 @@ def _build_preconditioning(
             preconditioner,
             damping=options["damping"],
             T=options["T"],
-            S=options["S"],
+            S=options.get("S"),
             order=options["order"],
             seed=seed,
+            fisher_batches=fisher_batches,
         )
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
+
+
+def check_method(method: Method, preconditioning: Preconditioning, run: Run, data: Dataset) -> None:
+    """UsageError where the points and vectors of a refresh are not to be had, or too many for the method."""
+    preconditioner = preconditioning.method
+    points = preconditioning.points_of_a_refresh(run.batch_size)
+    own = getattr(preconditioner, "own_points", None) or 0
+    if own > points:
+        raise UsageError(
+            f"method {method.opt!r}: fisher_data is {own}, above the batch_size of {run.batch_size}, from which order "
+            "'same' takes them; use order 'independent'"
+        )
+    if check := getattr(preconditioner, "check", None):
+        try:
+            check(preconditioning.damping, points, vectors_of(preconditioner.fisher, data.outputs))
+        except ValueError as error:
+            raise UsageError(f"method {method.opt!r}: {error}") from error
+    if points > len(data.train_inputs):
+        raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
+
+
+def vectors_of(fisher: str, outputs: int) -> int:
+    """How many vectors are backpropagated for each point."""
+    return {"none": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]
 
 
 def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: Any) -> Any:

@@ -18,6 +18,9 @@ from kfbench.errors import UsageError
 from tests.engine.conftest import epochs, updates
 
 SPECS = ["sgd", "adam", "adamw", "foof:T=3,S=2", "kfac:T=3", "kfac:T=2,damping_kind=standard", "kfac:ema=0,fisher=full"]
+SPECS += ["natural:T=3,lr=0.05,damping=1,fisher_data=30"]
+SPECS += ["natural:T=2,lr=0.1,damping=1,order=same,fisher=full,block_diagonal=true"]
+SPECS += ["gn-cg:T=2,momentum=0.5,nesterov=true,lr=0.03"]
 CPU = torch.device("cpu")
 
 
