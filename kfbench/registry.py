@@ -40,6 +40,8 @@ _EKFAC_OPTIONS = {
     "fisher": "empirical",
     "damping_init": "plain",
 }
+# Of methods that keep nothing but the newest curvature: no running average, so nothing to fill it with.
+NEWEST_ONLY_OPTIONS = {k: v for k, v in PRECONDITIONED_OPTIONS.items() if k not in ("S", "ema", "warmup_batches")}
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,41 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer_options=SGD_CONSTRUCTOR,
             preconditioner="kfbench.preconditioners.foof_per_sample:PerSampleFOOF",
             options={**SGD_OPTIONS, "lr": 10.0, "damping": 1.0},  # nothing is averaged: no schedule
+        ),
+        "natural": MethodEntry(
+            summary="exact natural gradient of a sub-sampled Fisher: (F + lambda I)^-1 grad",
+            paper=f"{_BENZING}, appendix I, eq 19-23",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.natural:NaturalGradient",
+            options={
+                **NEWEST_ONLY_OPTIONS,
+                "lr": 3e-4,
+                "damping": 0.01,
+                "fisher": "sampled",
+                "fisher_data": None,
+                "block_diagonal": False,
+            },
+            constructor=("fisher", "fisher_data", "block_diagonal"),
+        ),
+        "gn-cg": MethodEntry(
+            summary="Gauss-Newton by conjugate gradient: (G + lambda I)^-1 grad",
+            paper="Martens 2010, Deep learning via Hessian-free optimization, ICML, section 4",
+            optimizer=_SGD,
+            optimizer_options=SGD_CONSTRUCTOR,
+            preconditioner="kfbench.preconditioners.gn_cg:GaussNewtonCG",
+            options={
+                **NEWEST_ONLY_OPTIONS,
+                "lr": 0.1,
+                "damping": 1.0,
+                "T": 1,
+                "order": "same",
+                "block_diagonal": False,
+                "tolerance": 1e-3,
+                "max_iterations": 100,
+                "warm_start": True,
+            },
+            constructor=("block_diagonal", "tolerance", "max_iterations", "warm_start"),
         ),
     }
 )

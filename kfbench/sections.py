@@ -68,6 +68,13 @@ class MethodOptions(Section):
         None, description="how lambda enters EKFAC: alone, or as damping of both factors would"
     )
     fisher: Literal["sampled", "full", "empirical"] | None = Field(None, description="labels of the Fisher")
+    fisher_data: Int | None = Field(None, ge=1, description="points of the Fisher (default: as many as a batch)")
+    block_diagonal: bool | None = Field(None, description="curvature of each layer alone, not of the whole network")
+    tolerance: Float | None = Field(
+        None, gt=0, lt=1, description="residual at which conjugate gradient stops, of the gradient's norm"
+    )
+    max_iterations: Int | None = Field(None, ge=1, description="most iterations of conjugate gradient an update")
+    warm_start: bool | None = Field(None, description="conjugate gradient begins at the last direction")
     T: Int | None = Field(None, ge=1, description="updates between refreshes of what is cubic (default: 100)")
     S: Int | None = Field(None, ge=1, description="updates before each refresh that feed it (default: min(T, 50))")
     ema: Float | None = Field(None, ge=0, lt=1, description="decay of the running averages (default: 0.95)")

@@ -13,7 +13,9 @@ from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.foof_centred import CentredFOOF
 from kfbench.preconditioners.foof_kfac_damping import RESCALES, FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
+from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import DAMPING_KINDS, FISHERS, KFAC
+from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.models import autoencoder, autoencoder_sigmoid
 from tests import dense, situations
@@ -21,7 +23,11 @@ from tests import dense, situations
 
 @dataclass(frozen=True)
 class MethodCase:
-    """One row: how to make the method, and the dense definition of its direction from A, B, G, lambda."""
+    """One row: how to make the method, and the dense definition of its direction from A, B, G, lambda.
+
+    Where it is no function of one layer's factors, ``dense`` is None and ``dense_network`` defines the
+    directions of all layers, from the observed batch, its vectors, the gradients and lambda.
+    """
 
     name: str
     make: Callable[..., Any]
@@ -34,8 +40,6 @@ class MethodCase:
     limit_is_gradient: bool = True
     # The preconditioner is positive definite.
     descends: bool = True
-    # Keeps running averages, so has an ``ema``.
-    averages: bool = True
     # A batch given twice over is the same batch.
     mean_over_samples: bool = True
     # Exact second-order method on one sample: direction = (F + lambda I)^-1 G.
@@ -43,11 +47,20 @@ class MethodCase:
     # The definition depends on signs of eigenvectors: give it the method's own factors, which the
     # other rows prove, so that LAPACK chooses the same signs.
     own_factors: bool = False
+    dense_network: Callable[["Problem", Tensor, dict[str, Tensor], float], dict[str, Tensor]] | None = None
+    # Keeps running averages; otherwise only the newest batch counts, and there is no ema.
+    averages: bool = True
+    # In order "independent" it draws points of its own at the current weights.
+    own_points: bool = False
     # The loss after ``properties.golden_loss``; None where it is not portable.
     golden: float | None = None
 
     def new(self, **more: Any) -> Any:
         return self.make(**self.options, **more)
+
+    def newest_only(self) -> Any:
+        """The method, keeping only the newest batch."""
+        return self.new(ema=0.0) if self.averages else self.new()
 
 
 _DENSE_KFAC = {
@@ -74,7 +87,24 @@ GOLDEN = {
     "foof-kfac-damping-kfac-norm": 0.9780376940122498,
     "foof-centred": 1.0185665792071281,
     "foof-per-sample": 1.136500225965262,
+    "natural-sampled": 0.8221602786776765,
+    "natural-sampled-block": 0.8089077822253063,
+    "natural-full": 0.89354581263373,
+    "natural-full-block": 0.8340392566374557,
+    "natural-empirical": 0.9912032242701939,
+    "natural-empirical-block": 0.8752000146636683,
+    "gn-cg": 0.8918588612527817,
+    "gn-cg-block": 0.8345615555396976,
 }
+
+
+def _dense_natural(p: "Problem", vectors: Tensor, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    return dense.damped_solve(dense.fisher(p.model, [p.layers[name] for name in G], p.x, vectors), G, damping)
+
+
+def _dense_block_natural(p: "Problem", vectors: Tensor, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    return {name: _dense_natural(p, vectors, {name: matrix}, damping)[name] for name, matrix in G.items()}
+
 
 METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
     MethodCase(
@@ -145,6 +175,36 @@ METHODS += [
         averages=False,
         golden=GOLDEN["foof-per-sample"],
     ),
+]
+
+METHODS += [
+    MethodCase(
+        f"natural-{fisher}{'-block' * block}",
+        NaturalGradient,
+        None,
+        fisher,
+        {"fisher": fisher, "block_diagonal": block},
+        dense_network=_dense_block_natural if block else _dense_natural,
+        exact_on_one_sample=block and fisher != "sampled",
+        averages=False,
+        own_points=True,
+        golden=GOLDEN.get(f"natural-{fisher}{'-block' * block}"),
+    )
+    for fisher in FISHERS
+    for block in (False, True)
+]
+METHODS += [
+    MethodCase(
+        f"gn-cg{'-block' * block}",
+        GaussNewtonCG,
+        None,
+        "full",
+        {"block_diagonal": block, "tolerance": 1e-13, "max_iterations": 1000},
+        dense_network=_dense_block_natural if block else _dense_natural,
+        averages=False,
+        golden=GOLDEN.get(f"gn-cg{'-block' * block}"),
+    )
+    for block in (False, True)
 ]
 
 

@@ -149,15 +149,24 @@ def gradient(model: nn.Module, layer: nn.Module, losses: Tensor) -> Tensor:
     return torch.cat([weight, found[1][:, None]], dim=1) if len(found) > 1 else weight
 
 
-def fisher_block(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tensor) -> Tensor:
-    """``1/N sum_n sum_k vec(G_nk) vec(G_nk)'`` of one layer, G_nk = sum_p g a'."""
-    rows, n = Rows(model, layer), len(x)
+def point_gradients(model: nn.Module, layers: list[nn.Module], x: Tensor, vectors: Tensor) -> Tensor:
+    """[K N, parameters of all layers]: ``vec(sum_p g a')``, layer after layer, of every vector and sample."""
+    found = []
+    for vector in vectors:
+        for i in range(len(x)):
+            parts = []
+            for layer in layers:
+                inputs, gradients = Rows(model, layer).one_sample(x[i], vector[i])
+                parts.append(sum(torch.outer(b, a) for a, b in zip(inputs, gradients, strict=True)).reshape(-1))
+            found.append(torch.cat(parts))
+    return torch.stack(found)
+
+
+def fisher(model: nn.Module, layers: list[nn.Module], x: Tensor, vectors: Tensor) -> Tensor:
+    """``1/N sum_n sum_k vec(G_nk) vec(G_nk)'`` over all layers, G_nk = sum_p g a'."""
     total = 0
-    for i in range(n):
-        for vector in vectors[:, i]:
-            inputs, gradients = rows.one_sample(x[i], vector)
-            g = sum(torch.outer(b, a) for a, b in zip(inputs, gradients, strict=True)).reshape(-1)
-            total = total + torch.outer(g, g) / n
+    for u in point_gradients(model, layers, x, vectors):
+        total = total + torch.outer(u, u) / len(x)
     return total
 
 
@@ -182,3 +191,16 @@ def foof_per_sample(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tens
         G = sum(torch.outer(g, a) for a, g in zip(inputs, gradients, strict=True))
         total = total + foof(A, None, G, damping) / len(x)
     return total
+
+
+def fisher_block(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tensor) -> Tensor:
+    """The Fisher of one layer."""
+    return fisher(model, [layer], x, vectors)
+
+
+def damped_solve(F: Tensor, v: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    """``(F + damping I)^-1 v`` for v given as one matrix a layer, in the order of F."""
+    flat = torch.cat([matrix.reshape(-1) for matrix in v.values()])
+    solved = torch.linalg.solve(F + damping * _eye(len(F), F), flat)
+    parts = solved.split([matrix.numel() for matrix in v.values()])
+    return {name: part.reshape(v[name].shape) for name, part in zip(v, parts, strict=True)}

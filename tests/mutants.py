@@ -15,7 +15,9 @@ from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.foof_centred import CentredFOOF
 from kfbench.preconditioners.foof_kfac_damping import FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
+from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import KFAC
+from kfbench.preconditioners.natural import NaturalGradient
 
 
 class TransposedBasis(KFAC):
@@ -363,6 +365,116 @@ class SummedSamples(PerSampleFOOF):
         return super()._direction(G) * G.samples
 
 
+class LambdaOfASum(NaturalGradient):
+    """lambda is added to ``U U'`` as if F were a sum over points."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping / self.newest.refresh().points)
+        self.damping = damping
+
+
+class SummedFisher(NaturalGradient):
+    """F is a sum over points where it should be a mean."""
+
+    def observe(self, statistics: Statistics) -> None:
+        super().observe(
+            {n: LayerStatistics(s.inputs, s.output_gradients * len(s.inputs) ** 0.5) for n, s in statistics.items()}
+        )
+
+
+class StaleFisher(NaturalGradient):
+    """Every refresh after the first uses the points before the newest."""
+
+    def observe(self, statistics: Statistics) -> None:
+        super().observe(getattr(self, "_before", statistics))
+        self._before = statistics
+
+
+class StaleSystem(NaturalGradient):
+    """New rows meet the factor of older ones."""
+
+    def refresh(self, damping: float) -> None:
+        old = self.inverses
+        super().refresh(damping)
+        for block, inverse in old.items():
+            if inverse._cholesky.shape == self.inverses[block]._cholesky.shape:
+                self.inverses[block] = inverse
+
+
+class TransposedRows(NaturalGradient):
+    """The solution is read with points and vectors swapped."""
+
+    def _solve_gram(self, u: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        n = self.newest.rows.points
+        return {block: w.view(-1, n).T.flatten() for block, w in super()._solve_gram(u).items()}
+
+
+class UncoupledLayers(NaturalGradient):
+    """One Gram matrix a layer stands for the whole network."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options | {"block_diagonal": True})
+
+
+class CoupledLayers(NaturalGradient):
+    """One Gram matrix of the whole network stands for every layer's own."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options | {"block_diagonal": False})
+
+
+class NaturalForgetsItsDamping(NaturalGradient):
+    """The direction is not divided by lambda."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        return {name: direction * self.damping for name, direction in super().apply(gradients).items()}
+
+
+class ForgottenDamping(NaturalGradient):
+    """state_dict leaves out by what the direction is divided."""
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"damping": 1.0}
+
+
+class UndampedGaussNewton(GaussNewtonCG):
+    """lambda never reaches the solve."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        self.damping = 0.0
+
+
+class UnconvergedGaussNewton(GaussNewtonCG):
+    """It stops far too early."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options | {"tolerance": 1e-3})
+
+
+class StaleGaussNewton(GaussNewtonCG):
+    """Rows are never renewed."""
+
+    def observe(self, statistics: Statistics) -> None:
+        if self.damping == 0:
+            super().observe(statistics)
+
+
+class RowsTakenEarly(GaussNewtonCG):
+    """Rows are in force when they are observed, not when they are refreshed."""
+
+    def observe(self, statistics: Statistics) -> None:
+        super().observe(statistics)
+        self.newest.refresh()
+
+
+class GaussNewtonForgetsItsStart(GaussNewtonCG):
+    """state_dict leaves out where the next solve begins, so a continued run differs in its last bits."""
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"solutions": {}}
+
+
 # mutant -> the row of cases.METHODS that it pretends to be.
 MUTANTS: dict[type, str] = {
     TransposedBasis: "kfac-standard-full",
@@ -402,4 +514,18 @@ MUTANTS: dict[type, str] = {
     WholeBatchDamping: "foof-per-sample",
     PositionsAlone: "foof-per-sample",
     SummedSamples: "foof-per-sample",
+    LambdaOfASum: "natural-sampled",
+    SummedFisher: "natural-full",
+    StaleFisher: "natural-sampled",
+    StaleSystem: "natural-empirical",
+    TransposedRows: "natural-full",
+    UncoupledLayers: "natural-full",
+    CoupledLayers: "natural-sampled-block",
+    NaturalForgetsItsDamping: "natural-empirical-block",
+    ForgottenDamping: "natural-sampled",
+    UndampedGaussNewton: "gn-cg",
+    UnconvergedGaussNewton: "gn-cg-block",
+    StaleGaussNewton: "gn-cg",
+    RowsTakenEarly: "gn-cg",
+    GaussNewtonForgetsItsStart: "gn-cg",
 }

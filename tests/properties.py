@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kfbench.engine.preconditioning import Preconditioning
-from kfbench.problems.likelihoods import Categorical
+from kfbench.problems.likelihoods import Categorical, Likelihood
 from tests import dense
 from tests.cases import BATCHES, MODELS, MethodCase, Problem, problem
 from tests.situations import Past, Situation, true_vectors
@@ -58,10 +58,10 @@ def directions(p: Problem) -> dict[str, Tensor]:
     return found
 
 
-def vectors_of(case: MethodCase, p: Problem, seed: int = 0) -> Tensor:
+def vectors_of(case: MethodCase, p: Problem, seed: int = 0, likelihood: Likelihood | None = None) -> Tensor:
     """What a method backpropagates for its Fisher, with the labels of the same seed."""
     output = p.model(p.x).detach()
-    likelihood = p.likelihood
+    likelihood = likelihood or p.likelihood
     if case.fisher in ("none", "full"):
         return likelihood.full_vectors(output)
     if case.fisher == "sampled":
@@ -89,7 +89,14 @@ def check_against_dense(
     the one observed last (by default the last of these), ``applied`` those preconditioned since the
     refresh (by default the own one).
     """
-    got, past = directions(p), Past(observed, last or observed[-1][1:], applied or [p])
+    got = directions(p)
+    if case.dense_network is not None:
+        ((_, batch, vectors),) = observed
+        solved = case.dense_network(batch, vectors, {name: gradient(p, name) for name in p.layers}, LAMBDA)
+        for name in p.layers:
+            assert_close(got[name], solved[name], what=f"{case.name}, {what}, layer {name}")
+        return
+    past = Past(observed, last or observed[-1][1:], applied or [p])
     for name in p.layers:
         wanted = _wanted(case, Situation(pre.method, p, name, past, LAMBDA), f"{what}, layer {name}")
         assert_close(got[name], wanted, what=f"{case.name}, {what}, layer {name}")
@@ -165,13 +172,15 @@ def check_not_a_no_op(case: MethodCase) -> None:
 
 
 def check_descent(case: MethodCase) -> None:
-    """A positive definite preconditioner gives a descent direction."""
+    """A positive definite preconditioner gives a descent direction: in every layer if it is block-diagonal."""
     p = problem("mlp-bias", 7)
     run(case, p)
-    for name, got in directions(p).items():
-        G = gradient(p, name)
+    products = {name: float((got * gradient(p, name)).sum()) for name, got in directions(p).items()}
+    if case.dense_network is not None:  # layers may be coupled: then only the whole direction must descend
+        products = {"*": sum(products.values())}
+    for name, product in products.items():
         if case.descends:
-            assert float((got * G).sum()) > 0, f"{case.name}: no descent in layer {name}"
+            assert product > 0, f"{case.name}: no descent in layer {name}"
 
 
 def check_large_damping(case: MethodCase) -> None:
@@ -206,9 +215,11 @@ def check_one_sample(case: MethodCase) -> None:
 
 def check_averages(case: MethodCase) -> None:
     """Two batches average with the normalised weights m (1 - m) and (1 - m)."""
+    if not case.averages:
+        return
     old, new = _two_batches()
     m = 0.6
-    pre = Preconditioning(old.model, _new(case, ema=m), damping=LAMBDA, T=1, order="same")
+    pre = Preconditioning(old.model, case.new(ema=m), damping=LAMBDA, T=1, order="same")
     backward(pre, old)
     vectors = vectors_of(case, old)
     pre.label_generator.manual_seed(5)
@@ -219,9 +230,9 @@ def check_averages(case: MethodCase) -> None:
 
 
 def check_no_memory_without_ema(case: MethodCase) -> None:
-    """ema = 0 keeps only the newest batch: sub-sampled K-FAC."""
+    """ema = 0, or no average at all, keeps only the newest batch: sub-sampled K-FAC, natural gradient."""
     old, new = _two_batches()
-    pre = Preconditioning(old.model, _new(case, ema=0.0), damping=LAMBDA, T=1, order="same")
+    pre = Preconditioning(old.model, case.newest_only(), damping=LAMBDA, T=1, order="same")
     backward(pre, old)
     pre.label_generator.manual_seed(5)
     backward(pre, new)
@@ -230,30 +241,51 @@ def check_no_memory_without_ema(case: MethodCase) -> None:
 
 def check_independent_order(case: MethodCase) -> None:
     """With "independent" the direction at update t uses statistics up to t - 1; with "same" up to t."""
-    if _trained_order(case) != "independent":
+    if case.own_points or _trained_order(case) != "independent":  # see check_own_points
         return
     old, new = _two_batches()
-    pre = Preconditioning(old.model, _new(case, ema=0.0), damping=LAMBDA, T=1, order="independent")
+    pre = Preconditioning(old.model, case.newest_only(), damping=LAMBDA, T=1, order="independent")
     backward(pre, old)  # nothing was refreshed yet, so this one is, before it is applied
     own = copy.deepcopy(pre)  # the factors that the coming direction uses
     backward(pre, new)
     check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "order independent", applied=[old, new])
 
 
+def check_own_points(case: MethodCase) -> None:
+    """Points of its own give the curvature at the weights of the update that begins a period, used by that update."""
+    if not case.own_points:
+        return
+    p, T = problem("mlp-bias", 7), 2
+    own = [problem("mlp-bias", 8, seed=seed) for seed in (1, 2)]
+    optimizer = torch.optim.SGD(p.model.parameters(), lr=0.5)
+    pre = Preconditioning(
+        p.model,
+        case.new(),
+        damping=LAMBDA,
+        T=T,
+        order="independent",
+        likelihood=FixedDraws(),
+        fisher_batches=lambda refresh: zip(own[refresh].x.split(3), own[refresh].y.split(3), strict=True),
+    )
+    for update in range(2 * T):
+        if update % T == 0:
+            used = Problem(copy.deepcopy(p.model), own[update // T].x, own[update // T].y)
+            vectors = vectors_of(case, used, likelihood=FixedDraws())
+        backward(pre, p)
+        check_against_dense(case, pre, p, [(1.0, used, vectors)], f"own points, update {update}")
+        optimizer.step()
+
+
 def check_amortised(case: MethodCase) -> None:
     """Between refreshes the direction is that of the last refresh, however the statistics moved."""
     old, new = _two_batches()
-    pre = Preconditioning(old.model, _new(case, ema=0.0), damping=LAMBDA, T=3, order="same")
+    pre = Preconditioning(old.model, case.newest_only(), damping=LAMBDA, T=3, S=3, order="same")
     backward(pre, old)  # nothing was refreshed yet, so this one is
     own = copy.deepcopy(pre)
     pre.label_generator.manual_seed(5)
     backward(pre, new)
     last = (new, vectors_of(case, new, seed=5))  # observed, not averaged in by any refresh
     check_against_dense(case, own, new, [(1.0, old, vectors_of(case, old))], "amortised", last, [old, new])
-
-
-def _new(case: MethodCase, ema: float) -> object:
-    return case.new(ema=ema) if case.averages else case.new()
 
 
 def _trained_order(case: MethodCase) -> str:
@@ -290,23 +322,31 @@ def check_repeatable(case: MethodCase) -> None:
 def check_state_restores(case: MethodCase) -> None:
     """A restored method continues bit for bit, in any phase of the schedule."""
     for done in range(1, 5):
-        p = problem("mlp-bias", 7)
-        pre = run(case, p, updates=done, T=3, S=2, order=_trained_order(case))
+        p, other = problem("mlp-bias", 7), problem("mlp-bias", 7, seed=1)
+        options = {"damping": LAMBDA, "T": 3, "S": 2, "order": _trained_order(case), "fisher_batches": _own_points(p)}
+        pre = run(case, p, updates=done, **options)
         state = copy.deepcopy(pre.state_dict())
-        restored = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order=_trained_order(case), seed=99)
+        restored = Preconditioning(p.model, case.new(), seed=99, **options)
         restored.load_state_dict(copy.deepcopy(state))
-        for _ in range(4):
+        for batch in (other, p, other, p):
+            p = Problem(p.model, batch.x, batch.y)
             backward(pre, p)
             expected = directions(p)
             backward(restored, p)
             assert equal(expected, directions(p)), f"{case.name} continues differently after {done} updates"
 
 
+def _own_points(p: Problem) -> Callable[[int], list[tuple[Tensor, Tensor]]]:
+    """Points for methods that draw their own: other ones at every refresh."""
+    return lambda refresh: [(p.x[refresh % 3 :], p.y[refresh % 3 :])]
+
+
 def golden_loss(case: MethodCase) -> float:
     """The loss after six updates from a fixed start, in the order that training uses."""
     p = problem("mlp-bias", 7)
     optimizer = torch.optim.SGD(p.model.parameters(), lr=0.05, momentum=0.9)
-    pre = Preconditioning(p.model, case.new(), damping=LAMBDA, T=3, S=2, order=_trained_order(case), seed=3)
+    options = {"damping": LAMBDA, "T": 3, "S": 2, "order": _trained_order(case), "fisher_batches": _own_points(p)}
+    pre = Preconditioning(p.model, case.new(), seed=3, **options)
     for _ in range(6):
         backward(pre, p)
         optimizer.step()
@@ -345,6 +385,7 @@ CHECKS: list[Callable[[MethodCase], None]] = [
     check_averages,
     check_no_memory_without_ema,
     check_independent_order,
+    check_own_points,
     check_amortised,
     check_evaluation_leaves_state,
     check_repeatable,

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from tests import dense
 
@@ -47,7 +46,7 @@ class Situation:
     def gradient(self, p: Any = None) -> Tensor:
         """G of a batch, by default its own."""
         p = p or self.p
-        return dense.gradient(p.model, self.layer, cross_entropy(p.model(p.x), p.y, reduction="none"))
+        return dense.gradient(p.model, self.layer, p.likelihood.loss(p.model(p.x), p.y))
 
     def basis(self) -> tuple[Tensor, Tensor, Tensor]:
         """(U, s_B, s_A): the method's own eigenvectors, which must be such, in one matrix; dense eigenvalues.
@@ -66,7 +65,7 @@ class Situation:
 def true_vectors(p: Any) -> Tensor:
     """[1, N, C]: gradients of the per-sample losses with respect to the output."""
     leaf = p.model(p.x).detach().requires_grad_()
-    return torch.autograd.grad(cross_entropy(leaf, p.y, reduction="sum"), leaf)[0][None]
+    return torch.autograd.grad(p.likelihood.loss(leaf, p.y).sum(), leaf)[0][None]
 
 
 def scales(s: Situation, U: Tensor) -> Tensor:

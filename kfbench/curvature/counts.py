@@ -1,6 +1,6 @@
 """Multiply-adds: what an update must cost before anything is timed (Martens & Grosse 2015, appendix G)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -8,6 +8,7 @@ class LayerShape:
     """One layer in one batch: rows R = N P, P the ``positions``, of widths d_in (bias column counted) and d_out.
 
     ``first``: its input needs no gradient, so the backward pass skips one of its products.
+    ``positions``: P.
     """
 
     rows: int
@@ -15,6 +16,10 @@ class LayerShape:
     d_in: int
     first: bool = False
     positions: int = 1
+
+    def with_points(self, points: int) -> "LayerShape":
+        """The same layer in a batch of another size."""
+        return replace(self, rows=points * self.positions)
 
     @property
     def product(self) -> float:

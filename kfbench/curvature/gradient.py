@@ -95,7 +95,23 @@ class LayerGradient:
             return (self._dense * direction).sum()
         return ((self.output_gradients @ direction) * self.inputs).sum() / self.samples
 
+    def minus(
+        self, g: Float[Tensor, "R d_out"], a: Float[Tensor, "R d_in"], scale: float
+    ) -> Float[Tensor, "d_out d_in"]:
+        """``scale (G - g' a)``, in one product over its own rows and those given, or over one set if they share a."""
+        if self._dense is not None:
+            return torch.addmm(self._dense, g.T, a, beta=scale, alpha=-scale)
+        own, further = self.output_gradients * (scale / self.samples), g * -scale
+        if _is_same(a, self.inputs):
+            return (own + further).T @ a
+        return torch.cat([own, further]).T @ torch.cat([self.inputs, a])
+
     def _product(self, g: Tensor, a: Tensor) -> Tensor:
         # beta = 0: the 1/N rides along in the matrix product, and the empty matrix is never read.
         out = g.new_empty(g.shape[1], a.shape[1])
         return torch.addmm(out, g.T, a, beta=0, alpha=1 / self.samples, out=out)
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)

@@ -98,13 +98,13 @@ def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
     return layers, left_out
 
 
-def mixing_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that mix the samples of a batch: their rows are no gradients of single samples."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
-    ]
+def batch_mixing(model: nn.Module) -> list[str]:
+    """Names of modules through which samples see each other: BatchNorm that normalises by the batch.
+
+    A layer's gradient is then still exact, but its rows are not the gradients of single samples.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [n for n, m in model.named_modules() if isinstance(m, kinds) and (m.training or m.running_mean is None)]
 
 
 def _why_not(module: nn.Module, owners: dict[int, int]) -> str | None:

@@ -1,7 +1,7 @@
-"""Linear algebra on plain tensors: damped inverses, pi, eigenbases. No layer, no model."""
+"""Linear algebra on plain tensors: damped inverses, pi, eigenbases, conjugate gradient. No layer, no model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -181,3 +181,32 @@ def eigenbasis(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[
     """Eigenvalues, ascending and clamped at 0, and eigenvectors in columns, of a symmetric M."""
     values, vectors = torch.linalg.eigh(matrix)
     return values.clamp_(min=0), vectors
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor],
+    b: Float[Tensor, "d"],
+    start: Float[Tensor, "d"] | None,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Float[Tensor, "d"], int]:
+    """x with ``|b - M x| <= tolerance |b|``, and the iterations it took; M symmetric positive definite.
+
+    ``product(p)`` is M p; without ``start`` it begins at 0. It ends unconverged after
+    ``max_iterations``. The test of the residual synchronises with the device once an iteration.
+    Source: Hestenes & Stiefel 1952, section 3.
+    """
+    x = torch.zeros_like(b) if start is None else start.clone()
+    r = b.clone() if start is None else b - product(x)
+    p = r.clone()
+    rr, limit = r @ r, tolerance**2 * (b @ b)
+    for iteration in range(max_iterations):
+        if not bool(rr > limit):  # also where it is not a number
+            return x, iteration
+        Mp = product(p)
+        alpha = rr / (p @ Mp)
+        x.addcmul_(p, alpha)
+        r.addcmul_(Mp, -alpha)
+        old, rr = rr, r @ r
+        p.mul_(rr / old).add_(r)
+    return x, max_iterations

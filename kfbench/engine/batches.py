@@ -12,6 +12,7 @@ Batch = tuple[Tensor, Tensor]
 # Streams of random numbers that must not touch each other; each is seeded by (seed, stream, index).
 _ORDER, _WARMUP = 1, 2
 LABELS = 3
+_FISHER = 4
 
 
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:
@@ -50,3 +51,10 @@ def warmup_batches(data: Dataset, batch_size: int, seed: int, count: int) -> Ite
         start = index % per_epoch * batch_size
         chosen = order[start : start + batch_size]
         yield data.train_inputs[chosen], data.train_targets[chosen]
+
+
+def fisher_batches(data: Dataset, points: int, chunk: int, seed: int, refresh: int) -> Iterator[Batch]:
+    """The points of a method's own for one refresh, drawn apart from the training order, in chunks."""
+    chosen = _permutation(seed, _FISHER, refresh, len(data.train_inputs), data.train_inputs.device)[:points]
+    for part in chosen.split(chunk):
+        yield data.train_inputs[part], data.train_targets[part]

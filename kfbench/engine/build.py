@@ -10,7 +10,7 @@ from torch import nn
 
 from kfbench.engine.clipping import NormClipping
 from kfbench.engine.isolation import evaluating
-from kfbench.engine.preconditioning import Preconditioning
+from kfbench.engine.preconditioning import FisherBatches, Preconditioning
 from kfbench.errors import UsageError, described
 from kfbench.importing import import_object
 from kfbench.methods import find_method
@@ -84,7 +84,7 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
 
 
 def build_method(
-    method: Method, model: nn.Module, seed: int, likelihood: Likelihood
+    method: Method, model: nn.Module, seed: int, likelihood: Likelihood, fisher_batches: FisherBatches
 ) -> tuple[torch.optim.Optimizer, Preconditioning | None, float]:
     """The torch optimizer, the preconditioning over it or None, and the weight decay that is ours."""
     entry, options = find_method(method.opt), method.options
@@ -93,7 +93,7 @@ def build_method(
     preconditioning = None
     if entry.preconditioner:
         preconditioner = _build_preconditioner(method, entry.constructor, entry.preconditioner)
-        preconditioning = _build_preconditioning(method, preconditioner, model, seed, likelihood)
+        preconditioning = _build_preconditioning(method, preconditioner, model, seed, likelihood, fisher_batches)
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
     decay = 0.0 if "weight_decay" in names else float(options.get("weight_decay") or 0.0)
     return optimizer, preconditioning, decay
@@ -116,7 +116,12 @@ def _build_preconditioner(method: Method, constructor: tuple[str, ...], path: st
 
 
 def _build_preconditioning(
-    method: Method, preconditioner: Preconditioner, model: nn.Module, seed: int, likelihood: Likelihood
+    method: Method,
+    preconditioner: Preconditioner,
+    model: nn.Module,
+    seed: int,
+    likelihood: Likelihood,
+    fisher_batches: FisherBatches,
 ) -> Preconditioning:
     try:
         return Preconditioning(
@@ -128,9 +133,34 @@ def _build_preconditioning(
             order=method.options.get("order"),
             likelihood=likelihood,
             seed=seed,
+            fisher_batches=fisher_batches,
         )
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
+
+
+def check_method(method: Method, preconditioning: Preconditioning, run: Run, data: Dataset) -> None:
+    """UsageError where the points and vectors of a refresh are not to be had, or too many for the method."""
+    preconditioner = preconditioning.method
+    points = preconditioning.points_of_a_refresh(run.batch_size)
+    own = getattr(preconditioner, "own_points", None) or 0
+    if own > points:
+        raise UsageError(
+            f"method {method.opt!r}: fisher_data is {own}, above the batch_size of {run.batch_size}, from which order "
+            "'same' takes them; use order 'independent'"
+        )
+    if check := getattr(preconditioner, "check", None):
+        try:
+            check(preconditioning.damping, points, vectors_of(preconditioner.fisher, data.outputs))
+        except ValueError as error:
+            raise UsageError(f"method {method.opt!r}: {error}") from error
+    if points > len(data.train_inputs):
+        raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
+
+
+def vectors_of(fisher: str, outputs: int) -> int:
+    """How many vectors are backpropagated for each point."""
+    return {"none": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]
 
 
 def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: Any) -> Any:

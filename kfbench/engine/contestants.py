@@ -122,6 +122,8 @@ class _Always(Amortisation):
     def refreshes(self, step: int) -> bool:
         return self._kinds[1]  # type: ignore[attr-defined]
 
+    begins = refreshes
+
 
 _KINDS = dict(zip(PARTS, ((False, False), (True, False), (True, True)), strict=True))
 

@@ -11,6 +11,7 @@ from kfbench.curvature.capture import capture
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.layers import find_layers
 from kfbench.engine.batches import Batch
+from kfbench.engine.build import vectors_of
 from kfbench.engine.clock import synchronise
 from kfbench.engine.contestants import TraineeContestant
 from kfbench.engine.trainee import Trainee
@@ -39,21 +40,37 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     preconditioning = trainee.preconditioning
     if preconditioning is None:
         return tasks
-    method: Any = preconditioning.method
-    count: Callable[[LayerShape, int], dict[str, float]] | None = getattr(method, "multiply_adds", None)
-    if count is None:
+    schedule = preconditioning.schedule
+    observed, refreshed = schedule.S / schedule.T, 1 / schedule.T
+    points = preconditioning.points_of_a_refresh(len(batch[0]))
+    vectors = vectors_of(preconditioning.method.fisher, trainee.data.outputs)
+    counted = _counts(preconditioning.method, shapes, vectors, points)
+    if counted is None:
         return None
-    vectors = {"none": 0, "empirical": 1, "sampled": 1, "full": trainee.data.outputs}[method.fisher]
-    per_layer = [count(shape, vectors) for shape in shapes]
-    observed, refreshed = preconditioning.schedule.S / preconditioning.schedule.T, 1 / preconditioning.schedule.T
-    backward = counts.label_backward(shapes, vectors) if method.fisher in ("sampled", "full") else 0.0
-    tasks["label backward"] = observed * backward
-    tasks["statistics"] = observed * sum(layer["statistics"] for layer in per_layer)
-    tasks["inverse"] = refreshed * sum(layer["refresh"] for layer in per_layer)
-    tasks["apply"] = sum(layer["apply"] for layer in per_layer)
+    seen = shapes
+    if preconditioning.has_own_points:
+        observed, seen = refreshed, [shape.with_points(points) for shape in shapes]
+        tasks["forward and backward"] += refreshed * sum(shape.product for shape in seen)
+    if preconditioning.has_own_points or preconditioning.method.fisher in ("sampled", "full"):
+        tasks["label backward"] = observed * counts.label_backward(seen, vectors)
+    tasks["statistics"] = observed * counted["statistics"]
+    tasks["inverse"] = refreshed * counted["refresh"]
+    to_same_batch = refreshed if preconditioning.order == "same" else 0.0
+    apart = counted["apply"]
+    tasks["apply"] = apart + to_same_batch * (counted.get("apply to the same batch", apart) - apart)
     if trainee.clipping:
         tasks["step"] = sum(shape.product for shape in shapes)  # gradient and direction, multiplied
     return tasks
+
+
+def _counts(method: Any, shapes: list[LayerShape], vectors: int, points: int) -> dict[str, float] | None:
+    """The method's own counts over all layers; None where it has none."""
+    if of_network := getattr(method, "multiply_adds_network", None):
+        return of_network(shapes, vectors, points)
+    if (of_layer := getattr(method, "multiply_adds", None)) is None:
+        return None
+    per_layer = [of_layer(shape, vectors) for shape in shapes]
+    return {task: sum(layer[task] for layer in per_layer) for task in ("statistics", "refresh", "apply")}
 
 
 class _Stopwatch:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured, capture
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import Layer, find_layers, mixing_layers
+from kfbench.curvature.layers import Layer, batch_mixing, find_layers
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
 from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.isolation import forward_isolated
@@ -22,6 +22,9 @@ from kfbench.registry import METHODS
 # How far a captured gradient may lie from autograd's, relative to its norm: rounding, nothing more.
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
 _LOOSE_AGREEMENT = 2e-2  # half precisions, and TF32, which accelerators may use for convolutions alone
+
+# Refresh number -> (inputs, targets) of the points that a method draws for itself.
+FisherBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 
 # What a method may ask to be backpropagated.
 FISHERS = ("none", "sampled", "full", "empirical")
@@ -49,6 +52,8 @@ class Preconditioning:
     likelihood: "categorical" (logits), "gaussian", "bernoulli" (logits), or an object like them;
         used where labels are sampled from the model.
     seed: of the sampled labels, which have a generator of their own.
+    fisher_batches: number of a refresh -> batches (inputs, targets) of the points that a method draws
+        for itself ("natural" in order "independent"); they go through the model batch by batch.
     options: of the named method, such as ``ema=0.95`` or ``damping_kind="standard"``.
 
     Raises ValueError for values out of range, TypeError for options a method does not have.
@@ -65,6 +70,7 @@ class Preconditioning:
         order: str | None = None,
         likelihood: str | Likelihood = "categorical",
         seed: int = 0,
+        fisher_batches: FisherBatches | None = None,
         **options: Any,
     ) -> None:
         if damping < 0:
@@ -74,10 +80,15 @@ class Preconditioning:
         fisher = getattr(self.method, "fisher", None)
         if fisher not in FISHERS:
             raise ValueError(f"fisher of the method must be one of {', '.join(FISHERS)}, got {fisher!r}")
-        self.schedule = Amortisation.of(T, S)
+        newest_only = getattr(self.method, "newest_only", False)
+        self.schedule = Amortisation.of(T, 1 if S is None and newest_only else S)
         self.order = order or self.method.orders[0]
         if self.order not in self.method.orders:
             raise ValueError(f"order must be one of {', '.join(self.method.orders)}, got {order!r}")
+        self.has_own_points = self.order == "independent" and hasattr(self.method, "own_points")
+        if self.has_own_points and fisher_batches is None:
+            raise ValueError("in order 'independent' the method draws points of its own: give fisher_batches, got None")
+        self.fisher_batches = fisher_batches
         if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
@@ -95,7 +106,12 @@ class Preconditioning:
     @property
     def observing(self) -> bool:
         """Whether the coming update feeds the statistics; before any refresh it always does."""
-        return self.schedule.observes(self.step) or not self._refreshed
+        return not self.has_own_points and (self.schedule.observes(self.step) or not self._refreshed)
+
+    def points_of_a_refresh(self, batch_size: int) -> int:
+        """How many points a refresh is made from, where they are of one batch or the method's own."""
+        wanted = getattr(self.method, "own_points", None) or batch_size
+        return wanted if self.has_own_points else min(wanted, batch_size)
 
     def capture(self) -> capture:
         """The context for one training forward (of one micro-batch)."""
@@ -132,14 +148,14 @@ class Preconditioning:
         gradients = {n: LayerGradient.join([part[n] for part in self._gradients], keep_rows) for n in self.layers}
         statistics = join_statistics(self._statistics) if self._statistics else None
         # Without warm-up there is nothing to apply yet, so the first update uses its own batch.
-        same = self.order == "same" or not self._refreshed
-        if same:
+        before = self.has_own_points or self.order == "same" or not self._refreshed
+        if before:
             self._observe_and_refresh(statistics)
         directions = self.method.apply(gradients)
         self._write(directions)
         if factor is not None:
             self._scale(gradients, directions, factor)
-        if not same:
+        if not before:
             self._observe_and_refresh(statistics)
         self._gradients, self._statistics, self._plain = [], [], []
         self.step += 1
@@ -152,14 +168,7 @@ class Preconditioning:
         observed = False
         with forward_isolated(self.model):
             for x, y in batches:
-                with self.capture():
-                    output = self.model(x)
-                captured, self._captured = self._captured, None
-                assert captured is not None
-                losses = self.likelihood.loss(output, y)
-                if not self._verified:
-                    self._verify(captured, losses)
-                self.method.observe(self._observed(captured, losses, output))
+                self.method.observe(self._forward_observed(x, y))
                 observed = True
         if observed:
             self._refresh()
@@ -183,6 +192,27 @@ class Preconditioning:
         self.layers = {name: self.layers[name] for name in state["layers"]}
         self._verified = True
 
+    def _forward_observed(self, x: Tensor, y: Tensor) -> dict[str, LayerStatistics]:
+        """The statistics of a batch that no update is made of."""
+        with self.capture():
+            output = self.model(x)
+        captured, self._captured = self._captured, None
+        assert captured is not None
+        losses = self.likelihood.loss(output, y)
+        if not self._verified:
+            self._verify(captured, losses)
+        return self._observed(captured, losses, output)
+
+    def _own_statistics(self) -> dict[str, LayerStatistics]:
+        """Those of the method's own points, at the current weights."""
+        assert self.fisher_batches is not None
+        with forward_isolated(self.model):
+            batches = self.fisher_batches(self.step // self.schedule.T)
+            parts = [self._forward_observed(x, y) for x, y in batches]
+        if not parts:
+            raise ValueError(f"fisher_batches gave no batch at update {self.step}")
+        return join_statistics(parts)
+
     def _observed(self, captured: Captured, losses: Tensor, output: Tensor) -> dict[str, LayerStatistics]:
         return captured.statistics(self.method.fisher, losses, output, self._fisher_vectors)
 
@@ -192,9 +222,14 @@ class Preconditioning:
         return self.likelihood.sampled_vectors(output, self.label_generator)
 
     def _observe_and_refresh(self, statistics: dict[str, LayerStatistics] | None) -> None:
+        # With points of its own a method refreshes where a period begins: the direction uses this very refresh.
+        due = self.schedule.begins if self.has_own_points else self.schedule.refreshes
+        refreshing = due(self.step) or not self._refreshed
+        if self.has_own_points and refreshing:
+            statistics = self._own_statistics()
         if statistics is not None:
             self.method.observe(statistics)
-        if self.schedule.refreshes(self.step) or not self._refreshed:
+        if refreshing:
             self._refresh()
 
     def _refresh(self) -> None:
@@ -250,24 +285,14 @@ class Preconditioning:
                 del self.layers[name]
                 captured.exclude(name)
         captured.plain[:] = self._plain_parameters()
-        if getattr(self.method, "per_sample", False) and not self._named:
-            _warn_of_mixing(self.model)
+        if not self._named and getattr(self.method, "per_sample", False):
+            _warn_of_batch_mixing(self.model)
         self._verified = True
         self._named = True
         if len(self.left_out) > before:
             found = list(self.left_out.items())[before:]
             listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in found)
             warnings.warn(f"not preconditioned, plain gradient instead: {listed}", stacklevel=4)
-
-
-def _warn_of_mixing(model: nn.Module) -> None:
-    """Rows behind BatchNorm in training mode are no per-sample gradients; the gradient itself is exact."""
-    if mixing := mixing_layers(model):
-        warnings.warn(
-            f"samples of a batch are mixed by {', '.join(mixing)}, so that this method's per-sample gradients are only "
-            "approximately such; put it into evaluation mode or use another normalisation",
-            stacklevel=5,
-        )
 
 
 def make_preconditioner(name: str, **options: Any) -> Preconditioner:
@@ -279,6 +304,15 @@ def make_preconditioner(name: str, **options: Any) -> Preconditioner:
     make: Callable[..., Preconditioner] = import_object(entry.preconditioner, "method")
     defaults = {option: entry.options[option] for option in entry.constructor}
     return make(**(defaults | options))
+
+
+def _warn_of_batch_mixing(model: nn.Module) -> None:
+    if mixing := batch_mixing(model):
+        warnings.warn(
+            f"{', '.join(map(repr, mixing))} normalise by the batch, so no row is the gradient of a single sample and "
+            "the Fisher of this method is not the model's; put them into evaluation mode, or use another normalisation",
+            stacklevel=5,
+        )
 
 
 def _why_wrong(layer: Layer, captured: Captured, losses: Tensor) -> str | None:

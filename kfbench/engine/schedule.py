@@ -27,6 +27,10 @@ class Amortisation:
         """Whether update ``step`` (the first is 0) feeds the statistics."""
         return step % self.T >= self.T - self.S
 
+    def begins(self, step: int) -> bool:
+        """Whether a period begins at update ``step``: there a method with points of its own refreshes."""
+        return step % self.T == 0
+
     def refreshes(self, step: int) -> bool:
         """Whether update ``step`` recomputes what is cubic."""
         return (step + 1) % self.T == 0

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from kfbench.engine.batches import LABELS, Batch, stream_seed, training_batches, warmup_batches
-from kfbench.engine.build import build_clipping, build_likelihood, build_method, build_network, total_updates
+from kfbench.engine.batches import LABELS, Batch, fisher_batches, stream_seed, training_batches, warmup_batches
+from kfbench.engine.build import (
+    build_clipping,
+    build_likelihood,
+    build_method,
+    build_network,
+    check_method,
+    total_updates,
+)
 from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.evaluation import evaluate
 from kfbench.engine.memory import tensor_bytes
@@ -29,8 +36,10 @@ class Trainee:
         self.likelihood = build_likelihood(config.problem)
         self.model = build_network(config.problem, config.run, data, device, seed)
         self.optimizer, self.preconditioning, self.weight_decay = build_method(
-            self.method, self.model, stream_seed(seed, LABELS), self.likelihood
+            self.method, self.model, stream_seed(seed, LABELS), self.likelihood, self._fisher_batches
         )
+        if self.preconditioning is not None:
+            check_method(self.method, self.preconditioning, self.run, data)
         self.scheduler = self._make_scheduler()
         self.clipping = build_clipping(self.method, self.total, device)
         if self.clipping is not None:
@@ -92,6 +101,12 @@ class Trainee:
         if self.preconditioning:
             count = self.method.options.get("warmup_batches", 0)
             self.preconditioning.warm_up(warmup_batches(self.data, self.run.batch_size, self.seed, count))
+
+    def _fisher_batches(self, refresh: int) -> Iterator[Batch]:
+        assert self.preconditioning is not None
+        points = self.preconditioning.points_of_a_refresh(self.run.batch_size)
+        chunk = self.run.micro_batch_size or self.run.batch_size
+        return fisher_batches(self.data, points, chunk, self.seed, refresh)
 
     def update(self, x: Tensor, y: Tensor, record: Tensor | None = None) -> Tensor:
         """One optimizer step on one batch; the mean loss before it, still on the device.

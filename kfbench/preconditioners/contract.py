@@ -28,6 +28,21 @@ class Preconditioner(Protocol):
     """The orders it supports, the default first: independent (apply, observe, refresh), so that
     statistics and gradient come from different batches, or same (observe, refresh, apply)."""
 
+    own_points: int | None
+    """Optional. In order "independent" each refresh is made from so many points of the method's own
+    (None: as many as a batch), captured at the current weights right before ``apply``; the training
+    batches are not observed. Without it there are no such points."""
+
+    newest_only: bool
+    """Optional: only what was observed last counts, so that S is 1 where none is given."""
+
+    per_sample: bool
+    """Optional: its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""
+
+    def check(self, damping: float, points: int, vectors: int) -> None:
+        """Optional: ValueError, before anything is trained, for damping, points of a refresh and vectors
+        backpropagated for each of them that it cannot work with."""
+
     def observe(self, statistics: Statistics) -> None:
         """Take in one batch's rows: inputs [N, P, d_in], output gradients [K, N, P, d_out]."""
 
@@ -41,6 +56,10 @@ class Preconditioner(Protocol):
         """Optional: the count of one layer, for "statistics" (an observe), "refresh" and "apply" (each
         beyond forming the gradient), where ``vectors`` are backpropagated for the Fisher. Without it
         ``kfbench wallclock`` predicts nothing for the method."""
+
+    def multiply_adds_network(self, shapes: list[LayerShape], vectors: int, points: int) -> dict[str, float]:
+        """Optional, in place of ``multiply_adds``: the count of all layers at once, where each refresh is
+        made from ``points``; "apply to the same batch" may stand beside "apply"."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which ``load_state_dict`` restores it bit for bit."""

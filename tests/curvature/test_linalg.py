@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from kfbench.curvature.linalg import DampedInverse, add_outer_products, damped_inverses, eigenbasis, pi_correction
+from kfbench.curvature.linalg import (
+    DampedInverse,
+    add_outer_products,
+    conjugate_gradient,
+    damped_inverses,
+    eigenbasis,
+    pi_correction,
+)
 from tests.properties import assert_close, equal
 
 
@@ -92,3 +99,51 @@ def test_symmetric_product_equals_the_plain_one(d, rows):
     got = start.clone()
     add_outer_products(got, x, keep=0.9, scale=0.3)
     assert_close(got, 0.9 * start + 0.3 * x.T @ x, 1e-13)
+
+
+def _system(d):
+    M = _positive(d) + 0.1 * torch.eye(d, dtype=torch.float64)
+    return M, torch.randn(d, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("d", [1, 2, 30])
+@pytest.mark.parametrize("started", [False, True])
+def test_conjugate_gradient_solves(d, started):
+    M, b = _system(d)
+    start = torch.randn(d, dtype=torch.float64) if started else None
+    before = None if start is None else start.clone()
+    x, iterations = conjugate_gradient(lambda p: M @ p, b, start, 1e-13, 1000)
+    assert_close(x, torch.linalg.solve(M, b), 1e-11)
+    assert 0 < iterations < 1000
+    assert before is None or torch.equal(start, before)
+
+
+def test_conjugate_gradient_ends_after_as_many_iterations_as_there_are_eigenvalues():
+    Q, _ = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64))
+    M = Q * torch.tensor([1.0, 2.0, 5.0, 9.0], dtype=torch.float64).repeat(5) @ Q.T
+    b = torch.randn(20, dtype=torch.float64)
+    x, iterations = conjugate_gradient(lambda p: M @ p, b, None, 1e-10, 100)
+    assert iterations == 4
+    assert_close(x, torch.linalg.solve(M, b), 1e-9)
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 1e-3, 1e-9])
+def test_conjugate_gradient_leaves_the_residual_that_was_asked_for(tolerance):
+    M, b = _system(40)
+    x, iterations = conjugate_gradient(lambda p: M @ p, b, None, tolerance, 1000)
+    assert (b - M @ x).norm() <= tolerance * b.norm() * (1 + 1e-9)
+    earlier, _ = conjugate_gradient(lambda p: M @ p, b, None, tolerance, iterations - 1)
+    assert (b - M @ earlier).norm() > tolerance * b.norm()
+
+
+def test_conjugate_gradient_has_nothing_to_do_for_no_right_side_or_at_the_solution():
+    M, b = _system(5)
+    for side, start in ((torch.zeros_like(b), None), (M @ b, b)):
+        x, iterations = conjugate_gradient(lambda p: M @ p, side, start, 1e-6, 10)
+        assert iterations == 0
+        assert torch.equal(x, torch.zeros_like(b) if start is None else b)
+
+
+def test_conjugate_gradient_stops_at_what_is_not_a_number():
+    _, iterations = conjugate_gradient(lambda p: p * float("nan"), torch.ones(3), None, 1e-6, 100)
+    assert iterations <= 1

@@ -11,11 +11,13 @@ import torch
 
 from kfbench.cli.app import main
 from kfbench.config import load_config
+from kfbench.curvature.counts import LayerShape
 from kfbench.engine.bench import Bench
 from kfbench.engine.build import build_data
 from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
 from kfbench.engine.costs import TASKS, measured_tasks, predicted_tasks
 from kfbench.engine.trainee import Trainee
+from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.registry import METHODS
 from kfbench.results.timings import PARTS, WINDOW_COLUMNS
 from tests.properties import equal
@@ -62,6 +64,14 @@ COUNTS = [
     ("foof-kfac-damping:T=1", "apply", 272, 3.91),
     ("foof-centred:T=100,S=10", "apply", 272, 1.41),
     ("foof-per-sample", "apply", 2 * 0.378, 1.0),
+    # U v by the rows of the gradient (67.9; of the last layer, 10 wide, by its matrix), U' w (279.4).
+    ("natural:T=100", "apply", 67.9 - 9.1 + 279.4, 1.46),
+    ("natural:T=1", "label backward", 201, 2.18),
+    ("natural:T=1", "statistics", 67.9, 2.18),
+    ("natural:T=1", "forward and backward", 760 + 279.4, 2.18),
+    # The rows of U share the gradient's inputs, so U' w costs nothing (1.81 where they are multiplied twice).
+    ("natural:T=1,order=same", "apply", 67.9 - 9.1, 1.43),
+    ("natural:T=100,fisher_data=1000", "apply", 10 * (67.9 - 9.1 + 279.4) + 1, 5.61),
 ]
 
 
@@ -74,16 +84,32 @@ def test_counts_are_those_of_the_formulas(spec, task, millions, ratio):
     assert sum(tasks.values()) / 759.8e6 == pytest.approx(ratio, rel=0.01)
 
 
+def test_rows_of_several_vectors_and_positions_are_counted():
+    """The Gram matrix of D K rows costs D^2 d_in + (D K)^2 d_out, each point's gradient where P is large."""
+    method = NaturalGradient("full", block_diagonal=True)
+    dense, convolution = LayerShape(5, 30, 20), LayerShape(5 * 49, 4, 9, positions=49)
+    found = method.multiply_adds_network([dense], vectors=3, points=7)
+    assert found["statistics"] == 7**2 * 20 + 21**2 * 30
+    assert found["apply"] == 7 * 5 * (20 + 3 * 30) + 21**2 + 7 * 30 * 20
+    assert found["apply to the same batch"] == found["apply"] - 7 * 30 * 20
+    found = method.multiply_adds_network([convolution] * 2, vectors=3, points=7)
+    assert found["statistics"] == 2 * (3 * 7 * 49 + 21**2) * 4 * 9
+    assert found["refresh"] == 2 * 21**3 / 6
+    assert found["apply"] == found["apply to the same batch"] == 2 * (7 * 49 * 4 * (9 + 3) + 21**2 + 7 * 49 * 4 * 9)
+
+
 def test_method_without_counts_has_no_prediction():
     contestant = _contestant("foof:T=2")
     contestant.trainee.preconditioning.method.multiply_adds = None
     assert predicted_tasks(contestant.trainee, contestant.batches[0]) is None
+    assert predicted_tasks((gn_cg := _contestant("gn-cg")).trainee, gn_cg.batches[0]) is None
 
 
+NATURAL = ["natural:T=3", "natural:T=2,order=same", "gn-cg:T=2"]
 SPECS = ["sgd", "adam", "foof:T=3,S=2", "kfac:T=2", "kfac:T=2,damping_kind=standard"]
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "ekfac:T=2", "ekfac-ra:T=2", "foof-centred:T=2"])
+@pytest.mark.parametrize("spec", [*SPECS, "ekfac:T=2", "ekfac-ra:T=2", "foof-centred:T=2", *NATURAL])
 def test_every_window_starts_from_the_same_state(spec):
     """Bit for bit, although averages are updated in place and labels are drawn."""
     contestant = _contestant(spec)
@@ -123,6 +149,22 @@ def test_parts_observe_and_refresh_as_their_names_say():
         made.run(3)
         assert calls == expected * 3
     assert contestant.trainee.preconditioning.schedule.T == 5
+
+
+def test_parts_of_a_method_with_points_of_its_own():
+    """It observes only to refresh, and then before it applies; parts between are plain."""
+    contestant = _contestant("natural:T=5,fisher_data=70")
+    method = contestant.trainee.preconditioning.method
+    calls = []
+    for name in ("observe", "refresh", "apply"):
+        plain = getattr(method, name)
+        setattr(method, name, lambda *a, plain=plain, name=name: (calls.append(name), plain(*a))[1])
+    for part, expected in zip(PARTS, (["apply"], ["apply"], ["observe", "refresh", "apply"]), strict=True):
+        made = PartContestant(contestant, part)
+        made.prepare()
+        calls.clear()
+        made.run(3)
+        assert calls == expected * 3
 
 
 def test_tasks_add_up_and_leave_no_wrapping():

@@ -42,8 +42,9 @@ def _assert_scales(pre, p, fisher, seed, what):
 def test_scales_are_the_diagonal_of_the_rotated_fisher(model, fisher):
     """Right after a refresh, and in that basis on a later batch, other than the basis was made of."""
     first, second = problem(model, 4, seed=1), problem(model, 3, seed=1)
-    later = Problem(first.model, second.x, second.y)
-    pre = Preconditioning(first.model, EKFAC(fisher=fisher), damping=LAMBDA, T=9, order="same")
+    later = Problem(first.model, second.x, second.y, first.likelihood)
+    options = {"damping": LAMBDA, "T": 9, "order": "same", "likelihood": first.likelihood}
+    pre = Preconditioning(first.model, EKFAC(fisher=fisher), **options)
     backward(pre, first)
     _assert_scales(pre, first, fisher, 0, "after the refresh")
     old = {name: S.clone() for name, S in pre.method.scales.items()}

@@ -1,0 +1,228 @@
+"""The rows whose outer products make the Fisher, multiplied without ever being formed (Benzing 2022, App. I).
+
+With K vectors backpropagated for each of N points, row (k, n) of U [K N, parameters] is the gradient
+``u_kn = vec(sum_p g_knp a_np')`` over all layers, and ``F = 1/N U' U``. Everything that the natural
+gradient needs follows from the factors a and g: ``U U'`` (its eq 22), ``U v`` (eq 21), ``U' w`` (eq 23).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.statistics import LayerStatistics, Statistics
+
+# Inner products are taken for so many elements at a time: it bounds memory, stays near the cache, and
+# lets a symmetric matrix be multiplied out on one side of its diagonal only.
+_CHUNK = 2**22
+
+# One diagonal block of F -> the layers in it.
+WHOLE_NETWORK = "the whole network"
+
+
+class LayerRows:
+    """One layer's part of every row."""
+
+    def __init__(self, inputs: Float[Tensor, "N P d_in"], output_gradients: Float[Tensor, "K N P d_out"]) -> None:
+        self.inputs, self.output_gradients = inputs, output_gradients
+        self._version = inputs._version
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.output_gradients.shape[3], self.inputs.shape[2]
+
+    def dot(self, v: LayerGradient) -> Float[Tensor, "K N"]:
+        """``<u_kn, v>``: by the rows of v, or by v as a matrix where that is less work."""
+        a, g = self._unchanged_inputs(), self.output_gradients
+        d_out, d_in = v.shape
+        if 0 < len(v.inputs) * (d_out + d_in) < d_out * d_in:
+            products = (g @ v.output_gradients.T).mul_(a @ v.inputs.T)  # [K, N, P, rows of v]
+            return products.sum(dim=(2, 3)) / v.samples
+        return (g * (a @ v.dense().T)).sum(dim=(2, 3))
+
+    def weighted_sum(self, w: Float[Tensor, "K N"]) -> Float[Tensor, "d_out d_in"]:
+        """``sum_kn w_kn u_kn``, as a matrix."""
+        return self._weighted(w).T @ self._unchanged_inputs().flatten(0, 1)
+
+    def remainder(self, v: LayerGradient, w: Float[Tensor, "K N"], scale: float) -> Float[Tensor, "d_out d_in"]:
+        """``scale (v - sum_kn w_kn u_kn)``."""
+        return v.minus(self._weighted(w), self._unchanged_inputs().flatten(0, 1), scale)
+
+    def add_gram(self, total: Float[Tensor, "M M"]) -> None:
+        """Add ``<u_kn, u_k'n'>`` to ``total``, rows in the order of ``dot`` flattened."""
+        P, (d_out, d_in) = self.inputs.shape[1], self.shape
+        if P**2 * (d_out + d_in) <= d_out * d_in:
+            self._add_gram_by_pairs(total)
+        else:
+            self._add_gram_by_gradients(total)
+
+    def _add_gram_by_pairs(self, total: Tensor) -> None:
+        """``sum_pp' (g_knp . g_k'n'p') (a_np . a_n'p')``, by blocks of points on and below the diagonal."""
+        a, g = self.inputs, self.output_gradients
+        K, N, P, _ = g.shape
+        total = total.view(K, N, K, N)
+        step = max(1, _CHUNK // (K * P * K * N * P))
+        for start in range(0, N, step):
+            end = min(start + step, N)
+            g_products = g[:, start:end].flatten(0, 2) @ g[:, :end].flatten(0, 2).T
+            a_products = a[start:end].flatten(0, 1) @ a[:end].flatten(0, 1).T
+            shaped = g_products.view(K, end - start, P, K, end, P)
+            block = shaped.mul_(a_products.view(end - start, P, 1, end, P)).sum(dim=(2, 5))
+            total[:, start:end, :, :end] += block
+            total[:, :start, :, start:end] += block[..., :start].permute(2, 3, 0, 1)
+
+    def _add_gram_by_gradients(self, total: Tensor) -> None:
+        """Each point's gradient as a matrix, a few of its rows at a time: cheaper where P is large."""
+        a, g = self.inputs, self.output_gradients
+        step = max(1, _CHUNK // (len(total) * a.shape[2]))
+        for part in g.split(step, dim=3):
+            U = torch.einsum("knpo,npi->knoi", part, a).flatten(0, 1).flatten(1)
+            total += U @ U.T
+
+    def _weighted(self, w: Tensor) -> Float[Tensor, "R d_out"]:
+        """``sum_k w_kn g_knp``: the rows that meet the inputs in ``U' w``."""
+        return (self.output_gradients * w.to(self.output_gradients.dtype)[:, :, None, None]).sum(0).flatten(0, 1)
+
+    def _unchanged_inputs(self) -> Tensor:
+        if self.inputs._version != self._version:
+            raise RuntimeError(
+                "the inputs of a layer were changed in place while its rows were still in use; "
+                "give the model a tensor of its own at every update"
+            )
+        return self.inputs
+
+
+class FisherRows:
+    """All rows of one batch, and the Fisher that they make: of the whole network, or block-diagonal.
+
+    Vectors v are mappings from layer to gradient; what is indexed by rows, M = K N of them in
+    float64, has one entry for each diagonal block of F.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerRows], block_diagonal: bool = False) -> None:
+        self.layers, names = dict(layers), list(layers)
+        self.blocks = {name: [name] for name in names} if block_diagonal else {WHOLE_NETWORK: names}
+
+    @classmethod
+    def of(cls, statistics: Statistics, block_diagonal: bool) -> "FisherRows":
+        """From what was captured of one batch."""
+        return cls({name: _layer_rows(layer) for name, layer in statistics.items()}, block_diagonal)
+
+    def part(self, block: str) -> "FisherRows":
+        """One diagonal block alone."""
+        return FisherRows({name: self.layers[name] for name in self.blocks[block]})
+
+    @property
+    def points(self) -> int:
+        """N, which F is a mean over."""
+        return self._any().output_gradients.shape[1]
+
+    @property
+    def count(self) -> int:
+        """M = K N, the number of rows."""
+        return self._any().output_gradients.shape[0] * self.points
+
+    def _any(self) -> LayerRows:
+        return next(iter(self.layers.values()))
+
+    def grams(self) -> dict[str, Float[Tensor, "M M"]]:
+        """``U U'`` of every block, in float64: products in the precision of the rows, their sum is not."""
+        found = {}
+        for block, names in self.blocks.items():
+            found[block] = self._any().inputs.new_zeros(self.count, self.count, dtype=torch.float64)
+            for name in names:
+                self.layers[name].add_gram(found[block])
+        return found
+
+    def times(self, v: Mapping[str, LayerGradient]) -> dict[str, Float[Tensor, "M"]]:
+        """``U v`` of every block."""
+        dots = {name: layer.dot(v[name]).flatten().double() for name, layer in self.layers.items()}
+        return {block: torch.stack([dots[name] for name in names]).sum(0) for block, names in self.blocks.items()}
+
+    def weighted_sum(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``U' w``: a matrix for every layer."""
+        return {name: self.layers[name].weighted_sum(w_kn) for name, w_kn in self._by_layer(w).items()}
+
+    def remainder(self, v: Mapping[str, LayerGradient], w: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+        """``scale (v - U' w)``: a matrix for every layer."""
+        return {name: self.layers[name].remainder(v[name], w_kn, scale) for name, w_kn in self._by_layer(w).items()}
+
+    def _by_layer(self, w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: w[block].view(-1, self.points) for block, names in self.blocks.items() for name in names}
+
+    def fisher_product(self, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``F v`` for matrices v, one a layer."""
+        w = self.times(as_gradients(v))
+        return self.weighted_sum({block: u / self.points for block, u in w.items()})
+
+    def quadratic_form(self, v: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """``v' F v = |U v|^2 / N`` for matrices v, one a layer."""
+        return torch.stack([u.square().sum() for u in self.times(as_gradients(v)).values()]).sum() / self.points
+
+
+class NewestRows:
+    """The rows of the newest batch alone: taken in by ``observe``, in force from the next ``refresh`` on."""
+
+    def __init__(self, block_diagonal: bool) -> None:
+        self.block_diagonal = block_diagonal
+        self._observed: Statistics | None = None
+        self._statistics: Statistics = {}
+        self._rows: FisherRows | None = None
+
+    @property
+    def rows(self) -> "FisherRows":
+        """Those of the last refresh."""
+        if self._rows is None:
+            raise RuntimeError("the method has no Fisher yet: observe a batch and refresh first")
+        return self._rows
+
+    def observe(self, statistics: Statistics, points: int | None = None) -> None:
+        """Keep the rows of the first ``points``, or all."""
+        self._observed = {name: _first(layer, points) for name, layer in statistics.items()}
+
+    def refresh(self) -> "FisherRows":
+        """The newest rows, which are in force from now on."""
+        if self._observed is not None:
+            self._put(self._observed)
+            self._observed = None
+        return self.rows
+
+    def _put(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+        self._rows = FisherRows.of(statistics, self.block_diagonal) if statistics else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The factors of both generations of rows."""
+        return {"observed": _pack(self._observed or {}), "rows": _pack(self._statistics)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self._observed = _unpack(state["observed"]) or None
+        self._put(_unpack(state["rows"]))
+
+
+def as_gradients(v: Mapping[str, Tensor]) -> dict[str, LayerGradient]:
+    """Matrices, one a layer, as gradients that have no rows."""
+    return {name: LayerGradient.from_dense(matrix, 1) for name, matrix in v.items()}
+
+
+def _layer_rows(layer: LayerStatistics) -> LayerRows:
+    assert layer.output_gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
+    return LayerRows(layer.inputs, layer.output_gradients)
+
+
+def _first(layer: LayerStatistics, points: int | None) -> LayerStatistics:
+    g = layer.output_gradients
+    return LayerStatistics(layer.inputs[:points], None if g is None else g[:, :points])
+
+
+def _pack(statistics: Statistics) -> dict[str, list[Tensor | None]]:
+    return {name: [layer.inputs, layer.output_gradients] for name, layer in statistics.items()}
+
+
+def _unpack(state: Mapping[str, Any]) -> dict[str, LayerStatistics]:
+    return {name: LayerStatistics(*factors) for name, factors in state.items()}
