@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 from kfbench.curvature.capture import CaptureError
 from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.kfac import KFAC
+from kfbench.problems.likelihoods import Categorical
 from tests import dense
 from tests.cases import MODELS, Problem, problem
 from tests.properties import assert_close, backward, gradient
@@ -32,21 +33,22 @@ class Identity:
         return {name: G.dense() for name, G in gradients.items()}
 
 
-def _captured_gradients(model, x, y, method=None):
+def _captured_gradients(model, x, y, method=None, likelihood=None):
     """Preconditions once; returns (what lies in .grad, autograd's gradients, the Preconditioning)."""
+    likelihood = likelihood or Categorical()
     state = torch.get_rng_state()
     model.zero_grad()
-    cross_entropy(model(x), y).backward()
+    likelihood.loss(model(x), y).mean().backward()
     wanted = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     torch.set_rng_state(state)
     pre = Preconditioning(model, method or Identity(), damping=1.0, T=1)
-    backward(pre, Problem(model, x, y))
+    backward(pre, Problem(model, x, y, likelihood))
     return [p.grad for p in model.parameters()], wanted, pre
 
 
-def _assert_plain_gradient(model, x, y):
-    got, wanted, pre = _captured_gradients(model, x, y)
+def _assert_plain_gradient(model, x, y, likelihood=None):
+    got, wanted, pre = _captured_gradients(model, x, y, likelihood=likelihood)
     for mine, true in zip(got, wanted, strict=True):
         if true is None:
             assert mine is None or not mine.any()
@@ -58,7 +60,7 @@ def _assert_plain_gradient(model, x, y):
 @pytest.mark.parametrize("name", MODELS)
 def test_captured_gradient_is_autograds(name):
     p = problem(name, 5)
-    pre = _assert_plain_gradient(p.model, p.x, p.y)
+    pre = _assert_plain_gradient(p.model, p.x, p.y, p.likelihood)
     assert not pre.left_out
 
 

@@ -4,12 +4,10 @@ import pytest
 import torch
 from curvlinops import KFACLinearOperator
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from kfbench.curvature.statistics import FactorAverages
 from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.kfac import KFAC
-from kfbench.problems.likelihoods import Categorical
 from tests import dense
 from tests.cases import MODELS, problem
 from tests.properties import assert_close, backward
@@ -18,7 +16,8 @@ _TYPES = {"full": "type-2", "empirical": "empirical"}
 
 
 def _factors(p, fisher):
-    pre = Preconditioning(p.model, KFAC(ema=0.0, fisher=fisher), damping=1.0, T=1, order="same")
+    method = KFAC(ema=0.0, fisher=fisher)
+    pre = Preconditioning(p.model, method, damping=1.0, T=1, order="same", likelihood=p.likelihood)
     backward(pre, p)
     return pre.method.A.means, pre.method.B.means
 
@@ -71,13 +70,13 @@ def test_sampled_output_factor_converges_to_the_full_one(model):
     _, exact = _factors(p, "full")
     pre = Preconditioning(p.model, KFAC(fisher="sampled"), damping=1.0, T=1, order="same")
     output, draws = p.model(p.x).detach(), 3000
-    likelihood, generator = Categorical(), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     sums = {name: torch.zeros_like(B) for name, B in exact.items()}
     for _ in range(draws // 100):  # 100 draws as 100 vectors of one call, each of weight 1/100
-        vectors = torch.cat([likelihood.sampled_vectors(output, generator) for _ in range(100)]) / 10
+        vectors = torch.cat([p.likelihood.sampled_vectors(output, generator) for _ in range(100)]) / 10
         with pre.capture() as captured:
             again = p.model(p.x)
-        losses = cross_entropy(again, p.y, reduction="none")
+        losses = p.likelihood.loss(again, p.y)
         statistics = captured.statistics("sampled", losses, again, lambda o, f, v=vectors: v)
         for name, layer in statistics.items():
             g = layer.output_gradients.flatten(0, 2)
