@@ -42,7 +42,7 @@ class LayerRows:
         if 0 < len(v.inputs) * (d_out + d_in) < d_out * d_in:
             products = (g @ v.output_gradients.T).mul_(a @ v.inputs.T)  # [K, N, P, rows of v]
             return products.sum(dim=(2, 3)) / v.samples
-        return (g * (a @ v.dense().T)).sum(dim=(2, 3))
+        return torch.einsum("knpo,npo->kn", g, a @ v.dense().T)
 
     def weighted_sum(self, w: Float[Tensor, "K N"]) -> Float[Tensor, "d_out d_in"]:
         """``sum_kn w_kn u_kn``, as a matrix."""
@@ -50,7 +50,7 @@ class LayerRows:
 
     def remainder(self, v: LayerGradient, w: Float[Tensor, "K N"], scale: float) -> Float[Tensor, "d_out d_in"]:
         """``scale (v - sum_kn w_kn u_kn)``."""
-        return v.minus(self._weighted(w), self._unchanged_inputs().flatten(0, 1), scale)
+        return v.plus(self._weighted(w * -scale), self._unchanged_inputs().flatten(0, 1), scale)
 
     def add_gram(self, total: Float[Tensor, "M M"]) -> None:
         """Add ``<u_kn, u_k'n'>`` to ``total``, rows in the order of ``dot`` flattened."""
@@ -85,7 +85,8 @@ class LayerRows:
 
     def _weighted(self, w: Tensor) -> Float[Tensor, "R d_out"]:
         """``sum_k w_kn g_knp``: the rows that meet the inputs in ``U' w``."""
-        return (self.output_gradients * w.to(self.output_gradients.dtype)[:, :, None, None]).sum(0).flatten(0, 1)
+        g = self.output_gradients
+        return torch.einsum("kn,knpo->npo", w.to(g.dtype), g).flatten(0, 1)
 
     def _unchanged_inputs(self) -> Tensor:
         if self.inputs._version != self._version:

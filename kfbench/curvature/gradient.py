@@ -95,16 +95,18 @@ class LayerGradient:
             return (self._dense * direction).sum()
         return ((self.output_gradients @ direction) * self.inputs).sum() / self.samples
 
-    def minus(
+    def plus(
         self, g: Float[Tensor, "R d_out"], a: Float[Tensor, "R d_in"], scale: float
     ) -> Float[Tensor, "d_out d_in"]:
-        """``scale (G - g' a)``, in one product over its own rows and those given, or over one set if they share a."""
+        """``scale G + g' a``: one product where both share their inputs or few rows are joined, else two."""
         if self._dense is not None:
-            return torch.addmm(self._dense, g.T, a, beta=scale, alpha=-scale)
-        own, further = self.output_gradients * (scale / self.samples), g * -scale
+            return torch.addmm(self._dense, g.T, a, beta=scale)
+        own = self.output_gradients * (scale / self.samples)
         if _is_same(a, self.inputs):
-            return (own + further).T @ a
-        return torch.cat([own, further]).T @ torch.cat([self.inputs, a])
+            return (own + g).T @ a
+        if len(a) > len(self.inputs):  # copying so many rows costs more than a second pass over the result
+            return torch.addmm(own.T @ self.inputs, g.T, a)
+        return torch.cat([own, g]).T @ torch.cat([self.inputs, a])
 
     def _product(self, g: Tensor, a: Tensor) -> Tensor:
         # beta = 0: the 1/N rides along in the matrix product, and the empty matrix is never read.

@@ -45,7 +45,8 @@ class Preconditioning:
     ----------
     model: an unchanged ``nn.Module``; Linear and Conv2d layers are preconditioned, all other
         parameters keep their plain gradient (a warning names them).
-    method: a name such as "foof" or "kfac" (`kfbench list`), or an object that meets ``preconditioners/contract.py``.
+    method: the name of a preconditioned method in ``kfbench list``, or an object that meets
+        ``preconditioners/contract.py``.
     damping: lambda, added to the curvature as the method defines.
     T, S: refresh every T updates, observing the S before it (default min(T, 50)).
     order: "independent" (apply, observe, refresh) or "same" (observe, refresh, apply).

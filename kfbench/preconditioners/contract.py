@@ -15,10 +15,6 @@ class Preconditioner(Protocol):
 
     It knows nothing of steps, learning rates, schedules or ranks; ``engine/preconditioning.py``
     calls it. All tensors lie on the device and in the precision of the model.
-
-    Two attributes are optional, False where a class has none: ``needs_rows``, its gradients keep their rows
-    sample by sample (``LayerGradient.per_sample``), however many micro-batches they come from; ``per_sample``,
-    it takes rows for per-sample gradients, so that layers which mix samples are warned of.
     """
 
     fisher: str
@@ -35,6 +31,10 @@ class Preconditioner(Protocol):
 
     newest_only: bool
     """Optional: only what was observed last counts, so that S is 1 where none is given."""
+
+    needs_rows: bool
+    """Optional: its gradients keep their rows sample by sample (``LayerGradient.per_sample``), however
+    many micro-batches they come from."""
 
     per_sample: bool
     """Optional: its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""

@@ -117,8 +117,8 @@ class NaturalGradient:
         own = [shape.with_points(points) for shape in shapes]
         dots = sum(_dot_count(shape, mine, vectors) for shape, mine in zip(shapes, own, strict=True)) + blocks * M**2
         return {
-            "statistics": sum(_gram_count(mine, vectors) for mine in own),
-            "refresh": blocks * cholesky(M),
+            "statistics": 0.0,
+            "refresh": sum(_gram_count(mine, vectors) for mine in own) + blocks * cholesky(M),
             "apply": dots + sum(mine.product for mine in own),
             # One product over the rows of both where they share their inputs.
             "apply to the same batch": dots + sum(mine.product for mine in own if mine.positions > 1),

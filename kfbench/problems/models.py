@@ -49,7 +49,7 @@ def autoencoder_sigmoid(input_shape: tuple[int, ...], width: int = ENCODER_WIDTH
 
     That paper names neither biases nor an initialisation. Biases are those of Hinton &
     Salakhutdinov 2006; weights are Glorot & Bengio's (2010), times 4 for the sigmoid's slope. With
-    He's weights Adam spends its first 20 epochs on 1,000 images at the loss of the mean image.
+    He's weights Adam stays for some epochs at the loss of the mean image.
     """
     model = _mirrored(input_shape, width, bias, nn.Sigmoid, activate_code=True)
     return _initialised(model, lambda weight: nn.init.xavier_normal_(weight, gain=_SIGMOID_GAIN))
