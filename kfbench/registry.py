@@ -109,7 +109,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer=_SGD,
             optimizer_options=SGD_CONSTRUCTOR,
             preconditioner=None,
-            options={**SGD_OPTIONS, "lr": 0.01, "momentum": 0.9},
+            options={**SGD_OPTIONS, "lr": 0.012, "momentum": 0.9},
             lr_range=(1e-3, 1.0),
         ),
         "adam": MethodEntry(
@@ -118,7 +118,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer=_ADAM,
             optimizer_options=("lr",),
             preconditioner=None,
-            options={**COMMON_OPTIONS, "lr": 3e-4},
+            options={**COMMON_OPTIONS, "lr": 3.4e-4},
             lr_range=(1e-5, 1e-2),
         ),
         "adamw": MethodEntry(
@@ -127,7 +127,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer=_ADAM,
             optimizer_options=("lr",),
             preconditioner=None,
-            options={**COMMON_OPTIONS, "lr": 3e-4, "weight_decay": 0.01},
+            options={**COMMON_OPTIONS, "lr": 3.4e-4, "weight_decay": 0.01},
             lr_range=(1e-5, 1e-2),
         ),
         "foof": MethodEntry(
@@ -136,7 +136,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer=_SGD,
             optimizer_options=SGD_CONSTRUCTOR,
             preconditioner="kfbench.preconditioners.foof:FOOF",
-            options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 1.0},
+            options={**PRECONDITIONED_OPTIONS, "lr": 0.1, "damping": 0.01},
             constructor=("ema",),
         ),
         "kfac": MethodEntry(
@@ -148,7 +148,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             options={
                 **PRECONDITIONED_OPTIONS,
                 "lr": 0.003,
-                "damping": 0.01,
+                "damping": 0.001,
                 "damping_kind": "heuristic",
                 "fisher": "sampled",
             },

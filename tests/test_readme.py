@@ -61,6 +61,17 @@ def test_configs_parse_and_begin_with_their_command(path):
     load_config(path)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "foof", "kfac"])
+def test_defaults_are_those_of_the_committed_sweep(name):
+    """docs/defaults.md: rounded to two digits, and nothing else of the methods was another."""
+    (best,) = (m for m in load_config(ROOT / "docs/records/defaults/best.yaml").methods if m.opt == name)
+    found = {
+        key: float(f"{best.options[key]:.2g}") if key in ("lr", "damping") else best.options[key]
+        for key in best.options
+    }
+    assert {**METHODS[name].options, "S": None} == {**found, "S": None}
+
+
 def test_own_method_of_the_docs_trains(tmp_path, monkeypatch, capsys):
     method, model = _blocks((ROOT / "docs" / "own-method.md").read_text(), "python")
     assert len([line for line in method.splitlines() if line.strip()]) <= 22

@@ -34,11 +34,14 @@ def _heat_maps(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Pat
 
     finite = [c for m in methods.values() for *_, c in m["losses"] if c is not None and math.isfinite(c)]
     norm = LogNorm(max(min(finite), 1e-12), max(*finite, 1.001 * min(finite), 1e-11))
-    figure, panels = pyplot.subplots(
-        1, len(methods), figsize=(4.6 * len(methods), 4.2), layout="constrained", squeeze=False
-    )
+    columns = min(len(methods), 2 if len(methods) == 4 else 3)
+    rows = -(-len(methods) // columns)
+    size = (4.2 * columns, 3.6 * rows)
+    figure, panels = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for unused in panels.flat[len(methods) :]:
+        unused.set_visible(False)
     image = None
-    for panel, (label, method) in zip(panels[0], methods.items(), strict=True):
+    for panel, (label, method) in zip(panels.flat, methods.items(), strict=False):
         row, *_ = map_of(method)
         if row is None:
             _line(panel, method, styles([label])[label])
@@ -46,7 +49,7 @@ def _heat_maps(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Pat
             image = _heat_map(panel, method, norm)
         panel.set_title(label, fontsize=10)
     if image is not None:
-        figure.colorbar(image, ax=list(panels[0]), label="final training loss (grey: diverged)")
+        figure.colorbar(image, ax=panels, label="final training loss (grey: diverged)")
     figure.suptitle(_title(summary), fontsize=10)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -129,7 +132,9 @@ def _title(summary: Mapping[str, Any]) -> str:
     problem, run = summary["problem"], summary["run"]
     budget = f"{run['epochs']} epochs" if run.get("epochs") else f"{run['updates']} updates"
     quick = " (quick run, not for comparison)" if summary["quick"] else ""
-    return f"{problem['dataset']}, {problem['model']}, batch size {run['batch_size']}, {budget}{quick}"
+    part = f" (first {problem['train_samples']})" if problem.get("train_samples") else ""
+    width = f" of width {problem['width']}" if problem.get("width") else ""
+    return f"{problem['dataset']}{part}, {problem['model']}{width}, batch size {run['batch_size']}, {budget}{quick}"
 
 
 def _or_nan(loss: float | None) -> float:
