@@ -70,7 +70,7 @@ def sweep(
     Example: kfbench sweep lr damping --opt foof --opt sgd -j 2
     """
     settings = _settings(parameters or [], opt or [], grid or [], config, set_ or [], flags)
-    cells = sum(len(method.cells()) for method in plan(settings)) * settings.run.seeds
+    cells = sum(method.size for method in plan(settings)) * settings.run.seeds
     if cells > _MANY_CELLS and not yes_many:
         raise UsageError(f"{cells} cells are more than {_MANY_CELLS}: choose coarser grids, or give --yes-many")
     if dry_run:
@@ -100,21 +100,21 @@ def _settings(
 ) -> Config:
     """The configuration; foof where no method is named, and no value of what is swept."""
     tree = read_yaml(file) if file is not None else {}
-    block = tree.get("sweep") if isinstance(tree.get("sweep"), dict) else {}
-    assert block is not None
+    block: dict[str, Any] = tree["sweep"] if isinstance(tree.get("sweep"), dict) else {}
     given: dict[str, Any] = dict(single_values(flags, "sweep"))
     if parameters:
         given["parameters"] = list(parameters)
     if grids:
-        given["grids"] = {**(block.get("grids") or {}), **dict(_grid(text) for text in grids)}
+        listed = block.get("grids")
+        given["grids"] = {**(listed if isinstance(listed, dict) else {}), **dict(_grid(text) for text in grids)}
     swept = given.get("parameters") or block.get("parameters") or ["lr", "damping"]
     for name in swept:
         if name in given:
             raise UsageError(f"--{name.replace('_', '-')} {given[name]} fixes {name!r}, which is swept")
     methods: list[Any] = [_without_swept_values(spec, swept) for spec in specs]
     if not specs:
-        listed = tree.get("methods")
-        methods = [without_flagged(m, [*swept, *given]) for m in listed] if isinstance(listed, list) else ["foof"]
+        named = tree.get("methods")
+        methods = [without_flagged(m, [*swept, *given]) for m in named] if isinstance(named, list) else ["foof"]
     return load_config(file, given, methods, assignments, "sweep")
 
 
@@ -178,7 +178,7 @@ def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) 
         from kfbench.results.sweep_plots import plot_sweep
 
         plot_sweep(summary, directory)
-    if (directory / "best.yaml").is_file():
+    if any(method["best"] is not None for method in summary["methods"].values()):
         print(f"best configurations: {directory / 'best.yaml'}", file=sys.stderr)
     if summary["quick"]:
         print("quick run: not for comparison", file=sys.stderr)

@@ -4,6 +4,7 @@ A trial that crashes, is killed for its memory or hangs takes nothing with it bu
 needs no torch: what runs is named by path, "package.module:function".
 """
 
+import errno
 import importlib
 import json
 import math
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ _PRELOADED = "kfbench.engine.trial_server"
 PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
 # How long a trial may take to save its checkpoint when it is asked to stop.
 _GRACE_SECONDS = 60.0
+# And to end once it has sent its result.
+_LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,10 @@ class ProcessExecutor:
 
     def wait(self, seconds: float) -> list[Outcome]:
         """The jobs that ended, or were ended because they took longer than the timeout."""
-        running = {r.connection: r for r in self._running.values()}
+        running: dict[Any, _Running] = {r.connection: r for r in self._running.values()}
+        running |= {r.process.sentinel: r for r in self._running.values()}  # a child of it may keep the pipe open
         ready = wait(list(running), timeout=self._patience(seconds)) if running else []
-        outcomes = [self._collect(running[connection]) for connection in ready]  # type: ignore[index]
+        outcomes = [self._collect(r) for r in {running[one].job.key: running[one] for one in ready}.values()]
         late = [r for r in self._running.values() if _left(r) <= 0]
         return outcomes + [self._end(r) for r in late]
 
@@ -128,9 +133,11 @@ class ProcessExecutor:
 
     def _collect(self, running: _Running) -> Outcome:
         try:
-            kind, value = running.connection.recv()
+            kind, value = running.connection.recv() if running.connection.poll() else ("crashed", None)
         except (EOFError, OSError):
             kind, value = "crashed", None
+        running.process.join(_LAST_SECONDS)
+        running.process.kill()  # a thread that it left behind keeps it from ending
         running.process.join()
         if kind == "crashed" and value is None:
             value = _how_it_ended(running.process.exitcode)
@@ -165,17 +172,26 @@ def _run(connection: Connection, job: Job) -> None:
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C in the terminal is the leader's to hear; it then asks the trials to stop
     try:
-        if job.log is not None:
-            _print_into(job.log)
+        _print_into(job.log or Path(os.devnull))
         module, _, name = job.function.partition(":")
         connection.send(("returned", getattr(importlib.import_module(module), name)(*job.arguments)))
     except KfbenchError as error:
         connection.send(("refused", str(error)))
     except OSError as error:
-        connection.send(("disk", (error.errno, error.strerror or str(error), str(error.filename or ""))))
+        traceback.print_exc()
+        if _is_of_the_disk(error, job):
+            connection.send(("disk", (error.errno, error.strerror or str(error), str(error.filename or ""))))
+        else:
+            connection.send(("crashed", described(error)))
     except Exception as error:
         connection.send(("crashed", described(error)))
-        raise  # its traceback goes to the log
+        traceback.print_exc()  # into the log
+
+
+def _is_of_the_disk(error: OSError, job: Job) -> bool:
+    """Whether the next trial would meet it too: no space, or the folder of the sweep is not to be written."""
+    ours = job.log is not None and str(error.filename or "").startswith(str(job.log.parent))
+    return ours or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def _die_with_the_leader() -> None:

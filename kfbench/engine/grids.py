@@ -100,11 +100,14 @@ def parse_axis(name: str, given: Any, default: Any = None) -> Axis:
     values = given if isinstance(given, (list, tuple)) else [given]
     if isinstance(given, str):
         values = [parse_yaml(part, f"--grid {name}") for part in given.split(",") if part.strip()]
+    values = [tuple(value) if isinstance(value, list) else value for value in values]
     if not values:
         raise UsageError(f"--grid {name}={shown(given)} is empty; {_accepted(name)}")
     values = [float(value) if real and type(value) is int else value for value in values]
     if len({repr(value) for value in values}) < len(values):
         raise UsageError(f"--grid {name}={shown(given)} holds a value twice")
+    if name in _SCALES and values != sorted(values):
+        raise UsageError(f"--grid {name}={shown(given)} is not ascending")
     return Axis(name, tuple(values), _ratio(values))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ class Ledger:
 
     def __init__(self, directory: Path, swept: Sequence[str]) -> None:
         self.directory = directory
-        self._lock = _lock(directory)
+        self._lock = lock(directory)
         self._path, self._swept = directory / _NAME, swept
         self._kept = [row for row in read_rows(self._path) if row["status"] in ENDED]
         self._log: CsvLog | None = None
@@ -46,11 +47,12 @@ class Ledger:
         write_atomically(self._path, _text(columns, self._kept))
         return CsvLog(self._path, columns, keep_bytes=self._path.stat().st_size)
 
-    def begin(self, trial: Trial) -> None:
+    def begin(self, trial: Trial, sampler: str) -> None:
         """Say in the trial's folder what it is, before it runs: its folder alone then tells."""
         folder = self.directory / trial.folder
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "trial.json", {"round": trial.round, "point": trial.point, "seed": trial.seed})
+        content = {"round": trial.round, "sampler": sampler, "point": trial.point, "seed": trial.seed}
+        write_json(folder / "trial.json", content)
 
     def find(self, trial: Trial) -> Row | None:
         """The row of a trial that ended, now or earlier; a folder that was finished but not noted is noted."""
@@ -64,7 +66,7 @@ class Ledger:
     def record(self, trial: Trial, summary: dict[str, Any]) -> Row:
         """Append the row of a trial that ended, in whatever way its status says."""
         row = {
-            "trial": len(self.rows),
+            "trial": 1 + max((int(known["trial"]) for known in self.rows.values()), default=-1),
             "method": trial.method,
             "seed": trial.seed,
             "round": trial.round,
@@ -78,12 +80,12 @@ class Ledger:
         self.rows[trial.hash] = row
         return row
 
-    def begun(self, method: str, round: str) -> list[dict[str, Any]]:
-        """What the folders of one method say of the trials of a round: point and seed, the oldest first."""
+    def begun(self, method: str, round: str, sampler: str) -> list[dict[str, Any]]:
+        """What the folders of one method say of a round's trials from a sampler: point and seed, the oldest first."""
         found = []
         for path in (self.directory / method).glob("trial-*/trial.json"):
             content = json_or_empty(path)
-            if content.get("round") == round:
+            if (content.get("round"), content.get("sampler")) == (round, sampler):
                 found.append((path.stat().st_mtime_ns, path.parent.name, content))
         return [content for _, _, content in sorted(found, key=lambda item: item[:2])]
 
@@ -106,13 +108,14 @@ def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:
 
 
 def _text(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bytes:
-    lines = [",".join(columns)]
-    for row in rows:
-        lines.append(",".join(row.get(column) or "" for column in columns))
-    return ("\n".join(lines) + "\n").encode()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
-def _lock(directory: Path) -> int:
+def lock(directory: Path) -> int:
     """Held until the process ends, however it ends."""
     handle = os.open(directory, os.O_RDONLY)
     try:

@@ -147,7 +147,7 @@ class SeedRun:
         self.clocks.lap_elsewhere()
         if bad is not None:
             self.status, self.reason = "diverged", f"the loss of update {rows[-1]['update']} is {rows[-1]['loss']}"
-        else:
+        elif not self.stop.requested:  # an interruption cuts the block short, so that its median says little
             self._stop_if_diverging(values)
         return self.status == "done"
 

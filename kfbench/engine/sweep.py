@@ -92,11 +92,10 @@ class Sweep:
     def _probe(self) -> None:
         """Build one trial of every method: what does not fit is said before work starts, and how long trials take."""
         for tuning in self.tunings:
-            waiting = next((t for t in tuning.trials if self.ledger.find(t) is None), None)
-            if waiting is None or self.stop.requested:
+            if self.stop.requested or all(self.ledger.find(t) is not None for t in tuning.trials):
                 continue
             patience = max(self.config.sweep.trial_timeout or math.inf, _PROBE_SECONDS)
-            self.executor.submit(Job("probe", _PROBE, (dump(waiting.config),), timeout=patience))
+            self.executor.submit(Job("probe", _PROBE, (dump(tuning.trials[0].config),), timeout=patience))
             while not (outcomes := self.executor.wait(_LOOK_SECONDS)):
                 if self.stop.requested:
                     return
@@ -109,12 +108,17 @@ class Sweep:
         if outcome.kind == "late":
             short = f"trial_timeout is {timeout:g} s, too short to build a trial of {label}"
             raise UsageError(f"{short}: it {outcome.value}")
-        if outcome.kind != "returned":
-            raise UsageError(outcome.value if outcome.kind == "refused" else f"a trial of {label}: {outcome.value}")
+        if outcome.kind == "refused":
+            raise UsageError(outcome.value)
+        if outcome.kind != "returned":  # the trials will tell whether all do
+            self.observer.note(f"the first look at {label}: {outcome.value}")
+            return
         slowest = outcome.value["slowest_update"]
         if timeout is not None and timeout < slowest:
             raise UsageError(f"trial_timeout is {timeout:g} s, shorter than one update of {label}, {slowest:.2g} s")
         tuning.predicted = outcome.value["seconds"]
+        if timeout is not None and timeout < tuning.predicted:
+            self.observer.note(f"Warning: a trial of {label} takes longer than the trial_timeout of {timeout:g} s")
         self._environment = outcome.value["environment"]
         self.observer.began(label, tuning.predicted)
 
@@ -137,7 +141,7 @@ class Sweep:
             self._note_end(row)
 
     def _start(self, wanted: Trial, again: bool) -> None:
-        self.ledger.begin(wanted)
+        self.ledger.begin(wanted, self.config.sweep.sampler)
         folder = self.directory / wanted.folder
         self._running[wanted.hash] = (wanted, again)
         arguments = (dump(wanted.config), wanted.method, str(folder), again)
@@ -153,8 +157,10 @@ class Sweep:
             summary = outcome.value["runs"][0]
         else:
             summary = {"status": "failed", "reason": outcome.value}
-        if summary["status"] == "interrupted":
-            return  # it was asked to stop, and will be continued
+        if summary["status"] == "interrupted" and self.stop.requested:
+            return  # it will be continued
+        if summary["status"] == "interrupted":  # by somebody else
+            summary = {"status": "failed", "reason": "was interrupted"}
         if summary["status"] == "failed" and outcome.kind != "late" and not again:
             self.observer.note(f"{wanted.folder}: {summary['reason']}; it is tried once more")
             self._start(wanted, again=True)
@@ -196,14 +202,17 @@ class Sweep:
     def _refinements(self, tuning: Tuning, count: int) -> Iterator[Trial]:
         sampler, seed, rows = self.config.sweep.sampler, self.config.run.seed, self.ledger.rows
         earlier = self._begun(tuning) if sampler == "tpe" else []
+        later = tuning.unplanned - count * self.config.run.seeds
         for point in tuning.suggestions(rows, sampler, seed, earlier, count):
             tuning.unplanned -= self.config.run.seeds
             yield from self._planned([(tuning, point)], "refine")
+        tuning.unplanned = later
 
     def _begun(self, tuning: Tuning) -> list[Point]:
         names = [axis.name for axis in tuning.method.axes]
-        begun = [content["point"] for content in self.ledger.begun(tuning.method.label, "refine")]
-        return list({key(point): point for point in begun if list(point) == names}.values())
+        begun = [content["point"] for content in self.ledger.begun(tuning.method.label, "refine", "tpe")]
+        fitting = [p for p in begun if list(p) == names and tuning.method.allows(p)]
+        return list({key(point): point for point in fitting}.values())
 
     def _repeat_best(self) -> None:
         """The best points of each method again, with fresh seeds; the next best where one of these diverges."""

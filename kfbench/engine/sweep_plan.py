@@ -1,6 +1,7 @@
 """What a sweep tries: which parameters of which method, on which grids, and the configuration of each trial."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from kfbench.registry import DEFAULT_S
 from kfbench.sections import Config, Method
 
 Point = dict[str, Any]
+_LARGEST_SEED = 2**32 - 1
 # The rule by which trials stop early, unless the user says otherwise.
 DIVERGENCE_FACTOR = 10.0
 
@@ -47,6 +49,15 @@ class Swept:
         """Every point of the grid."""
         names = [axis.name for axis in self.axes]
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*(a.values for a in self.axes))]
+
+    @property
+    def size(self) -> int:
+        """The number of cells, without making them."""
+        return math.prod(len(axis.values) for axis in self.axes)
+
+    def allows(self, point: Point) -> bool:
+        """Whether its values without a scale are among those of the grid."""
+        return all(axis.step is not None or point[axis.name] in axis.values for axis in self.axes)
 
     def options(self, point: Point) -> dict[str, Any]:
         """Every option of the method at one point; lr follows from alpha."""
@@ -93,8 +104,10 @@ def plan(config: Config) -> list[Swept]:
     """
     parameters, grids = config.sweep.parameters, config.sweep.grids
     _check_names(config, parameters, grids)
+    if config.sweep.top and seeds(config, "final")[-1] > _LARGEST_SEED:
+        raise UsageError(f"seed {config.run.seed} leaves no room for fresh seeds up to {_LARGEST_SEED}")
     found = [_swept(method, config, parameters) for method in config.methods]
-    largest = max(len(method.cells()) for method in found)
+    largest = max(method.size for method in found)
     return [_with_as_many(method, largest) for method in found]
 
 
@@ -179,4 +192,4 @@ def _with_as_many(method: Swept, largest: int) -> Swept:
     if not method.left_out or step is None:
         return method
     axis = method.axis(step)
-    return method.with_axis(axis.finer(largest // (len(method.cells()) // len(axis.values))))
+    return method.with_axis(axis.finer(largest // (method.size // len(axis.values))))

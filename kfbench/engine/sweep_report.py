@@ -10,8 +10,8 @@ from typing import Any
 from kfbench.config import dump
 from kfbench.engine.sweep_plan import Point, Swept, Trial, trial
 from kfbench.engine.tuning import Rows, Tuning
-from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
-from kfbench.results.trials import key, robustness
+from kfbench.results.records import SCHEMA_VERSION, json_or_empty, write_json, write_yaml
+from kfbench.results.trials import Row, key, robustness
 from kfbench.sections import Config
 
 
@@ -48,8 +48,10 @@ def best_config(config: Config, best: Sequence[tuple[Swept, Point]]) -> dict[str
 def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows) -> dict[str, Any]:
     method, losses = tuning.method, tuning.losses(rows)
     ended = [rows[t.hash] for t in tuning.trials if t.hash in rows]
-    best, tuned = tuning.best(rows), tuning.leading(rows, 1)
-    lowest = losses[key(tuned[0])] if tuned else None
+    on_grid = tuning.losses(rows, rounds=("grid", "extend"))
+    repeated = [rows[t.hash] for t in tuning.finals if t.hash in rows]
+    best, leading = tuning.best(rows), tuning.leading(rows, 1)
+    lowest = losses[key(leading[0])] if leading else None
     return {
         "opt": method.opt,
         "axes": {axis.name: list(axis.values) for axis in method.axes},
@@ -57,14 +59,14 @@ def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows)
         "trials": len(ended),
         "cells": len(tuning.points()),
         "diverged": sum(row["status"] == "diverged" for row in ended),
-        "failed": sum(row["status"] == "failed" for row in ended),
-        "seconds_tuning": sum(row["seconds_updates"] or 0.0 for row in ended),
-        "best": {**best, **method.options(best)} if best else None,
-        "tuned_loss": lowest,
+        "failed": sum(row["status"] == "failed" for row in (*ended, *repeated)),
+        "seconds_tuning": sum(_seconds(directory, row) for row in ended),
+        "best": {**best, **method.options(best)} if best is not None else None,
+        "tuned_loss": losses[key(best)] if best is not None else None,
         "final": _final(tuning, rows, best),
         "fragile": sum(loss == math.inf for loss in tuning.losses(rows, final=True).values()),
         "at_edges": [f"{side} {name}" for name, side in tuning.edges(rows, config.sweep.near)],
-        "robustness": robustness(losses, lowest) if lowest is not None else None,
+        "robustness": robustness(on_grid, lowest) if lowest is not None else None,
         "losses": [[*cell, loss] for cell, loss in losses.items()],
         "per_epoch": _per_epoch(directory, [t for t in tuning.trials if t.hash in rows]),
     }
@@ -72,8 +74,9 @@ def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows)
 
 def _final(tuning: Tuning, rows: Rows, best: Point | None) -> dict[str, Any] | None:
     """Mean and deviation over the fresh seeds of the best point; None where it was not run again."""
-    own = [rows[t.hash] for t in tuning.finals if best is not None and t.point == best and t.hash in rows]
-    losses = [row["final_train_loss"] for row in own if row["final_train_loss"] is not None]
+    all_own = [rows[t.hash] for t in tuning.finals if best is not None and t.point == best and t.hash in rows]
+    own = [row for row in all_own if row["final_train_loss"] is not None]
+    losses = [row["final_train_loss"] for row in own]
     if not losses:
         return None
     finite = len(losses) > 1 and all(map(math.isfinite, losses))
@@ -86,6 +89,12 @@ def _final(tuning: Tuning, rows: Rows, best: Point | None) -> dict[str, Any] | N
         "test_accuracy": statistics.fmean(accuracies) if len(accuracies) == len(own) else None,
         "seconds_updates": statistics.fmean(row["seconds_updates"] for row in own),
     }
+
+
+def _seconds(directory: Path, row: Row) -> float:
+    """Of a whole trial: warm-up, updates, evaluation; of one that left no summary, none."""
+    summary = json_or_empty(directory / row["run_dir"] / f"seed-{int(row['seed'])}" / "summary.json")
+    return sum(summary.get(key) or 0.0 for key in ("seconds_warmup", "seconds_updates", "seconds_elsewhere"))
 
 
 def _per_epoch(directory: Path, trials: Sequence[Trial]) -> list[list[float]]:

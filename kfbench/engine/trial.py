@@ -55,9 +55,12 @@ def probe_trial(tree: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = time.perf_counter() - built
     contestant = TraineeContestant("probe", trainee, preload(data, config.run.batch_size, config.run.seed))
     warmed = time.perf_counter()
-    contestant.warm_up(0)
-    warm_up = time.perf_counter() - warmed
-    usual, slowest = _seconds_per_update(contestant)
+    try:
+        contestant.warm_up(0)
+        warm_up = time.perf_counter() - warmed
+        usual, slowest = _seconds_per_update(contestant)
+    except (FloatingPointError, torch.linalg.LinAlgError):  # it diverges: that is for the trials to say
+        warm_up = usual = slowest = 0.0
     evaluations = 1 + trainee.total / trainee.per_epoch
     return {
         "seconds": built - began + warm_up + usual * trainee.total + evaluation * evaluations,

@@ -1,7 +1,7 @@
 """The state of one method of a sweep: its grid as extended so far, what was tried, what is best."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, get_args
@@ -12,6 +12,8 @@ from kfbench.engine.sweep_plan import Point, Swept, Trial
 from kfbench.results.trials import Losses, Row, best_of, key, mean_loss, near_edge
 
 Rows = Mapping[str, Row]
+# Where the best is known to four digits, points around it repeat.
+_ATTEMPTS = 10
 
 
 @dataclass
@@ -29,10 +31,12 @@ class Tuning:
         """Every point tried, once each, in the order of trying."""
         return list({key(t.point): t.point for t in self.trials}.values())
 
-    def losses(self, rows: Rows, final: bool = False) -> Losses:
-        """Cell -> mean loss over its seeds: of what was tried for tuning, or of the final round."""
+    def losses(self, rows: Rows, final: bool = False, rounds: Collection[str] | None = None) -> Losses:
+        """Cell -> mean loss over its seeds: of what was tried for tuning (in those rounds), or of the final round."""
         found: dict[tuple[Any, ...], list[Row | None]] = {}
         for tried in self.finals if final else self.trials:
+            if rounds is not None and tried.round not in rounds:
+                continue
             found.setdefault(key(tried.point), []).append(rows.get(tried.hash))
         return {cell: mean_loss(own) for cell, own in found.items()}
 
@@ -64,7 +68,7 @@ class Tuning:
             (axis.name, side)
             for index, axis in enumerate(self.method.axes)
             for side in get_args(Side)
-            if axis.extendable and near_edge(losses, index, axis.edge(side), near)
+            if axis.extendable and near_edge(losses, index, axis.edge(side), near, side == "upper")
         ]
 
     def grow(self, rows: Rows, near: float) -> list[Point]:
@@ -85,7 +89,16 @@ class Tuning:
             return
         suggest = suggester(sampler, self.method, best[0], seed)
         for index in range(count):
-            yield earlier[index] if index < len(earlier) else suggest(index, self._known(rows))
+            yield earlier[index] if index < len(earlier) else self._new(suggest, index, count, rows)
+
+    def _new(self, suggest: Callable[[int, Known], Point], index: int, count: int, rows: Rows) -> Point:
+        """A suggestion that was not tried yet, or after some attempts one that was."""
+        tried = {key(point) for point in self.points()}
+        for attempt in range(_ATTEMPTS):
+            point = suggest(index + attempt * count, self._known(rows))
+            if key(point) not in tried:
+                break
+        return point
 
     def _known(self, rows: Rows) -> Known:
         losses = self.losses(rows)

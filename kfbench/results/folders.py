@@ -1,6 +1,7 @@
 """Output folders: a new one by default, and nothing replaced unless asked."""
 
 import itertools
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kfbench.config import load_config
+from kfbench.engine.ledger import lock
 from kfbench.errors import UsageError
 from kfbench.identity import budget, refuse_other
 from kfbench.yaml_file import read_yaml
@@ -56,7 +58,9 @@ def sweep_folder(out: Path | None, name: str, shared: Mapping[str, Any], overwri
     configuration (problem and budget) is another.
     """
     directory = RUNS / f"sweep-{name}" if out is None else out
-    if overwrite or not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    if overwrite and directory.is_dir():
+        os.close(lock(directory))  # refused while another sweep runs there
+    if overwrite or not directory.exists() or (directory.is_dir() and not _holds_something(directory)):
         with output_folder(directory, "sweep", False, overwrite) as directory:
             yield directory
         return
@@ -70,6 +74,11 @@ def sweep_folder(out: Path | None, name: str, shared: Mapping[str, Any], overwri
     yield directory
 
 
+def _holds_something(directory: Path) -> bool:
+    """More than what a sweep leaves that was killed while it wrote its first file."""
+    return any(path.suffix != ".tmp" for path in directory.iterdir())
+
+
 def _check_existing(out: Path, resume: bool, overwrite: bool, can_resume: bool) -> None:
     if resume and not (out / "config.yaml").is_file():
         raise UsageError(f"--resume: {out} holds no run (no config.yaml)")
@@ -77,7 +86,7 @@ def _check_existing(out: Path, resume: bool, overwrite: bool, can_resume: bool) 
         return
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file, expected a folder")
-    empty = not any(out.iterdir())
+    empty = not _holds_something(out)
     if not (resume or overwrite or empty):
         ways = "--resume to continue it or --overwrite to replace it" if can_resume else "--overwrite to replace it"
         raise UsageError(f"--out {out} exists; give {ways}")

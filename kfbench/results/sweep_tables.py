@@ -67,10 +67,12 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         if method["fragile"]:
             sound = "the next best one that did not is given" if method["final"] else "so did all that were tried"
             found.append(f"Warning: {method['fragile']} best points of {label} diverged with fresh seeds; {sound}")
-        if not method["best"] and method["trials"]:
-            found.append(f"Warning: no trial of {label} came to a finite loss")
+        if method["best"] is None and method["trials"]:
+            found.append(f"Warning: no cell of {label} came to a finite loss")
         if method["failed"]:
-            found.append(f"Warning: {method['failed']} trials of {label} failed; log.txt in their folders says why")
+            found.append(
+                f"Warning: {method['failed']} trials of {label} failed; see log.txt, summary.json in their folders"
+            )
     counts = {label: method["trials"] for label, method in summary["methods"].items()}
     if len(set(counts.values())) > 1 and summary["status"] != "interrupted":
         listed = ", ".join(f"{label} {count}" for label, count in counts.items())
@@ -109,7 +111,7 @@ def print_maps(summary: Mapping[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=200)
     for label, method in summary["methods"].items():
-        if method["axes"] and method["best"]:
+        if method["axes"] and method["best"] is not None:
             _print_map(console, label, method)
             console.print()
 

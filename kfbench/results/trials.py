@@ -48,13 +48,14 @@ def best_of(losses: Losses) -> tuple[Any, ...] | None:
     return min(finite, key=finite.__getitem__) if finite else None
 
 
-def near_edge(losses: Losses, axis: int, edge: Any, near: float) -> bool:
-    """Whether some cell along an edge is optimal or near optimal: within the factor ``near`` of the best."""
+def near_edge(losses: Losses, axis: int, edge: Any, near: float, upper: bool) -> bool:
+    """Whether some cell at or beyond an edge is optimal or near optimal: within the factor ``near`` of the best."""
     best = best_of(losses)
     if best is None:
         return False
     limit = near * losses[best]  # type: ignore[operator]
-    return any(cell[axis] == edge and loss is not None and loss <= limit for cell, loss in losses.items())
+    beyond = {c: loss for c, loss in losses.items() if (c[axis] >= edge if upper else c[axis] <= edge)}
+    return any(loss is not None and loss <= limit for loss in beyond.values())
 
 
 def robustness(losses: Losses, best: float) -> dict[str, int]:

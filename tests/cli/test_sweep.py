@@ -35,8 +35,6 @@ def test_default_folder_is_named_by_problem_and_budget_alone(kfbench):
     kfbench("sweep", "lr", "--opt", "adam", *SMALL, "--quick", "--grid", "lr=0.1", "-j", "2", "--top", "0")
     (folder,) = Path("runs").iterdir()
     assert set(pd.read_csv(folder / "trials.csv")["method"]) == {"sgd", "adam"}
-    kfbench("sweep", "lr", "--opt", "sgd", *SMALL, "--quick", "--grid", "lr=0.1", "--batch-size", "10")
-    assert len(list(Path("runs").iterdir())) == 1, "one value of --batch-size only"
     kfbench("sweep", "lr", "--opt", "sgd", "--width", "9", "--quick", "--grid", "lr=0.1", "--eval-samples", "20")
     assert len(list(Path("runs").iterdir())) == 2
 
@@ -52,7 +50,7 @@ def test_best_configuration_trains_as_it_is(kfbench):
 
 
 def test_formats_are_for_pipes(kfbench):
-    words = ["sweep", "lr", "--opt", "sgd", *SMALL, "--grid", "lr=0.1,0.01", "--extend", "0", "--out", "s"]
+    words = ["sweep", "lr", "--opt", "sgd", *SMALL, "--grid", "lr=0.01,0.1", "--extend", "0", "--out", "s"]
     assert json.loads(kfbench(*words, "--format", "json")[1])["methods"]["sgd"]["trials"] == 2
     assert kfbench(*words, "--format", "csv")[1].splitlines()[1].startswith("sgd,2,0,0,")
     assert kfbench(*words, "--format", "markdown")[1].startswith("| method")
@@ -69,7 +67,7 @@ def test_values_of_a_file_are_swept_over_and_its_block_is_read(kfbench):
     Path("c.yaml").write_text(
         "problem: {width: 8, train_samples: 60, eval_samples: 20}\n"
         "run: {batch_size: 20, updates: 6}\n"
-        "methods: [{opt: foof, lr: 0.3, damping: 1.0, T: 2}]\n"
+        "methods: [{opt: foof, lr: 0.3, T: 2}]\n"
         "sweep: {parameters: [lr], grids: {lr: 0.1:1:half-decades}, extend: 0, top: 0}\n"
     )
     assert kfbench("sweep", "--config", "c.yaml", "--out", "s")[0] == 0

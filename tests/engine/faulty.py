@@ -37,6 +37,10 @@ class Faulty(torch.optim.SGD):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "hang":
             time.sleep(1000)
+        if self.how == "term":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.how == "network":
+            raise ConnectionError("nobody answers")
         if self.how == "raise":
             raise RuntimeError("no such luck")
         if self.how == "full":

@@ -55,7 +55,7 @@ def losses(folder):
 
 
 def test_trials_are_runs_like_those_of_train(tmp_path):
-    summary = run(tmp_path / "s", "foof:damping=1", parameters=["lr"], grids={"lr": "0.1,0.3"})
+    summary = run(tmp_path / "s", "foof", parameters=["lr"], grids={"lr": "0.1,0.3"})
     assert summary["status"] == "done"
     rows = table(tmp_path / "s")
     for row in rows.itertuples():
@@ -99,6 +99,24 @@ def test_second_chance_suffices_and_begins_anew(tmp_path):
     assert table(tmp_path / "s")["final_train_loss"].tolist() == table(tmp_path / "sound")["final_train_loss"].tolist()
     folder = tmp_path / "s" / table(tmp_path / "s").set_index("lr").loc[0.3, "run_dir"]
     assert len(pd.read_csv(folder / "seed-0" / "updates.csv")) == 6
+
+
+def test_trial_that_somebody_else_ends_is_started_again(tmp_path):
+    summary = run(tmp_path / "s", faulty("term", tmp_path / "marker", times=1))
+    assert summary["status"] == "done" and len(losses(tmp_path / "s")) == 3
+
+
+def test_error_of_a_network_is_no_full_disk(tmp_path):
+    summary = run(tmp_path / "s", faulty("network", tmp_path / "marker"))
+    assert table(tmp_path / "s").sort_values("lr")["status"].tolist() == ["done", "done", "failed"]
+    assert summary["status"] == "failed"
+
+
+def test_first_look_at_a_method_that_diverges_refuses_nothing(tmp_path):
+    spec = "foof:T=1"
+    flags = {"parameters": ["lr", "damping"], "grids": {"lr": "1e8,1e9", "damping": "1.0"}}
+    summary = run(tmp_path / "s", spec, **flags)
+    assert summary["methods"]["foof-T=1"]["diverged"] == 2 and summary["status"] == "done"
 
 
 def test_hanging_trial_is_ended_after_the_timeout(tmp_path):

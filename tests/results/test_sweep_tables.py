@@ -84,7 +84,7 @@ def test_notes_say_what_makes_a_comparison_doubtful():
     fair = method(failed=0, at_edges=[])
     assert notes(summary(foof=fair, kfac=fair)) == []
     assert "3 best points of foof diverged" in notes(summary(foof=method(fragile=3, failed=0, at_edges=[])))[0]
-    assert "no trial of foof came to a finite loss" in notes(summary(foof=method(best=None, failed=0, at_edges=[])))[0]
+    assert "no cell of foof came to a finite loss" in notes(summary(foof=method(best=None, failed=0, at_edges=[])))[0]
 
 
 def test_colour_is_light_at_the_best_and_dark_from_a_thousandfold_on():
@@ -104,8 +104,8 @@ def test_cells_list_alpha_and_lr():
 def test_arithmetic_over_cells():
     losses = {(0.1, 1.0): 0.5, (0.3, 1.0): 0.2, (1.0, 1.0): math.inf, (0.3, 10.0): 0.3, (1.0, 10.0): None}
     assert best_of({(1,): math.inf, (2,): None}) is None
-    assert near_edge(losses, 1, 10.0, 1.4) is False and near_edge(losses, 1, 10.0, 1.6) is True
-    assert near_edge(losses, 0, 1.0, 1e9) is False, "what diverged is never near"
+    assert near_edge(losses, 1, 10.0, 1.4, True) is False and near_edge(losses, 1, 10.0, 1.6, True) is True
+    assert near_edge(losses, 0, 1.0, 1e9, True) is False, "what diverged is never near"
     assert robustness(losses, 0.2) == {"within": 2, "of": 4}
     assert tuned_curve(losses, 1) == [(1.0, (0.3, 1.0), 0.2), (10.0, (0.3, 10.0), 0.3)]
 
