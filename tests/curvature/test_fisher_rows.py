@@ -42,11 +42,12 @@ def test_gram_matrix_equals_that_of_the_formed_rows(shape, chunk, monkeypatch):
         assert_close(total - 0.5, U @ U.T, 1e-13, what=method.__name__)
 
 
-@pytest.mark.parametrize("rows_of_v", [0, 1, 40])
+@pytest.mark.parametrize("rows_of_v", [0, 1, "as many", 40])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_equal_those_of_the_formed_rows(shape, rows_of_v):
-    """The vector known as rows, fewer or more than those of U, or as a matrix."""
-    K, N, _, d_out, d_in = shape
+    """The vector known as rows, fewer, as many or more than those of U, or as a matrix."""
+    K, N, P, d_out, d_in = shape
+    rows_of_v = N * P if rows_of_v == "as many" else rows_of_v
     rows = _rows(*shape)
     U, w = _formed(rows), torch.randn(K, N).double()
     if rows_of_v:

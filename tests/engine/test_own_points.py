@@ -169,11 +169,20 @@ def test_what_cannot_be_is_refused_before_training(runs, spec, flags, sentence):
 
 
 def test_micro_batches_change_nothing_but_rounding(runs):
-    """Forwards of own points are no larger than those of training."""
     flags = {"epochs": 2, "dtype": "float64"}
     whole, _ = runs.train("natural:T=3,fisher=full,lr=0.01", **flags)
     parts, _ = runs.train("natural:T=3,fisher=full,lr=0.01", micro_batch_size=7, **flags)
     assert parts["runs"][0]["final_train_loss"] == pytest.approx(whole["runs"][0]["final_train_loss"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("micro", "largest"), [(7, 7), (None, 20)])
+def test_forwards_of_own_points_are_no_larger_than_those_of_training(runs, micro, largest):
+    trainee = _trainee(runs, "natural:T=1,fisher_data=50", micro_batch_size=micro)
+    sizes = []
+    trainee.model.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    trainee.update(*next(trainee.batches()))
+    assert sum(sizes) == 20 + 50
+    assert max(sizes) == largest
 
 
 @pytest.mark.parametrize("spec", ["natural:T=1,fisher_data=10", "natural:T=1,order=same", "gn-cg"])
