@@ -175,7 +175,7 @@ def centred_factor(model: nn.Module, layer: nn.Module, batches: list[tuple[float
     rows, weighted = Rows(model, layer), []
     for weight, x in batches:
         for sample in x:
-            inputs, _ = rows.one_sample(sample, torch.zeros(3, dtype=x.dtype))
+            inputs, _ = rows.one_sample(sample, x.new_zeros(()))
             weighted += [(weight / len(x), a) for a in inputs]
     total = sum(w for w, _ in weighted)
     mean = sum(w * a for w, a in weighted) / total

@@ -1,7 +1,8 @@
 """EKFAC: K-FAC's eigenbasis with measured second moments as scales (George et al. 2018, Algorithm 1).
 
 Direction ``U_B [ (U_B' G U_A) / (S + damping) ] U_A'``, ``S = E[(U_B' G_n U_A)^2]`` over the samples of
-one batch, G_n their gradients: the diagonal of ``U' F U``, so the best that this basis can do (Theorem 2).
+one batch, ``G_n = sum_p g a'`` their gradients: the diagonal of ``U' F U``, so the best that this basis can
+do (Theorem 2).
 
 When S is measured depends on the Fisher:
 
@@ -127,6 +128,7 @@ class EKFAC:
         self.B.load_state_dict(state["B"])
         self.bases = {name: KroneckerEigenbasis(**basis) for name, basis in state["bases"].items()}
         self.scales, self.damping = dict(state["scales"]), dict(state["damping"])
+        self._observed = None
 
 
 def without_scales(shape: LayerShape, vectors: int) -> dict[str, float]:

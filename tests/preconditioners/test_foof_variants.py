@@ -1,10 +1,14 @@
 """FOOF's variants beyond their directions: norms, invariances, exact numbers, singular rows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from kfbench.curvature.counts import LayerShape
+from kfbench.engine.costs import layer_shapes
 from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.foof_centred import CentredFOOF
@@ -153,3 +157,12 @@ def test_singular_rows_do_not_break_the_solve(positions, d, damping, dtype):
         direction = a[0, 0] / a[0, 0].norm()
         reproduced = found[0].T @ a[0] @ direction  # the projection onto the one direction there is
         assert_close(reproduced, direction, 1e-2 if dtype == torch.float32 else 1e-8)
+
+
+def test_counts_know_the_positions_of_a_sample():
+    """3 samples of 4 positions in 6 dimensions: Gram matrices, LU factors and solves of side 4."""
+    model = nn.Sequential(nn.Conv2d(6, 5, 1, bias=False), nn.Flatten(), nn.Linear(20, 3))
+    trainee = SimpleNamespace(model=model)
+    shapes = layer_shapes(trainee, (torch.randn(3, 6, 2, 2), torch.zeros(3)))
+    assert shapes == [LayerShape(12, 5, 6, True, 4), LayerShape(3, 3, 21, False, 1)]
+    assert PerSampleFOOF().multiply_adds(shapes[0], 0)["apply"] == 3 * (4 * 4 * 6 + 4**3 / 3 + 4 * 4 * 6)
