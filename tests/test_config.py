@@ -82,20 +82,20 @@ def test_what_comes_later_wins(config_file, file, flags, assignments, expected):
 @pytest.mark.parametrize(
     ("methods", "specs", "flags", "assignments", "expected"),
     [
-        ("[sgd]", [], {}, [], 0.01),
+        ("[sgd]", [], {}, [], METHODS["sgd"].options["lr"]),
         ("[{opt: sgd, lr: 0.2}]", [], {}, [], 0.2),
         ("['sgd:lr=0.2']", [], {"lr": "0.3"}, [], 0.3),
         ("[{opt: sgd, lr: 0.2}]", [], {"lr": "0.3"}, [], 0.3),
         ("[sgd]", ["sgd:lr=0.2"], {"lr": "0.3"}, [], 0.2),
         ("[sgd]", [], {"lr": "0.3"}, [], 0.3),
-        ("['sgd:lr=0.2']", ["sgd"], {}, [], 0.01),
+        ("['sgd:lr=0.2']", ["sgd"], {}, [], METHODS["sgd"].options["lr"]),
         ("[adam]", ["sgd:lr=0.4"], {"lr": "0.3"}, [], 0.4),
         ("[{opt: sgd, lr: 0.2}]", [], {"lr": "0.3"}, ["methods.0.lr=0.5"], 0.5),
         ("['sgd:lr=0.2']", [], {}, ["methods.0.lr=0.5"], 0.5),
         ("[adam]", ["sgd:lr=0.4"], {}, ["methods.0.lr=0.5"], 0.5),
-        ("[{opt: sgd, lr: null}]", [], {}, [], 0.01),
+        ("[{opt: sgd, lr: null}]", [], {}, [], METHODS["sgd"].options["lr"]),
         ("[{opt: sgd, lr: null}]", [], {"lr": "0.3"}, [], 0.3),
-        ("['sgd:lr=none']", [], {}, [], 0.01),
+        ("['sgd:lr=none']", [], {}, [], METHODS["sgd"].options["lr"]),
     ],
 )
 def test_a_spec_wins_over_a_flag(config_file, methods, specs, flags, assignments, expected):

@@ -18,7 +18,7 @@ from kfbench.engine.checkpoint import CHECKPOINT, RESERVE, load_checkpoint, save
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from kfbench.identity import differing_keys
-from tests.engine.conftest import SMALL, epochs, updates
+from tests.engine.conftest import SMALL, STEPS, epochs, updates
 from tests.engine.test_training import SPECS
 
 UPDATES = 24
@@ -186,6 +186,7 @@ def _main(*arguments):
 
 def _small_run(folder, *more):
     flags = [word for key, value in SMALL.items() for word in (f"--{key.replace('_', '-')}", value)]
+    flags += ["--damping", STEPS["foof"]["damping"], *([] if "--lr" in more else ["--lr", STEPS["foof"]["lr"]])]
     return ("train", "--opt", "foof", "--T", 3, "--epochs", 4, "--out", folder, *flags, *more)
 
 

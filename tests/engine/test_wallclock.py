@@ -20,6 +20,7 @@ from kfbench.engine.trainee import Trainee
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.registry import METHODS
 from kfbench.results.timings import PARTS, WINDOW_COLUMNS
+from tests.engine.conftest import STEPS
 from tests.properties import equal
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def _config(spec, **flags):
     wanted = {"width": 20, "warmup_batches": 2} | flags
     if not METHODS[spec.split(":")[0]].accepts("warmup_batches"):
         wanted.pop("warmup_batches")
-    return load_config(specs=[spec], flags=wanted)
+    return load_config(specs=[spec], flags=STEPS.get(spec.split(":")[0], {}) | wanted)
 
 
 def _contestant(spec, periods=1, **flags):
@@ -185,7 +186,7 @@ def test_optimizer_only_times_less_than_the_whole():
 
 def test_auto_composes_only_what_does_not_fit_and_whole_periods_agree():
     """Composition and whole periods time the same thing: their medians agree within the machine's noise."""
-    specs = ["sgd", "foof:T=40,S=10"]
+    specs = ["sgd", "foof:T=40,S=10,lr=0.3,damping=1.0"]
     flags = {"width": 200, "window_seconds": 0.05, "rounds": 5, "warmup_batches": 2}
     found = {}
     for compose in ("never", "always", "auto"):
