@@ -101,6 +101,14 @@ _GEORGE = (
     "Kronecker-factored Eigenbasis, NeurIPS"
 )
 
+
+def _preconditioned(
+    summary: str, paper: str, path: str, options: Mapping[str, Any], constructor: tuple[str, ...] = ()
+) -> MethodEntry:
+    """A method of ours, ``path`` below ``kfbench.preconditioners``, whose direction SGD steps along."""
+    return MethodEntry(summary, paper, _SGD, f"kfbench.preconditioners.{path}", options, SGD_CONSTRUCTOR, constructor)
+
+
 METHODS: Mapping[str, MethodEntry] = MappingProxyType(
     {
         "sgd": MethodEntry(
@@ -130,21 +138,17 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             options={**COMMON_OPTIONS, "lr": 3.4e-4, "weight_decay": 0.01},
             lr_range=(1e-5, 1e-2),
         ),
-        "foof": MethodEntry(
+        "foof": _preconditioned(
             summary="gradient descent on neurons: G (A + lambda I)^-1",
             paper=f"{_BENZING}, eq 6, Algorithm 1",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.foof:FOOF",
+            path="foof:FOOF",
             options={**PRECONDITIONED_OPTIONS, "lr": 0.1, "damping": 0.01},
             constructor=("ema",),
         ),
-        "kfac": MethodEntry(
+        "kfac": _preconditioned(
             summary="Kronecker-factored Fisher: (B + lambda_B I)^-1 G (A + lambda_A I)^-1",
             paper=_MARTENS,
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.kfac:KFAC",
+            path="kfac:KFAC",
             options={
                 **PRECONDITIONED_OPTIONS,
                 "lr": 0.003,
@@ -154,30 +158,24 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             },
             constructor=("ema", "damping_kind", "fisher"),
         ),
-        "ekfac": MethodEntry(
+        "ekfac": _preconditioned(
             summary="K-FAC's eigenbasis with second moments measured in it, on each batch",
             paper=f"{_GEORGE}, Algorithm 1",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.ekfac:EKFAC",
+            path="ekfac:EKFAC",
             options=_EKFAC_OPTIONS,
             constructor=("ema", "fisher", "damping_init"),
         ),
-        "ekfac-ra": MethodEntry(
+        "ekfac-ra": _preconditioned(
             summary="EKFAC with a running average of squared mini-batch gradients",
             paper=f"{_GEORGE}, section 3.2",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.ekfac_ra:EKFACRA",
+            path="ekfac_ra:EKFACRA",
             options={**_EKFAC_OPTIONS, "scale_decay": 0.75},
             constructor=("ema", "fisher", "damping_init", "scale_decay"),
         ),
-        "foof-kfac-damping": MethodEntry(
+        "foof-kfac-damping": _preconditioned(
             summary="FOOF with lambda_A of K-FAC: G (A + lambda_A I)^-1, rescaled",
             paper=f"{_BENZING}, appendix D.9",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.foof_kfac_damping:FOOFWithKFACDamping",
+            path="foof_kfac_damping:FOOFWithKFACDamping",
             options={
                 **PRECONDITIONED_OPTIONS,
                 "lr": 0.003,
@@ -187,30 +185,24 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             },
             constructor=("ema", "fisher", "rescale"),
         ),
-        "foof-centred": MethodEntry(
+        "foof-centred": _preconditioned(
             summary="FOOF on centred inputs, the update of natural neural networks",
             paper=f"Desjardins, Simonyan, Pascanu & Kavukcuoglu 2015, Natural Neural Networks, NeurIPS; {_BENZING}, "
             "appendix H.2",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.foof_centred:CentredFOOF",
+            path="foof_centred:CentredFOOF",
             options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 1.0},
             constructor=("ema",),
         ),
-        "foof-per-sample": MethodEntry(
+        "foof-per-sample": _preconditioned(
             summary="FOOF applied to each sample alone, then averaged",
             paper=f"{_BENZING}, appendix F",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.foof_per_sample:PerSampleFOOF",
+            path="foof_per_sample:PerSampleFOOF",
             options={**SGD_OPTIONS, "lr": 10.0, "damping": 1.0},  # nothing is averaged: no schedule
         ),
-        "natural": MethodEntry(
+        "natural": _preconditioned(
             summary="exact natural gradient of a sub-sampled Fisher: (F + lambda I)^-1 grad",
             paper=f"{_BENZING}, appendix I, eq 19-23",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.natural:NaturalGradient",
+            path="natural:NaturalGradient",
             options={
                 **NEWEST_ONLY_OPTIONS,
                 "lr": 3e-4,
@@ -221,12 +213,10 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             },
             constructor=("fisher", "fisher_data", "block_diagonal"),
         ),
-        "gn-cg": MethodEntry(
+        "gn-cg": _preconditioned(
             summary="Gauss-Newton by conjugate gradient: (G + lambda I)^-1 grad",
             paper="Martens 2010, Deep learning via Hessian-free optimization, ICML, section 4",
-            optimizer=_SGD,
-            optimizer_options=SGD_CONSTRUCTOR,
-            preconditioner="kfbench.preconditioners.gn_cg:GaussNewtonCG",
+            path="gn_cg:GaussNewtonCG",
             options={
                 **NEWEST_ONLY_OPTIONS,
                 "lr": 0.1,
@@ -243,10 +233,6 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
     }
 )
 
-_GEORGE = (
-    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
-    "Kronecker-factored Eigenbasis, NeurIPS"
-)
 _HINTON = "Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks, Science"
 _FASHION_MNIST = (
     "Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms"

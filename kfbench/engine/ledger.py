@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import io
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ class Ledger:
         self._kept = [row for row in read_rows(self._path) if row["status"] in ENDED]
         self._log: CsvLog | None = None
         self.rows: dict[str, Row] = {row["config_hash"]: parse_row(row) for row in self._kept}
+        self._numbers = itertools.count(1 + max((int(row["trial"]) for row in self._kept), default=-1))
 
     def __enter__(self) -> "Ledger":
         return self
@@ -66,7 +68,7 @@ class Ledger:
     def record(self, trial: Trial, summary: dict[str, Any]) -> Row:
         """Append the row of a trial that ended, in whatever way its status says."""
         row = {
-            "trial": 1 + max((int(known["trial"]) for known in self.rows.values()), default=-1),
+            "trial": next(self._numbers),
             "method": trial.method,
             "seed": trial.seed,
             "round": trial.round,

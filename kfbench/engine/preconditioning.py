@@ -9,19 +9,16 @@ from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured, capture
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import Layer, batch_mixing, find_layers
+from kfbench.curvature.layers import find_layers
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
 from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.isolation import forward_isolated
 from kfbench.engine.schedule import Amortisation
+from kfbench.engine.verification import warn_of_batch_mixing, why_wrong
 from kfbench.importing import import_object
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.registry import METHODS
-
-# How far a captured gradient may lie from autograd's, relative to its norm: rounding, nothing more.
-_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
-_LOOSE_AGREEMENT = 2e-2  # half precisions, and TF32, which accelerators may use for convolutions alone
 
 # Refresh number -> (inputs, targets) of the points that a method draws for itself.
 FisherBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -281,13 +278,13 @@ class Preconditioning:
         """
         before = len(self.left_out) if self._named else 0
         for name in list(self.layers):
-            if reason := _why_wrong(self.layers[name], captured, losses):
+            if reason := why_wrong(self.layers[name], captured, losses):
                 self.left_out[name] = reason
                 del self.layers[name]
                 captured.exclude(name)
         captured.plain[:] = self._plain_parameters()
         if not self._named and getattr(self.method, "per_sample", False):
-            _warn_of_batch_mixing(self.model)
+            warn_of_batch_mixing(self.model)
         self._verified = True
         self._named = True
         if len(self.left_out) > before:
@@ -305,30 +302,3 @@ def make_preconditioner(name: str, **options: Any) -> Preconditioner:
     make: Callable[..., Preconditioner] = import_object(entry.preconditioner, "method")
     defaults = {option: entry.options[option] for option in entry.constructor}
     return make(**(defaults | options))
-
-
-def _warn_of_batch_mixing(model: nn.Module) -> None:
-    if mixing := batch_mixing(model):
-        warnings.warn(
-            f"{', '.join(map(repr, mixing))} normalise by the batch, so no row is the gradient of a single sample and "
-            "the Fisher of this method is not the model's; put them into evaluation mode, or use another normalisation",
-            stacklevel=5,
-        )
-
-
-def _why_wrong(layer: Layer, captured: Captured, losses: Tensor) -> str | None:
-    """Why the rows of this layer do not give its gradient, or None where they do."""
-    calls = captured.calls.get(layer.name)
-    if not calls:
-        return "its forward was not called through the module"
-    if captured.samples_per_call()[layer.name] != {len(losses)}:
-        return "its batch does not lie along the first dimension"
-    truth = torch.autograd.grad(losses.sum(), layer.parameters, retain_graph=True, allow_unused=True)
-    expected = [torch.zeros_like(p) if g is None else g for g, p in zip(truth, layer.parameters, strict=True)]
-    G = captured.gradient_of(layer.name, losses)
-    wanted = layer.matrix(expected) / len(losses)
-    exact = wanted.device.type == "cpu" or wanted.dtype == torch.float64
-    tolerance = _AGREEMENT.get(wanted.dtype, _LOOSE_AGREEMENT) if exact else _LOOSE_AGREEMENT
-    if float((G - wanted).norm()) > tolerance * float(wanted.norm()):
-        return "its weight is used outside the layer too"
-    return None

@@ -95,11 +95,9 @@ class Sweep:
             if self.stop.requested or all(self.ledger.find(t) is not None for t in tuning.trials):
                 continue
             patience = max(self.config.sweep.trial_timeout or math.inf, _PROBE_SECONDS)
-            self.executor.submit(Job("probe", _PROBE, (dump(tuning.trials[0].config),), timeout=patience))
-            while not (outcomes := self.executor.wait(_LOOK_SECONDS)):
-                if self.stop.requested:
-                    return
-            self._judge(tuning, outcomes[0])
+            outcome = _first_look(self.executor, tuning.trials[0], patience, self.stop)
+            if outcome is not None:
+                self._judge(tuning, outcome)
 
     def _judge(self, tuning: Tuning, outcome: Outcome) -> None:
         timeout, label = self.config.sweep.trial_timeout, tuning.method.label
@@ -231,9 +229,10 @@ def sweep(config: Config, directory: Path, observer: SweepObserver) -> dict[str,
 
     UsageError for what does not fit, before the first trial; OSError where the disk fails.
     """
-    names = [name for method in plan(config) for axis in method.axes for name in (axis.name, "lr")]
+    methods = plan(config)
+    names = [name for method in methods for axis in method.axes for name in (axis.name, "lr")]
     swept = [name for name in dict.fromkeys(names) if name != "lr" or "lr" in config.sweep.parameters]
-    executor = ProcessExecutor(config.sweep.jobs, _preload(config))
+    executor = _executor(config, methods[0], config.sweep.jobs)
     with Ledger(directory, swept) as ledger, Interruption() as stop:
         try:
             return Sweep(config, directory, executor, ledger, observer, stop).run()
@@ -243,23 +242,35 @@ def sweep(config: Config, directory: Path, observer: SweepObserver) -> dict[str,
 
 def predict(config: Config) -> list[tuple[Swept, int, float]]:
     """Each method, its trials of the grid, and the predicted seconds of one; nothing is written."""
-    executor = ProcessExecutor(1, _preload(config))
-    found = []
+    methods, found = plan(config), []
+    executor = _executor(config, methods[0], jobs=1)
     try:
-        for method in plan(config):
-            cells = method.cells()
-            first = trial(config, method, cells[0], "grid", config.run.seed)
-            executor.submit(Job("probe", _PROBE, (dump(first.config),)))
-            while not (outcomes := executor.wait(_LOOK_SECONDS)):
-                pass
-            if outcomes[0].kind != "returned":
-                raise UsageError(str(outcomes[0].value))
-            found.append((method, len(cells) * config.run.seeds, outcomes[0].value["seconds"]))
+        for method in methods:
+            outcome = _first_look(executor, _first_trial(config, method))
+            assert outcome is not None, "nobody asked it to stop"
+            if outcome.kind != "returned":
+                raise UsageError(str(outcome.value))
+            found.append((method, method.size * config.run.seeds, outcome.value["seconds"]))
     finally:
         executor.stop()
     return found
 
 
-def _preload(config: Config) -> dict[str, Any]:
-    first = plan(config)[0]
-    return dump(trial(config, first, first.cells()[0], "grid", config.run.seed).config)
+def _first_trial(config: Config, method: Swept) -> Trial:
+    return trial(config, method, method.cells()[0], "grid", config.run.seed)
+
+
+def _executor(config: Config, method: Swept, jobs: int) -> ProcessExecutor:
+    """With the data of any one trial at hand in all: they share it."""
+    return ProcessExecutor(jobs, dump(_first_trial(config, method).config))
+
+
+def _first_look(
+    executor: Executor, wanted: Trial, patience: float = math.inf, stop: Interruption | None = None
+) -> Outcome | None:
+    """Build that trial and time its parts; None where the sweep was interrupted meanwhile."""
+    executor.submit(Job("probe", _PROBE, (dump(wanted.config),), timeout=patience))
+    while not (outcomes := executor.wait(_LOOK_SECONDS)):
+        if stop is not None and stop.requested:
+            return None
+    return outcomes[0]

@@ -32,11 +32,6 @@ class Swept:
     axes: tuple[Axis, ...]
     left_out: tuple[str, ...]
 
-    @property
-    def relative(self) -> bool:
-        """Whether the step on the grid is alpha = lr / damping."""
-        return any(axis.name == ALPHA for axis in self.axes)
-
     def axis(self, name: str) -> Axis:
         """The axis of that name."""
         return next(axis for axis in self.axes if axis.name == name)

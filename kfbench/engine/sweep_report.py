@@ -11,6 +11,7 @@ from kfbench.config import dump
 from kfbench.engine.sweep_plan import Point, Swept, Trial, trial
 from kfbench.engine.tuning import Rows, Tuning
 from kfbench.results.records import SCHEMA_VERSION, json_or_empty, write_json, write_yaml
+from kfbench.results.statistics import mean_and_deviation
 from kfbench.results.trials import Row, key, robustness
 from kfbench.sections import Config
 
@@ -79,11 +80,11 @@ def _final(tuning: Tuning, rows: Rows, best: Point | None) -> dict[str, Any] | N
     losses = [row["final_train_loss"] for row in own]
     if not losses:
         return None
-    finite = len(losses) > 1 and all(map(math.isfinite, losses))
+    mean, std = mean_and_deviation(losses)
     accuracies = [row["test_accuracy"] for row in own if row["test_accuracy"] is not None]
     return {
-        "mean": statistics.fmean(losses),
-        "std": statistics.stdev(losses) if finite else None,
+        "mean": mean,
+        "std": std,
         "seeds": [int(row["seed"]) for row in own],
         "losses": losses,
         "test_accuracy": statistics.fmean(accuracies) if len(accuracies) == len(own) else None,

@@ -1,6 +1,5 @@
 """The state of one method of a sweep: its grid as extended so far, what was tried, what is best."""
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -9,7 +8,7 @@ from typing import Any, get_args
 from kfbench.engine.grids import Side
 from kfbench.engine.suggest import Known, suggester
 from kfbench.engine.sweep_plan import Point, Swept, Trial
-from kfbench.results.trials import Losses, Row, best_of, key, mean_loss, near_edge
+from kfbench.results.trials import Losses, Row, best_of, key, mean_loss, near_edge, ranked
 
 Rows = Mapping[str, Row]
 # Where the best is known to four digits, points around it repeat.
@@ -47,14 +46,12 @@ class Tuning:
 
     def leading(self, rows: Rows, count: int) -> list[Point]:
         """The best points as tuned, the first first."""
-        finite = {c: x for c, x in self.losses(rows).items() if x is not None and math.isfinite(x)}
-        return [self._point(cell) for cell in sorted(finite, key=finite.__getitem__)[:count]]
+        return [self._point(cell) for cell in ranked(self.losses(rows))[:count]]
 
     def wanting_fresh_seeds(self, rows: Rows, top: int, replacements: int) -> list[Point]:
         """The next points to be run again, until ``top`` of those that were did not diverge."""
         again = self.losses(rows, final=True)
-        sound = sum(loss is not None and math.isfinite(loss) for loss in again.values())
-        wanted = min(top - sound, top + replacements - len(again))
+        wanted = min(top - len(ranked(again)), top + replacements - len(again))
         left = [point for point in self.leading(rows, top + replacements) if key(point) not in again]
         return left[: max(wanted, 0)]
 

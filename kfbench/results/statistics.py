@@ -20,6 +20,12 @@ AVERAGED = (
 )
 
 
+def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean (None of nothing) and standard deviation, n - 1 (None of fewer than two, or of one that is infinite)."""
+    finite = len(values) > 1 and all(map(math.isfinite, values))
+    return statistics.fmean(values) if values else None, statistics.stdev(values) if finite else None
+
+
 def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Status, number of seeds, and mean and standard deviation (n - 1) of every averaged figure.
 
@@ -30,9 +36,6 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     worst = next((s for s in ("interrupted", "failed", "diverged") if s in statuses), "done")
     mean, std = {}, {}
     for key in AVERAGED:
-        values = [float(v) for s in summaries if (v := s.get(key)) is not None]
-        mean[key] = statistics.fmean(values) if values else None
-        finite = len(values) > 1 and all(map(math.isfinite, values))
-        std[key] = statistics.stdev(values) if finite else None
+        mean[key], std[key] = mean_and_deviation([float(v) for s in summaries if (v := s.get(key)) is not None])
     seeds = [summary["seed"] for summary in summaries]
     return {"status": worst, "seeds": seeds, "mean": mean, "std": std, "runs": list(summaries)}

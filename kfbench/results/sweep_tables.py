@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kfbench.results.tables import number
+from kfbench.results.tables import console, number
 from kfbench.results.trials import Losses, best_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Dark to light, the lower the loss the lighter: a few points of matplotlib's viridis.
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -105,18 +108,14 @@ def _placed(names: Sequence[str]) -> tuple[str, str]:
 
 def print_maps(summary: Mapping[str, Any]) -> None:
     """A heat map for each method with two axes; a row of figures for one axis of at most a dozen values."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
+    screen = console()
     for label, method in summary["methods"].items():
         if method["axes"] and method["best"] is not None:
-            _print_map(console, label, method)
-            console.print()
+            _print_map(screen, label, method)
+            screen.print()
 
 
-def _print_map(console: Any, label: str, method: Mapping[str, Any]) -> None:
+def _print_map(screen: "Console", label: str, method: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -135,8 +134,8 @@ def _print_map(console: Any, label: str, method: Mapping[str, Any]) -> None:
     for value in rows:
         cells = [_cell(losses.get((value, c)), lowest, (value, c) == best) for c in columns]
         table.add_row("" if value is None else f"{_short(value)} ", *(Text(text, style=style) for text, style in cells))
-    console.print(Text(title, style="bold"))
-    console.print(table)
+    screen.print(Text(title, style="bold"))
+    screen.print(table)
 
 
 def _cell(loss: float | None, lowest: float | None, best: bool) -> tuple[str, str]:

@@ -3,7 +3,10 @@
 import csv
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _MEGABYTE = 1e6
 
@@ -60,20 +63,24 @@ def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[
 
 
 def _print_rich(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a pipe has no width: do not cut
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in rows[0] if rows else ():
         numeric = all(_looks_numeric(row[column]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))  # Text: "[x]" is no markup
-    console.print(table)
+    console().print(table)
+
+
+def console() -> "Console":
+    """Standard output as rich writes to it; a pipe has no width, so nothing is cut there."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=200)
 
 
 def _looks_numeric(value: Any) -> bool:

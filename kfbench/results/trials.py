@@ -44,8 +44,13 @@ def mean_loss(rows: Sequence[Row | None]) -> float | None:
 
 def best_of(losses: Losses) -> tuple[Any, ...] | None:
     """The cell of lowest finite loss, the first of equals; None where there is none."""
+    return next(iter(ranked(losses)), None)
+
+
+def ranked(losses: Losses) -> list[tuple[Any, ...]]:
+    """The cells of finite loss, the lowest first."""
     finite = {cell: loss for cell, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    return min(finite, key=finite.__getitem__) if finite else None
+    return sorted(finite, key=finite.__getitem__)
 
 
 def near_edge(losses: Losses, axis: int, edge: Any, near: float, upper: bool) -> bool:
