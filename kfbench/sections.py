@@ -158,7 +158,9 @@ class Sweep(Section):
     """What `kfbench sweep` tries."""
 
     parameters: tuple[Text, ...] = Field(("lr", "damping"), description="options of methods to tune")
-    grids: dict[str, Any] = Field(default_factory=dict, description="parameter -> START:STOP:STEP, or its values")
+    grids: dict[str, Any] = Field(
+        default_factory=dict, description="parameter, or METHOD.parameter -> START:STOP:STEP, or its values"
+    )
     absolute_lr: bool = Field(
         False, description="lr itself is on the grid, not alpha = lr / damping, also for methods with damping"
     )

@@ -141,9 +141,13 @@ def _check_names(config: Config, parameters: Sequence[str], grids: Mapping[str, 
             raise unknown("parameter", name, accepted)
     if not parameters:
         raise UsageError(f"sweep needs the name of a parameter, such as lr; accepted: {', '.join(accepted)}")
+    owners = {name for method in config.methods for name in (method.label, method.opt)}
     for name in grids:
-        if name not in parameters:
-            raise UsageError(f"--grid {name}: {name!r} is not among the swept parameters {', '.join(parameters)}")
+        owner, _, parameter = name.rpartition(".")
+        if parameter not in parameters:
+            raise UsageError(f"--grid {name}: {parameter!r} is not among the swept parameters {', '.join(parameters)}")
+        if owner and owner not in owners:
+            raise UsageError(f"--grid {name}: {owner!r} is not among the methods {', '.join(sorted(owners))}")
 
 
 def _swept(method: Method, config: Config, parameters: Sequence[str]) -> Swept:
@@ -167,11 +171,12 @@ def _dampings(axes: Sequence[Axis], fixed: Mapping[str, Any]) -> Sequence[Any]:
 def _axis(name: str, method: Method, config: Config, relative: bool) -> Axis:
     entry, grids = find_method(method.opt), config.sweep.grids
     shown_as = ALPHA if relative and name == "lr" else name
-    if config.run.quick and name not in grids:
-        return default_axis(shown_as, entry.lr_range).thinned()
-    if name in grids:
-        return replace(parse_axis(name, grids[name], entry.options.get(name)), name=shown_as)
-    return default_axis(shown_as, entry.lr_range)
+    # The most specific one: of this variant, of every variant of the method, of all methods.
+    for given in (f"{method.label}.{name}", f"{method.opt}.{name}", name):
+        if given in grids:
+            return replace(parse_axis(name, grids[given], entry.options.get(name)), name=shown_as)
+    axis = default_axis(shown_as, entry.lr_range)
+    return axis.thinned() if config.run.quick else axis
 
 
 def _label(opt: str, fixed: Mapping[str, Any]) -> str:

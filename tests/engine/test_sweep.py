@@ -72,6 +72,12 @@ def test_other_parameters_have_grids_too():
     assert {kfac.options(cell).get("S") for cell in kfac.cells()} == {None}  # it follows T
 
 
+def test_a_method_may_have_a_grid_of_its_own():
+    grids = {"lr": "1.0", "kfac.lr": "0.1,0.3", "kfac-damping_kind=standard.lr": "7.0", "damping": "1.0"}
+    methods = plan(settings("foof", "kfac", "kfac:damping_kind=standard", grids=grids))
+    assert [method.axis("alpha").values for method in methods] == [(1.0,), (0.1, 0.3), (7.0,)]
+
+
 def test_trials_are_told_apart_by_configuration_and_seed_alone():
     config = settings("foof")
     (foof,) = plan(config)
@@ -99,6 +105,8 @@ def test_trials_stop_when_they_diverge_unless_told_otherwise():
         (["foof"], {"parameters": ["lr", "lr"]}, "named twice"),
         (["foof"], {"parameters": []}, "needs the name of a parameter"),
         (["foof"], {"grids": {"T": "1,10"}}, "'T' is not among the swept parameters lr, damping"),
+        (["foof"], {"grids": {"sgd.lr": "1,10"}}, "'sgd' is not among the methods foof"),
+        (["foof"], {"grids": {"foof.T": "1,10"}}, "'T' is not among the swept parameters lr, damping"),
         (["foof"], {"grids": {"damping": "0,1"}}, "with damping 0 there is no step relative to it"),
         (["foof:damping=0"], {"parameters": ["lr"]}, "with damping 0 there is no step relative to it"),
         (["torch.optim:Adam"], {"parameters": ["betas"]}, "no default grid"),
