@@ -35,7 +35,9 @@ Parameters = Annotated[
 ]
 Grids = Annotated[
     Optional[list[str]],
-    typer.Option("--grid", metavar="[METHOD.]NAME=GRID", help="START:STOP:half-decades|decades|2-decades|COUNT, or a,b,c"),
+    typer.Option(
+        "--grid", metavar="[METHOD.]NAME=GRID", help="START:STOP:half-decades|decades|2-decades|COUNT, or a,b,c"
+    ),
 ]
 Out = Annotated[
     Optional[Path],
