@@ -77,14 +77,14 @@ def load_config(
     for key in tree:
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
-    problem = _with_likelihood(_section(Problem, _given(tree, "problem")))
-    run = _with_budget(_section(Run, _given(tree, "run")), problem)
+    problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
+    run = _with_budget(validated(Run, _given(tree, "run")), problem)
     methods = _methods(tree.get("methods"), method_flags)
     _check_problem(problem)
-    wallclock = _section(Wallclock, _given(tree, "wallclock") if command == "wallclock" else {})
+    wallclock = validated(Wallclock, _given(tree, "wallclock") if command == "wallclock" else {})
     if run.quick:
         wallclock = wallclock.model_copy(update=_QUICK_WALLCLOCK)
-    sweep = _with_final_budget(_section(Sweep, _given(tree, "sweep") if command == "sweep" else {}))
+    sweep = _with_final_budget(validated(Sweep, _given(tree, "sweep") if command == "sweep" else {}))
     if run.quick:
         sweep = sweep.model_copy(update=_QUICK_SWEEP)
     return Config(problem=problem, methods=methods, run=run, wallclock=wallclock, sweep=sweep)
@@ -139,8 +139,8 @@ def _keep_budget(run: dict[str, Any], later: Collection[str]) -> None:
             run.pop(other, None)
 
 
-def _section(section: type[_S], values: Mapping[str, Any], where: str = "") -> _S:
-    """Validate, or say in one sentence what does not fit."""
+def validated(section: type[_S], values: Mapping[str, Any], where: str = "") -> _S:
+    """Values as a section of the schema, or one sentence (UsageError) about what does not fit, and where."""
     for key in values:
         if key not in section.model_fields:
             raise unknown("key" if not where else f"option of {where}", str(key), section.model_fields)
@@ -248,7 +248,7 @@ def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapp
     ours = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}
     # A default is not checked: Adagrad has an lr_decay of its own, 0, which ours may not be.
     to_check = {k: v for k, v in ours.items() if (type(v), v) != (type(entry.options.get(k)), entry.options.get(k))}
-    checked = {**ours, **_section(MethodOptions, to_check, repr(opt)).model_dump(exclude_unset=True)}
+    checked = {**ours, **validated(MethodOptions, to_check, repr(opt)).model_dump(exclude_unset=True)}
     options = {k: checked.get(k, v) if v is not None else None for k, v in wanted.items()}
     T, S = options.get("T"), options.get("S")
     if T is not None and "S" in options and S is None:

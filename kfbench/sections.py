@@ -91,7 +91,7 @@ class MethodOptions(Section):
     momentum: Float | None = Field(None, ge=0, lt=1, description="momentum of SGD, on the direction")
     nesterov: bool | None = Field(None, description="Nesterov momentum")
     weight_decay: Float | None = Field(None, ge=0, description="decoupled: p *= 1 - lr * weight_decay")
-    lr_schedule: Literal["constant", "step", "cosine", "exp"] | None = Field(
+    lr_schedule: Literal["constant", "step", "cosine_distance", "exp"] | None = Field(
         None, description="how lr falls over the run"
     )
     lr_decay: Float | None = Field(
@@ -178,6 +178,46 @@ class Sweep(Section):
     final_updates: Int | None = Field(None, ge=1, description="their updates, instead of --final-epochs")
     jobs: Int = Field(1, ge=1, description="trials at the same time, each in a process of its own")
     trial_timeout: Float | None = Field(None, gt=0, description="seconds after which a trial counts as hanging")
+
+
+Measure = Literal[
+    "final_train_loss",
+    "seconds_to_loss",
+    "least_damping",
+    "seconds_per_update",
+    "cosine_distance",
+    "progress",
+    "frobenius_error",
+    "error_growth",
+    "spectrum_distance",
+    "toy_loss",
+]
+
+
+class ClaimPart(Section):
+    """A predicate over records: a ratio of two figures, below or above a threshold written before the run."""
+
+    measure: Measure = Field(description="what is measured of both, see docs/claims.md")
+    of: Text = Field(description="label of a method; for cosine_distance two, joined by ' ~ '")
+    to: Text = Field(description="what it is a ratio to")
+    below: Float | None = Field(None, gt=0, description="the claim holds where the ratio is below this")
+    above: Float | None = Field(None, gt=0, description="the claim holds where the ratio is above this")
+    kind: Literal["rescaled", "as-is"] = Field("rescaled", description="of progress: what length the steps have")
+    everywhere: bool = Field(False, description="the largest ratio counts, not the mean: for theorems")
+    decides: bool = Field(True, description="false: reported beside the claim")
+
+
+class Claim(Section):
+    """A published claim that this configuration tests."""
+
+    id: Text = Field(description="its name, and that of its folder of results")
+    source: Text = Field(description="paper and figure")
+    says: Text = Field(description="the claim in one sentence")
+    parts: tuple[ClaimPart, ...] = Field(min_length=1, description="all must hold")
+    published: tuple[Any, ...] = Field((), description="SPECs with the published options, converted; not tuned")
+    ask: tuple[Any, ...] = Field((), description="methods of `similarity`: labels as tuned, or SPECs")
+    notes: Text = Field("", description="what differs from the paper")
+    small: dict[str, Any] = Field(default_factory=dict, description="section.key -> its value at scale small")
 
 
 class Method(Section):

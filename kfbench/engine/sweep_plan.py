@@ -161,7 +161,7 @@ def _swept(method: Method, config: Config, parameters: Sequence[str]) -> Swept:
     if relative and not all(_dampings(axes, fixed)):
         raise UsageError("with damping 0 there is no step relative to it: use --absolute-lr, or dampings above 0")
     missing = tuple(name for name in parameters if name not in own)
-    return Swept(_label(method.opt, fixed), method.opt, fixed, axes, missing)
+    return Swept(method_label(method.opt, fixed), method.opt, fixed, axes, missing)
 
 
 def _dampings(axes: Sequence[Axis], fixed: Mapping[str, Any]) -> Sequence[Any]:
@@ -179,7 +179,7 @@ def _axis(name: str, method: Method, config: Config, relative: bool) -> Axis:
     return axis.thinned() if config.run.quick else axis
 
 
-def _label(opt: str, fixed: Mapping[str, Any]) -> str:
+def method_label(opt: str, fixed: Mapping[str, Any]) -> str:
     """NAME, and -key=value for every fixed option that is not the default's: the same in every sweep of a folder."""
     defaults = load_config(specs=[opt]).methods[0].options if find_method(opt).options else {}
     return labels([(opt, fixed), (opt, {name: defaults.get(name) for name in fixed})])[0]

@@ -87,6 +87,7 @@ def _final(tuning: Tuning, rows: Rows, best: Point | None) -> dict[str, Any] | N
         "std": std,
         "seeds": [int(row["seed"]) for row in own],
         "losses": losses,
+        "run_dirs": [row["run_dir"] for row in own],
         "test_accuracy": statistics.fmean(accuracies) if len(accuracies) == len(own) else None,
         "seconds_updates": statistics.fmean(row["seconds_updates"] for row in own),
     }

@@ -1,0 +1,96 @@
+"""Reading a published claim from its YAML: the experiment at one scale, and what is claimed of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kfbench.config import dump, load_config, validated
+from kfbench.errors import UsageError, shown, unknown
+from kfbench.identity import fingerprint
+from kfbench.scales import SCALES, changes
+from kfbench.sections import Claim, ClaimPart, Config
+from kfbench.yaml_file import read_yaml
+
+# What only tells people about a claim; all else decides the numbers or the verdict.
+_PROSE = ("source", "says", "notes")
+
+
+@dataclass(frozen=True)
+class ClaimFile:
+    """A claim, and the configurations of the commands that its records come from, at one scale."""
+
+    path: Path
+    scale: str
+    claim: Claim
+    flags: Mapping[str, Any]
+
+    def settings(self, command: str, specs: Sequence[Any] = (), **more: Any) -> Config:
+        """The configuration of one command at this scale; ``specs`` replace the file's methods."""
+        flags = {**self.flags, **more}
+        if specs:
+            return load_config(self.path, flags, specs, command=command)
+        return load_config(self.path, flags, command=command)
+
+    @property
+    def blocks(self) -> frozenset[str]:
+        """The commands that the file has a block for."""
+        return frozenset(read_yaml(self.path))
+
+    @property
+    def hash(self) -> str:
+        """Equal for equal experiments and predicates at equal scale."""
+        tree = {name: dump(self.settings(name), name) for name in ("sweep", "similarity", "wallclock")}
+        tested = self.claim.model_dump(exclude=set(_PROSE))
+        return fingerprint({"scale": self.scale, "blocks": sorted(self.blocks), **tree, "claim": tested})
+
+
+def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) -> ClaimFile:
+    """UsageError, one sentence, for whatever does not fit: before anything runs.
+
+    ``more`` are flags that win over file and scale.
+    """
+    if scale not in SCALES:
+        raise UsageError(f"scale must be one of {', '.join(SCALES)}, got {shown(scale)}")
+    given = _claim_block(path)
+    if given is None:
+        raise UsageError(f"{path} holds no claim (no compare.claim)")
+    where = f"claim {given.get('id')!r} of {path.name}" if isinstance(given, dict) else f"claim of {path.name}"
+    if not isinstance(given, dict):
+        raise UsageError(f"{where} must be a mapping, got {shown(given)}")
+    claim = validated(Claim, given, where)
+    for index, part in enumerate(given["parts"]):
+        _check_part(validated(ClaimPart, part, f"part {index + 1} of {where}"), where)
+    full = load_config(path, command="sweep")
+    return ClaimFile(path, scale, claim, {**changes(full, scale, claim.small), **(more or {})})
+
+
+def holds_claim(path: Path) -> bool:
+    """Whether that YAML is one of a claim; UsageError where it is no YAML."""
+    return _claim_block(path) is not None
+
+
+def claims_in(folder: Path) -> Iterator[Path]:
+    """The YAML files of a folder that hold a claim, by name."""
+    return (path for path in sorted(folder.glob("*.yaml")) if holds_claim(path))
+
+
+def _claim_block(path: Path) -> Any:
+    block = read_yaml(path).get("compare")
+    return block.get("claim") if isinstance(block, dict) else None
+
+
+def _check_part(part: ClaimPart, where: str) -> None:
+    if (part.below is None) == (part.above is None):
+        raise UsageError(f"{where}: give below or above for {part.measure} of {part.of!r}, got both or none")
+
+
+def check_labels(file: ClaimFile, measures: Sequence[str], labels: Sequence[str]) -> None:
+    """UsageError for a part that names a method which is not run."""
+    for part in file.claim.parts:
+        if part.measure in measures:
+            for label in (part.of, part.to):
+                if label not in labels:
+                    raise unknown(f"method in {file.path.name}", label, labels)

@@ -1,0 +1,122 @@
+"""Tables and pictures of claims, from verdict.json alone. Needs no torch."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kfbench.results.sweep_tables import sweep_rows
+
+_SIDES = {"below": "<", "above": ">"}
+
+
+def figure_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figure's data: every method as tuned, then with the published options; none where nothing was trained."""
+    rows = sweep_rows({"methods": record.get("methods", {})})
+    published = sweep_rows({"methods": record.get("published", {})})
+    return rows + [{**row, "method": f"{row['method']}, published", "trials": 0} for row in published]
+
+
+def part_rows(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The table of one claim: one row a part."""
+    return [
+        {
+            "measure": part["measure"].replace("_", " "),
+            "ratio of": part["of"],
+            "to": part["to"],
+            "measured": _number(part["ratio"]),
+            "95% interval": _interval(part),
+            "n": part["n"],
+            "claimed": _claimed(part),
+            "outcome": part["outcome"] if part["decides"] else f"({part['outcome']}, beside the claim)",
+        }
+        for part in parts
+    ]
+
+
+def verdict_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The table of all claims: one row each, with the figures of the parts that decide."""
+    return [
+        {
+            "claim": record["id"],
+            "source": record["source"],
+            "says": record["says"],
+            "scale": record["scale"],
+            "verdict": record["verdict"] or "none",
+            "ratios": "; ".join(_short(part) for part in record.get("parts", ()) if part["decides"]),
+        }
+        for record in records
+    ]
+
+
+def caveats(record: Mapping[str, Any]) -> list[str]:
+    """What to know before quoting a verdict."""
+    found = [record["notes"].strip()] if record.get("notes") else []
+    for label, method in record.get("methods", {}).items():
+        if method["at_edges"]:
+            found.append(f"{label} is best, or nearly, at the {', '.join(method['at_edges'])} edge of its grid")
+        if method["fragile"]:
+            found.append(
+                f"{method['fragile']} best points of {label} diverged with fresh seeds; the next best is given"
+            )
+        if method["failed"]:
+            found.append(f"{method['failed']} trials of {label} failed")
+    return found
+
+
+def _short(part: Mapping[str, Any]) -> str:
+    return f"{_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}"
+
+
+def _claimed(part: Mapping[str, Any]) -> str:
+    side = "below" if "below" in part else "above"
+    return f"{_SIDES[side]} {part[side]:g}"
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    low, high = part["low"], part["high"]
+    if low is None or high is None:
+        return "no interval"
+    return "exact" if low == high else f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.3g}"
+
+
+def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Every part of the claims that was judged: its ratio with interval beside its threshold, on a log axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parts = [
+        (record["id"], part)
+        for record in records
+        for part in record.get("parts", ())
+        if part["decides"] and 0 < part["ratio"] < math.inf and "toy" not in part["measure"]
+    ]
+    if not parts:
+        return
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.32 * len(parts)), layout="constrained")
+    colours = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#777777"}
+    for row, (_, part) in enumerate(reversed(parts)):
+        colour = colours[part["outcome"]]
+        if part["low"] is not None and part["high"] is not None:
+            axes.plot(
+                [max(part["low"], 1e-6), min(part["high"], 1e6)], [row, row], color=colour, linewidth=3, alpha=0.5
+            )
+        axes.plot(part["ratio"], row, "o", color=colour)
+        threshold = part["below"] if "below" in part else part["above"]
+        marker = "<" if "below" in part else ">"
+        axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
+    axes.set_yticks(range(len(parts)), [f"{id}: {part['measure'].replace('_', ' ')}" for id, part in reversed(parts)])
+    axes.set(xscale="log", xlabel="measured ratio with its 95 % interval; hollow: the claimed side of the threshold")
+    axes.axvline(1, color="black", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    for outcome, colour in colours.items():
+        axes.plot([], [], "o", color=colour, label=outcome)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,79 @@
+"""From measured ratios to verdicts on published claims. Pure arithmetic over records; needs no torch.
+
+A claim is a list of parts, each a ratio of two measured figures with a threshold written before the
+run. The figures are paired by seed and their ratio is averaged in the logarithm, with a 95 % interval of
+Student's t; of times it is the median over rounds, with order statistics. An interval that contains the
+threshold decides nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kfbench.results.intervals import median, median_interval
+from kfbench.results.records import json_or_empty
+from kfbench.results.statistics import Ratio, paired_ratio
+
+REPRODUCED, REFUTED, OPEN = "reproduced", "not reproduced", "inconclusive"
+
+
+def judge(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
+    """What verdict.json holds of one part of a claim: figures, their ratio, its interval, the outcome."""
+    side = "below" if part.get("below") is not None else "above"
+    ratio = _ratio(part, of, to)
+    return {
+        **{key: value for key, value in part.items() if value is not None},
+        "values_of": list(of),
+        "values_to": list(to),
+        "ratio": ratio.mean,
+        "low": ratio.low,
+        "high": ratio.high,
+        "n": ratio.n,
+        "outcome": outcome(ratio, side, part[side]),
+    }
+
+
+def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float]) -> Ratio:
+    rounds = part["measure"] == "seconds_per_update"
+    if not of:
+        return Ratio(math.nan, None, None, 0)
+    if not rounds and not part["everywhere"]:
+        return _certain(paired_ratio(of, to), of, to)
+    ratios = [a / b if b else math.inf for a, b in zip(of, to, strict=True)]
+    if any(map(math.isnan, ratios)):
+        return Ratio(math.nan, None, None, len(ratios))
+    if rounds:
+        return Ratio(median(ratios), *median_interval(ratios), len(ratios))
+    largest = max(ratios)  # of an inequality that must hold everywhere: there is no sampling error
+    return Ratio(largest, largest, largest, len(ratios))
+
+
+def _certain(ratio: Ratio, of: Sequence[float], to: Sequence[float]) -> Ratio:
+    """Where one side diverged with every seed, and the other with none, the ratio is what it is."""
+    infinite = [[math.isinf(x) for x in side] for side in (of, to)]
+    if len(of) > 1 and any(all(a) and not any(b) for a, b in (infinite, infinite[::-1])):
+        return Ratio(ratio.mean, ratio.mean, ratio.mean, ratio.n)
+    return ratio
+
+
+def outcome(ratio: Ratio, side: str, threshold: float) -> str:
+    """Of one part: inconclusive where there is no interval, or one that contains the threshold."""
+    if ratio.low is None or ratio.high is None or math.isnan(ratio.mean):
+        return OPEN
+    if ratio.low <= threshold <= ratio.high and ratio.low < ratio.high:
+        return OPEN
+    return REPRODUCED if (ratio.mean < threshold) == (side == "below") else REFUTED
+
+
+def verdict(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Of the whole claim: one refuted part refutes it, all must hold."""
+    outcomes = [part["outcome"] for part in parts if part["decides"]]
+    if REFUTED in outcomes:
+        return REFUTED
+    return REPRODUCED if outcomes and all(found == REPRODUCED for found in outcomes) else OPEN
+
+
+def committed(folder: Path, id: str, scale: str) -> dict[str, Any]:
+    """The verdict of a claim at a scale, as kept in ``folder``/SCALE/ID; empty where there is none."""
+    return json_or_empty(folder / scale / id / "verdict.json")
