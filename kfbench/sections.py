@@ -178,6 +178,14 @@ class Sweep(Section):
     trial_timeout: Float | None = Field(None, gt=0, description="seconds after which a trial counts as hanging")
 
 
+class Compare(Section):
+    """What `kfbench compare` shows."""
+
+    reference: Text | None = Field(
+        None, description="method that the others are paired with, seed by seed (default: the best)"
+    )
+
+
 class Method(Section):
     """One resolved method: which one, what its records are called, every option it has."""
 
@@ -194,6 +202,7 @@ class Config(Section):
     run: Run
     wallclock: Wallclock
     sweep: Sweep = Sweep()
+    compare: Compare = Compare()
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.
@@ -204,5 +213,6 @@ SECTIONS: dict[str, type[Section]] = {
     "run": Run,
     "wallclock": Wallclock,
     "sweep": Sweep,
+    "compare": Compare,
 }
 TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)
