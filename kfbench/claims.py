@@ -55,7 +55,7 @@ def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) ->
     if scale not in SCALES:
         raise UsageError(f"scale must be one of {', '.join(SCALES)}, got {shown(scale)}")
     given = _claim_block(path)
-    if given is None:
+    if not given:
         raise UsageError(f"{path} holds no claim (no compare.claim)")
     where = f"claim {given.get('id')!r} of {path.name}" if isinstance(given, dict) else f"claim of {path.name}"
     if not isinstance(given, dict):
@@ -69,7 +69,7 @@ def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) ->
 
 def holds_claim(path: Path) -> bool:
     """Whether that YAML is one of a claim; UsageError where it is no YAML."""
-    return _claim_block(path) is not None
+    return bool(_claim_block(path))
 
 
 def claims_in(folder: Path) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from kfbench.registry import DATASETS, DEFAULT_S, METHODS, MODELS, MethodEntry
 from kfbench.sections import (
     COMMAND_BLOCKS,
     TOP_KEYS,
+    Compare,
     Config,
     Method,
     MethodOptions,
@@ -37,10 +38,13 @@ _FLAG_SECTIONS: dict[str, type[Section]] = {
     "run": Run,
     "wallclock": Wallclock,
     "sweep": Sweep,
+    "compare": Compare,
 }
 
 # A smoke run of `wallclock`: fewer rounds than an interval needs.
 _QUICK_WALLCLOCK = {"rounds": 3, "window_seconds": 0.05, "compose": "always", "processes": 1}
+# Of `compare`, unless told otherwise: how many are needed to see that seeds differ.
+COMPARE_SEEDS = 3
 # Of `sweep`: no more rounds than show that each works.
 _QUICK_SWEEP = {"extend": 0, "final_seeds": 1}
 
@@ -78,7 +82,10 @@ def load_config(
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
     problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
-    run = _with_budget(validated(Run, _given(tree, "run")), problem)
+    run = validated(Run, _given(tree, "run"))
+    if command == "compare" and not run.quick and "seeds" not in run.model_fields_set:
+        run = run.model_copy(update={"seeds": COMPARE_SEEDS})
+    run = _with_budget(run, problem)
     methods = _methods(tree.get("methods"), method_flags)
     _check_problem(problem)
     wallclock = validated(Wallclock, _given(tree, "wallclock") if command == "wallclock" else {})
@@ -87,7 +94,8 @@ def load_config(
     sweep = _with_final_budget(validated(Sweep, _given(tree, "sweep") if command == "sweep" else {}))
     if run.quick:
         sweep = sweep.model_copy(update=_QUICK_SWEEP)
-    return Config(problem=problem, methods=methods, run=run, wallclock=wallclock, sweep=sweep)
+    compare = validated(Compare, _given(tree, "compare") if command == "compare" else {})
+    return Config(problem=problem, methods=methods, run=run, wallclock=wallclock, sweep=sweep, compare=compare)
 
 
 def without_flagged(entry: Any, flags: Collection[str]) -> dict[str, Any]:

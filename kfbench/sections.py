@@ -220,6 +220,15 @@ class Claim(Section):
     small: dict[str, Any] = Field(default_factory=dict, description="section.key -> its value at scale small")
 
 
+class Compare(Section):
+    """What `kfbench compare` shows."""
+
+    reference: Text | None = Field(
+        None, description="method that the others are paired with, seed by seed (default: the best)"
+    )
+    claim: dict[str, Any] = Field(default_factory=dict, description="a published claim, see docs/claims.md")
+
+
 class Method(Section):
     """One resolved method: which one, what its records are called, every option it has."""
 
@@ -236,6 +245,7 @@ class Config(Section):
     run: Run
     wallclock: Wallclock
     sweep: Sweep = Sweep()
+    compare: Compare = Compare()
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.
@@ -246,5 +256,6 @@ SECTIONS: dict[str, type[Section]] = {
     "run": Run,
     "wallclock": Wallclock,
     "sweep": Sweep,
+    "compare": Compare,
 }
 TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)

@@ -17,6 +17,7 @@ from kfbench.errors import KfbenchError
 _COMMANDS = {
     "train": ("kfbench.cli.train", "train", "Train a model with one optimizer and record every loss."),
     "sweep": ("kfbench.cli.sweep", "sweep", "Tune the methods' parameters, each with as many trials."),
+    "compare": ("kfbench.cli.compare", "compare", "Compare methods over seeds: who wins, by how much, how fast."),
     "wallclock": ("kfbench.cli.wallclock", "wallclock", "Time updates of several optimizers, with error bars."),
     "data": ("kfbench.cli.data", "app", "List, fetch and check data sets."),
     "list": ("kfbench.cli.listing", "list_names", "List methods, models and data sets."),

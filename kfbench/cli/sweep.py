@@ -21,9 +21,8 @@ from kfbench.cli.flags import (
 from kfbench.config import load_config, without_flagged
 from kfbench.engine.sweep_plan import plan
 from kfbench.errors import UsageError, shown
-from kfbench.identity import budget, fingerprint
 from kfbench.methods import parse_spec
-from kfbench.results.folders import sweep_folder
+from kfbench.results.folders import shared_folder
 from kfbench.sections import Config
 from kfbench.yaml_file import read_yaml
 
@@ -79,7 +78,7 @@ def sweep(
         _print_plan(settings, format)
         return
     _warn(settings)
-    with sweep_folder(out, fingerprint(budget(settings)), budget(settings), overwrite) as directory:
+    with shared_folder(out, "sweep", settings, overwrite) as directory:
         from kfbench.cli.sweep_progress import sweep_observer
         from kfbench.engine.sweep import sweep as run_sweep
 

@@ -17,10 +17,10 @@ from kfbench.engine.sweep_plan import method_label, plan
 from kfbench.engine.toy import toy_losses
 from kfbench.engine.wallclock import wallclock
 from kfbench.errors import UsageError
-from kfbench.identity import budget, fingerprint
+from kfbench.identity import fingerprint
 from kfbench.methods import find_method, parse_spec
 from kfbench.results.environment import environment
-from kfbench.results.folders import sweep_folder
+from kfbench.results.folders import shared_folder
 from kfbench.results.measures import DIRECTIONS, TUNED, Evidence, figures
 from kfbench.results.records import SCHEMA_VERSION, json_or_empty, read_json, write_json, write_yaml
 from kfbench.results.timings import CONTROL, per_update, ratios
@@ -38,7 +38,7 @@ class Watching:
     line: Any  # str -> None
 
 
-class Interrupted(Exception):
+class ClaimInterruptedError(Exception):
     """The runs of a claim were interrupted; the same command continues them."""
 
 
@@ -46,7 +46,7 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path | None, watching
     """Run what is missing into ``directory`` and the folders of its sweeps; returns what verdict.json holds.
 
     ``earlier`` is the folder of the same claim's committed summary: trials listed there are not run again.
-    Raises Interrupted.
+    Raises ClaimInterruptedError.
     """
     claim, measures = file.claim, {part.measure for part in file.claim.parts}
     evidence, record = Evidence(), {}
@@ -82,8 +82,7 @@ def _tune(
     """The published options, and the tuned ones, of every method, with fresh seeds."""
     config = file.settings("sweep")
     check_labels(file, TUNED, [method.label for method in plan(config)])
-    shared = budget(config)
-    with sweep_folder(None, fingerprint(shared), shared, overwrite=False) as folder:
+    with shared_folder(None, "sweep", config, overwrite=False) as folder:
         _bring(earlier, folder)
         published = {}
         for spec in file.claim.published:
@@ -101,7 +100,7 @@ def _tune(
 def _swept(config: Config, folder: Path, watching: Watching) -> dict[str, Any]:
     summary = sweep(config, folder, watching.sweep)
     if summary["status"] == "interrupted":
-        raise Interrupted
+        raise ClaimInterruptedError
     return summary
 
 
@@ -158,7 +157,7 @@ def _follow(file: ClaimFile, directory: Path, watching: Watching, evidence: Evid
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if similarity(config, folder, watching.similarity)["status"] == "interrupted":
-            raise Interrupted
+            raise ClaimInterruptedError
     summary = evidence.similarity = read_json(folder / "summary.json")
     if (folder / "spectrum.csv").is_file():
         with open(folder / "spectrum.csv", encoding="utf-8", newline="") as rows:
@@ -221,7 +220,7 @@ def _time(file: ClaimFile, directory: Path, watching: Watching, evidence: Eviden
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if wallclock([config], folder, watching.line)["status"] == "interrupted":
-            raise Interrupted
+            raise ClaimInterruptedError
     summary = read_json(folder / "summary.json")
     cell = summary["cells"][0]
     with open(folder / "windows.csv", encoding="utf-8", newline="") as rows:

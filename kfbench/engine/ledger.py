@@ -13,7 +13,7 @@ from typing import Any
 from kfbench.engine.sweep_plan import Trial
 from kfbench.errors import UsageError
 from kfbench.results.records import ENDED, CsvLog, json_or_empty, write_atomically, write_json
-from kfbench.results.trials import FIXED_AFTER, FIXED_BEFORE, Row, parse_row
+from kfbench.results.trials import FIXED_AFTER, FIXED_BEFORE, Row, parse_row, read_rows
 
 _NAME = "trials.csv"
 
@@ -92,15 +92,6 @@ class Ledger:
         return [content for _, _, content in sorted(found, key=lambda item: item[:2])]
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a trials.csv, as text; the torn last line of a killed sweep is left out."""
-    if not path.is_file():
-        return []
-    content = path.read_text(encoding="utf-8")
-    whole = content[: content.rfind("\n") + 1]
-    return list(csv.DictReader(whole.splitlines()))
-
-
 def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:
     """Those of the file and of this sweep: sweeps of other parameters may share a folder."""
     with open(path, encoding="utf-8") if path.is_file() else open(os.devnull, encoding="utf-8") as file:
@@ -124,5 +115,5 @@ def lock(directory: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise UsageError(f"{directory} is in use by another sweep; wait for it, or give another --out") from error
+        raise UsageError(f"{directory} is in use by another command; wait for it, or give another --out") from error
     return handle

@@ -12,7 +12,7 @@ LABELS = (1.0, -1.0)
 
 
 def updates() -> dict[str, tuple[float, float]]:
-    """The weights after one step of length 1: of SGD along the SUM of gradients as in the paper, and of undamped FOOF."""
+    """The weights after one step of length 1, of SGD along the SUM of gradients, as printed, and of undamped FOOF."""
     x = torch.tensor(INPUTS, dtype=torch.float64)
     g = -torch.tensor(LABELS, dtype=torch.float64)[:, None]  # of the loss with respect to the output, at w = 0
     foof = FOOF(ema=0.0)

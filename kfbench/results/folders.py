@@ -4,15 +4,15 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from kfbench.config import load_config
 from kfbench.engine.ledger import lock
 from kfbench.errors import UsageError
-from kfbench.identity import budget, refuse_other
+from kfbench.identity import budget, fingerprint, refuse_other
+from kfbench.sections import Config
 from kfbench.yaml_file import read_yaml
 
 RUNS = Path("runs")
@@ -51,31 +51,33 @@ def output_folder(
 
 
 @contextmanager
-def sweep_folder(out: Path | None, name: str, shared: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
-    """The folder of a sweep, by default runs/sweep-NAME: continued where it is there.
+def shared_folder(out: Path | None, command: str, config: Config, overwrite: bool) -> Iterator[Path]:
+    """The folder of a sweep or comparison, by default runs/COMMAND-HASH: continued where it is there.
 
-    UsageError for a folder of something else, or of a sweep whose ``shared`` part of the
-    configuration (problem and budget) is another.
+    All commands on one problem with one budget share it. UsageError for a folder of something
+    else, or of another problem or budget.
     """
-    directory = RUNS / f"sweep-{name}" if out is None else out
+    shared = budget(config)
+    directory = RUNS / f"{command}-{fingerprint(shared)}" if out is None else out
     if overwrite and directory.is_dir():
-        os.close(lock(directory))  # refused while another sweep runs there
+        os.close(lock(directory))  # refused while another command runs there
     if overwrite or not directory.exists() or (directory.is_dir() and not _holds_something(directory)):
-        with output_folder(directory, "sweep", False, overwrite) as directory:
+        with output_folder(directory, command, False, overwrite) as directory:
             yield directory
         return
     if not directory.is_dir():
         raise UsageError(f"--out {directory} is a file, expected a folder")
     file = directory / "config.yaml"
-    if not (directory / "trials.csv").is_file() and (not file.is_file() or "sweep" not in read_yaml(file)):
-        raise UsageError(f"{directory} holds something else than a sweep; give another --out")
+    has_trials = command == "sweep" and (directory / "trials.csv").is_file()
+    if not has_trials and (not file.is_file() or command not in read_yaml(file)):
+        raise UsageError(f"{directory} holds something else than a {command}; give another --out")
     if file.is_file():
-        refuse_other(budget(load_config(file, command="sweep")), shared, directory, "sweep")
+        refuse_other(budget(load_config(file, command=command)), shared, directory, command)
     yield directory
 
 
 def _holds_something(directory: Path) -> bool:
-    """More than what a sweep leaves that was killed while it wrote its first file."""
+    """More than what a command leaves that was killed while it wrote its first file."""
     return any(path.suffix != ".tmp" for path in directory.iterdir())
 
 

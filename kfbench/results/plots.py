@@ -1,41 +1,41 @@
 """Plots from records. One style for one method everywhere; colours a colour-blind reader can tell apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfbench.results.records import Records
+from kfbench.results.comparison import Comparison
+from kfbench.results.looks import looks
+from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, Records
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Okabe & Ito 2008, Color Universal Design; a method keeps its colour in every plot.
-_COLOURS = {
-    "sgd": "#000000",
-    "adam": "#E69F00",
-    "adamw": "#CC79A7",
-    "foof": "#0072B2",
-    "kfac": "#D55E00",
-    "ekfac": "#009E73",
-}
-_OTHERS = ("#56B4E9", "#F0E442")
-_DASHES = ("-", "--", "-.", ":")
-
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour by method, dashes for the variants of one method."""
-    found: dict[str, dict[str, Any]] = {}
-    seen: dict[str, int] = {}
-    unnamed = 0
-    for label in labels:
-        name = label.split("-", 1)[0]
-        if name in _COLOURS:
-            colour = _COLOURS[name]
-        else:
-            colour, unnamed = _OTHERS[unnamed % len(_OTHERS)], unnamed + 1
-        found[label] = {"color": colour, "linestyle": _DASHES[seen.get(name, 0) % len(_DASHES)]}
-        seen[name] = seen.get(name, 0) + 1
+    """What matplotlib draws the line of each label with."""
+    return {
+        label: {"color": look.colour, "linestyle": (0, look.dashes) if look.dashes else "-"}
+        for label, look in looks(labels).items()
+    }
+
+
+def records_of(comparison: Comparison) -> list[Records]:
+    """The runs of a comparison, each method under its label, as ``plot_losses`` takes them."""
+    import pandas as pd
+
+    config = {"problem": comparison.problem, "run": comparison.run}
+    found = []
+    for method in comparison.methods:
+        epochs = [row | {"method": method.label} for record in method.seeds for row in record.epochs]
+        losses = [
+            {"method": method.label, "seed": record.seed, "update": update, "loss": loss}
+            for record in method.seeds
+            for update, loss in record.losses
+        ]
+        tables = (pd.DataFrame(losses, columns=list(UPDATE_COLUMNS)), pd.DataFrame(epochs, columns=list(EPOCH_COLUMNS)))
+        found.append(Records(method.seeds[0].folder.parent, config, method.environment, {}, *tables))
     return found
 
 
@@ -66,19 +66,25 @@ def plot_losses(records: Sequence[Records], path: Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.suptitle(_title(records[0]), fontsize=10)
+    figure.suptitle(title(records[0].config["problem"], records[0].config["run"]), fontsize=10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
-def _title(record: Records) -> str:
-    problem, run = record.config["problem"], record.config["run"]
+def title(problem: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """What was trained, and for how long."""
+    budget = f"{run['epochs']} epochs" if run.get("epochs") else f"{run['updates']} updates"
     quick = " (quick run, not for comparison)" if run.get("quick") else ""
-    return f"{problem['dataset']}, {problem['model']}, batch size {run['batch_size']}{quick}"
+    part = f" (first {problem['train_samples']})" if problem.get("train_samples") else ""
+    width = f" of width {problem['width']}" if problem.get("width") else ""
+    return f"{problem['dataset']}{part}, {problem['model']}{width}, batch size {run['batch_size']}, {budget}{quick}"
 
 
 def _epoch_line(axes: "Axes", own: "pd.DataFrame", x: str, label: str, look: dict[str, str]) -> None:
-    by_update = own.groupby("update")
+    """Where some seed has diverged the line ends: a mean over the survivors would flatter."""
+    own = own[own["train_loss"].abs() < float("inf")]
+    counts = own.groupby("update")["seed"].transform("count")
+    by_update = own[counts == counts.max()].groupby("update")
     positions = by_update[x].mean()
     mean, low, high = (by_update["train_loss"].agg(name) for name in ("mean", "min", "max"))
     axes.plot(positions, mean, marker="o", markersize=3, label=label, **look)  # type: ignore[arg-type]

@@ -1,9 +1,15 @@
-"""Summaries over seeds."""
+"""Summaries over seeds, and ratios paired by seed."""
 
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from kfbench.results.intervals import CONFIDENCE
+
+# Fewer pairs than this are never called significant.
+ENOUGH_PAIRS = 5
 
 # What is averaged over seeds; the rest of a seed's summary identifies it.
 AVERAGED = (
@@ -39,3 +45,57 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         mean[key], std[key] = mean_and_deviation([float(v) for s in summaries if (v := s.get(key)) is not None])
     seeds = [summary["seed"] for summary in summaries]
     return {"status": worst, "seeds": seeds, "mean": mean, "std": std, "runs": list(summaries)}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A geometric mean of ``n`` paired ratios and its 95 % interval; none where it cannot be known."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        """From five pairs on, where the interval excludes 1: fewer say little about how seeds scatter."""
+        known = self.low is not None and self.high is not None and self.n >= ENOUGH_PAIRS
+        return known and not self.low <= 1.0 <= self.high  # type: ignore[operator]
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """How many times as large as ``b`` is ``a``, pair by pair: Student's t interval of the mean log ratio.
+
+    A pair of a diverged (infinite) ``a`` makes the mean infinite, one of a diverged ``b`` makes it 0,
+    both together or a negative loss make it nan; none of these has an interval, nor has one pair.
+    ValueError for sequences of unequal length, or of none.
+    """
+    logs = [_log_ratio(x, y) for x, y in zip(a, b, strict=True)]
+    if not logs:
+        raise ValueError("a ratio needs at least one pair")
+    n = len(logs)
+    if not all(map(math.isfinite, logs)):
+        kinds = {x for x in logs if not math.isfinite(x)}  # two nan are two kinds, and their sum is nan
+        return Ratio(_exp(sum(kinds)), None, None, n)
+    mean = statistics.fmean(logs)
+    if n == 1:
+        return Ratio(_exp(mean), None, None, n)
+    from scipy.special import stdtrit  # slow to import
+
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * statistics.stdev(logs) / math.sqrt(n)
+    return Ratio(_exp(mean), _exp(mean - half), _exp(mean + half), n)
+
+
+def _log_ratio(x: float, y: float) -> float:
+    if not (x >= 0 and y >= 0):
+        return math.nan
+    return _log(x) - _log(y)
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf
+
+
+def _exp(x: float) -> float:
+    """Infinite where it is too large for a number."""
+    return math.exp(x) if x < 709 else x if math.isnan(x) else math.inf

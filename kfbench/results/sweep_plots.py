@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfbench.results.plots import styles
+from kfbench.results.plots import styles, title
 from kfbench.results.sweep_tables import map_of
 from kfbench.results.trials import best_of, tuned_curve
 
@@ -50,7 +50,7 @@ def _heat_maps(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Pat
         panel.set_title(label, fontsize=10)
     if image is not None:
         figure.colorbar(image, ax=panels, label="final training loss (grey: diverged)")
-    figure.suptitle(_title(summary), fontsize=10)
+    figure.suptitle(title(summary["problem"], summary["run"]), fontsize=10)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -123,18 +123,9 @@ def _finish(figure: Any, panel: "Axes", summary: Mapping[str, Any], path: Path) 
     panel.legend(frameon=False, fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.3)
-    figure.suptitle(_title(summary), fontsize=10)
+    figure.suptitle(title(summary["problem"], summary["run"]), fontsize=10)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    problem, run = summary["problem"], summary["run"]
-    budget = f"{run['epochs']} epochs" if run.get("epochs") else f"{run['updates']} updates"
-    quick = " (quick run, not for comparison)" if summary["quick"] else ""
-    part = f" (first {problem['train_samples']})" if problem.get("train_samples") else ""
-    width = f" of width {problem['width']}" if problem.get("width") else ""
-    return f"{problem['dataset']}{part}, {problem['model']}{width}, batch size {run['batch_size']}, {budget}{quick}"
 
 
 def _or_nan(loss: float | None) -> float:

@@ -184,7 +184,7 @@ def test_two_sweeps_do_not_share_a_folder_at_the_same_time(tmp_path):
     (tmp_path / "s").mkdir()
     handle = os.open(tmp_path / "s", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(UsageError, match="is in use by another sweep"):
+    with pytest.raises(UsageError, match="is in use by another command"):
         run(tmp_path / "s", "sgd")
     os.close(handle)
     assert run(tmp_path / "s", "sgd")["status"] == "done"

@@ -1,0 +1,76 @@
+"""`compare`: trains what is missing of several methods, under one protocol."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfbench.config import dump, load_config
+from kfbench.engine.build import build_data, prepare_torch
+from kfbench.engine.interruption import Interruption
+from kfbench.engine.ledger import lock
+from kfbench.engine.observer import Observer
+from kfbench.engine.trainee import Trainee
+from kfbench.engine.training import train
+from kfbench.errors import UsageError
+from kfbench.identity import fingerprint, trajectory
+from kfbench.results.environment import environment
+from kfbench.results.records import ENDED, json_or_empty, write_json, write_yaml
+from kfbench.sections import Config
+
+
+def compare(config: Config, directory: Path, observer: Callable[[Config], Observer]) -> dict[str, Any]:
+    """Train every method and seed that has not ended into ``directory``, which exists; one method after the other.
+
+    Returns ``status`` ("done" or "interrupted") and ``folders``, method label -> folder of its run.
+    ``observer`` makes one for the configuration of each method. UsageError for what does not fit,
+    before the first update of any.
+    """
+    singles = [config.model_copy(update={"methods": (method,)}) for method in config.methods]
+    folders = {single.methods[0].label: run_folder(single, directory) for single in singles}
+    handle = lock(directory)
+    try:
+        missing = [single for single in singles if not _ended(single, folders[single.methods[0].label])]
+        if missing:
+            device = prepare_torch(config.run)
+            data = build_data(config, device)
+            for single in missing:
+                Trainee(single, data, config.run.seed, device)
+            write_json(directory / "environment.json", environment(device))
+        write_yaml(directory / "config.yaml", dump(config, "compare"))
+        status = "done"
+        with Interruption() as stop:
+            for single in missing:
+                folder = folders[single.methods[0].label]
+                folder.mkdir(exist_ok=True)
+                summary = train(single, folder, observer(single), resume=True, data=data, keep_weights=False)
+                if stop.requested or summary["status"] == "interrupted":
+                    status = "interrupted"
+                    break
+    finally:
+        os.close(handle)
+    return {"status": status, "folders": folders}
+
+
+def run_folder(single: Config, directory: Path) -> Path:
+    """DIR/LABEL; where another command's method of that label lies there, DIR/LABEL-HASH.
+
+    A label names only the options in which the methods of one command differ.
+    """
+    label, content = single.methods[0].label, trajectory(single)
+    plain = directory / label
+    return plain if _free_or_same(plain, content) else directory / f"{label}-{fingerprint(content)[:6]}"
+
+
+def _free_or_same(folder: Path, content: Mapping[str, Any]) -> bool:
+    file = folder / "config.yaml"
+    try:
+        return not file.is_file() or trajectory(load_config(file)) == content
+    except UsageError:  # somebody has edited it
+        return False
+
+
+def _ended(single: Config, folder: Path) -> bool:
+    seeds = range(single.run.seed, single.run.seed + single.run.seeds)
+    summaries = [json_or_empty(folder / f"seed-{seed}" / "summary.json") for seed in seeds]
+    return (folder / "config.yaml").is_file() and all(summary.get("status") in ENDED for summary in summaries)

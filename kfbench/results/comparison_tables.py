@@ -1,0 +1,57 @@
+"""Tables of `compare`: one row a method by rank, one row a paired difference."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kfbench.results.statistics import ENOUGH_PAIRS
+from kfbench.results.tables import number
+
+
+def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of `compare`, the best method first."""
+    return [_row(label, method) for label, method in summary["methods"].items()]
+
+
+def _row(label: str, method: Mapping[str, Any]) -> dict[str, Any]:
+    mean, std, target = method["mean"], method["std"], method["to_target"]
+    return {
+        "rank": method["rank"],
+        "method": label,
+        "final train loss": number(mean["final_train_loss"], 4),
+        "std": number(std["final_train_loss"], 2),
+        "test accuracy": number(mean["test_accuracy"], 4),
+        "updates to target": number(target["updates"], 6),
+        "s to target": number(target["seconds_updates"], 4),
+        "missed": f"{target['missed']} of {target['of']}",
+        "ms/update": number(mean["seconds_per_update"], 4, 1e3),
+        "trials": "-" if method["trials"] is None else method["trials"],
+        "seeds": len(method["seeds"]),
+    }
+
+
+def difference_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Final loss of every other method as a multiple of the reference's, with its interval."""
+    return [_difference(row) for row in summary["differences"]]
+
+
+def _difference(row: Mapping[str, Any]) -> dict[str, Any]:
+    known = row["low"] is not None
+    return {
+        "method": row["method"],
+        f"final loss / {row['reference']}": number(row["ratio"], 4),
+        "95% interval": f"{number(row['low'], 4)} to {number(row['high'], 4)}" if known else "",
+        "pairs": row["n"],
+        "significant": _significance(row),
+    }
+
+
+def _significance(row: Mapping[str, Any]) -> str:
+    if row["n"] < ENOUGH_PAIRS:
+        return f"unknown: {row['n']} of {ENOUGH_PAIRS} seeds needed"
+    return "yes" if row["significant"] else "no"
+
+
+def target_sentence(summary: Mapping[str, Any]) -> str:
+    """Which loss "to target" means, and why that one."""
+    loss, rule = summary["target"]["loss"], summary["target"]["rule"]
+    return f"target: {rule}" if loss is None else f"target: training loss {loss:.4g}, {rule}"

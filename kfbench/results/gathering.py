@@ -1,0 +1,261 @@
+"""From folders to a comparison: finds runs, leaves out what is damaged and says so, refuses unlike ones. No torch."""
+
+import csv
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kfbench.config import labels, load_config
+from kfbench.errors import UsageError
+from kfbench.identity import budget, differing_keys
+from kfbench.results.comparison import Comparison, MethodRuns, SeedRecord
+from kfbench.results.records import ENDED, EPOCH_COLUMNS, UPDATE_COLUMNS, json_or_empty, read_json
+from kfbench.results.trials import Row, best_of, mean_loss, parse_row, read_rows
+from kfbench.yaml_file import read_yaml
+
+
+class _DamagedError(Exception):
+    """What is wrong with one folder, as a sentence that names it."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The run folders of one method: one, or those of a sweep's final round."""
+
+    folders: tuple[Path, ...]
+    label: str | None = None
+    trials: int | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One method as it was read, and the budget that it must share with the others."""
+
+    runs: MethodRuns
+    budget: Mapping[str, Any]
+    folder: Path
+
+
+def gather(
+    directories: Sequence[Path], seeds: Collection[int] | None = None, names: Mapping[Path, str] | None = None
+) -> Comparison:
+    """The runs under these folders: of `train`, of `compare` (each method), of `sweep` (its best points' final round).
+
+    ``seeds`` keeps only those; ``names`` are labels of run folders, where they are known. Labels that
+    clash are made distinct. UsageError for runs of different problems or budgets. What cannot be
+    read is in ``damaged``; if that is everything there are no methods.
+    """
+    damaged: list[str] = []
+    found: list[_Found] = []
+    for directory in dict.fromkeys(path.resolve() for path in directories):
+        shown = next(path for path in directories if path.resolve() == directory)
+        for source in _sources(shown, damaged):
+            try:
+                one = _read(source, seeds, damaged)
+            except _DamagedError as error:
+                damaged.append(str(error))
+            else:
+                name = (names or {}).get(source.folders[0])
+                found.append(one if name is None else replace(one, runs=replace(one.runs, label=name)))
+    for other in found[1:]:
+        _refuse_unlike(found[0], other)
+    shared = found[0].budget if found else {"problem": {}, "run": {}}
+    return Comparison(shared["problem"], shared["run"], tuple(_distinct(found)), tuple(damaged))
+
+
+# What lies under a folder.
+
+
+def _sources(directory: Path, damaged: list[str]) -> Iterator[_Source]:
+    try:
+        if any(directory.glob("seed-*")):
+            yield _Source((directory,))
+        elif (directory / "trials.csv").is_file():
+            yield from _of_sweep(directory, damaged)
+        else:
+            yield from _of_several(directory, damaged)
+    except (OSError, ValueError, KeyError) as error:
+        damaged.append(f"{directory}: {error}")
+
+
+def _of_several(directory: Path, damaged: list[str]) -> Iterator[_Source]:
+    """One folder a method; those that config.yaml promises and that are not there are named."""
+    children = sorted(path for path in directory.iterdir() if any(path.glob("seed-*")))
+    for label in _promised(directory):
+        if not (directory / label).is_dir():
+            damaged.append(f"{directory / label}: has not begun")
+    if not children:
+        damaged.append(f"{directory}: holds no run of kfbench (no seed folders)")
+    for child in children:
+        yield _Source((child,))
+
+
+def _promised(directory: Path) -> list[str]:
+    """The folders that a comparison's config.yaml names; nothing where there is none that can be read."""
+    try:
+        tree = read_yaml(directory / "config.yaml")
+        entries = tree["methods"] if "compare" in tree else []
+        return labels([(entry["opt"], _options(entry)) for entry in entries])
+    except (UsageError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _of_sweep(directory: Path, damaged: list[str]) -> Iterator[_Source]:
+    """For each method the runs with fresh seeds of its best point, and how many trials it took to find that."""
+    rows = [parse_row(row) for row in read_rows(directory / "trials.csv")]
+    if not rows:
+        damaged.append(f"{directory}: its trials.csv holds no trial")
+    for label in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == label]
+        best = _best_final([row for row in own if row["round"] == "final"])
+        if not best:
+            damaged.append(f"{directory}: {label} has no final round of finite loss; let the sweep end, with --top 1")
+            continue
+        trials = sum(row["round"] != "final" and row["status"] in ENDED for row in own)
+        yield _Source(tuple(directory / row["run_dir"] for row in best), label, trials)
+
+
+_IDENTITY = ("trial", "seed", "status", "final_train_loss", "best_train_loss", "test_accuracy", "updates")
+_PLACE = ("seconds_updates", "config_hash", "run_dir")
+
+
+def _best_final(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the point whose mean over its fresh seeds is lowest."""
+    points: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        points.setdefault(tuple(v for k, v in row.items() if k not in (*_IDENTITY, *_PLACE)), []).append(row)
+    best = best_of({point: mean_loss(own) for point, own in points.items()})
+    return [] if best is None else points[best]
+
+
+# One method.
+
+
+def _read(source: _Source, seeds: Collection[int] | None, damaged: list[str]) -> _Found:
+    folder = source.folders[0]
+    tree, shared = _configuration(folder)
+    method = tree["methods"][0]
+    records = [r for path in source.folders for r in _read_seeds(path, tree["run"], seeds, damaged)]
+    if not records:
+        raise _DamagedError(f"{folder}: no seed of it ended")
+    label = source.label or str(records[0].summary.get("method") or method["opt"])
+    try:
+        environment = json_or_empty(folder / "environment.json")
+    except (OSError, ValueError) as error:
+        raise _DamagedError(f"{folder / 'environment.json'}: {error}") from error
+    runs = MethodRuns(label, method["opt"], _options(method), tuple(records), environment, source.trials)
+    return _Found(runs, shared, folder)
+
+
+def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "opt"}
+
+
+def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.yaml of one method as it stands, and its budget with what older versions left to defaults.
+
+    The method is not looked up: a user's class need not be importable here, and would import torch.
+    """
+    file = folder / "config.yaml"
+    try:
+        tree = read_yaml(file)
+        entries = tree.get("methods")
+        if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+            raise _DamagedError(f"{file}: a run has one method, with options")
+        if not isinstance(entries[0].get("opt"), str):
+            raise _DamagedError(f"{file}: its method has no name")
+        sections = [tree.get(name) for name in ("problem", "run")]
+        if not all(isinstance(section, dict) for section in sections):
+            raise _DamagedError(f"{file}: has no problem or no run")
+        shared = budget(load_config(flags={**tree["problem"], **tree["run"]}, specs=["sgd"]))
+    except UsageError as error:
+        raise _DamagedError(f"{folder}: {error}") from error
+    shared["run"].pop("divergence_factor", None)  # when to give up a run that is lost either way
+    return tree, shared
+
+
+def _read_seeds(
+    folder: Path, run: Mapping[str, Any], seeds: Collection[int] | None, damaged: list[str]
+) -> list[SeedRecord]:
+    """Every seed that ended; the others are named, also those that the configuration promises and that never began."""
+    begun = {int(name): path for path in folder.glob("seed-*") if (name := path.name[5:]).isdecimal()}
+    first = int(run.get("seed", 0))
+    wanted = set(range(first, first + int(run.get("seeds", 1)))) if seeds is None else set(seeds)
+    found = []
+    for seed in sorted(wanted | begun.keys() if seeds is None else wanted):
+        try:
+            if seed not in begun:
+                raise _DamagedError(f"{folder / f'seed-{seed}'}: has not begun")
+            found.append(_read_seed(begun[seed]))
+        except _DamagedError as error:
+            damaged.append(str(error))
+    return found
+
+
+def _read_seed(folder: Path) -> SeedRecord:
+    try:
+        if not (folder / "summary.json").is_file():
+            raise _DamagedError(f"{folder}: has no summary.json, so the run did not end")
+        summary = read_json(folder / "summary.json")
+        if summary.get("status") not in ENDED:
+            raise _DamagedError(f"{folder}: is {summary.get('status')}, so it has no final loss")
+        if not isinstance(summary.get("final_train_loss"), float) or not isinstance(summary.get("seed"), int):
+            raise _DamagedError(f"{folder / 'summary.json'}: has no seed or no final_train_loss")
+        epochs = _rows(folder / "epochs.csv", EPOCH_COLUMNS)
+        updates = _rows(folder / "updates.csv", UPDATE_COLUMNS) if (folder / "updates.csv").is_file() else []
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
+        raise _DamagedError(f"{folder}: {error}") from error
+    if summary["status"] == "done" and (not epochs or epochs[-1]["update"] != summary.get("updates")):
+        raise _DamagedError(f"{folder / 'epochs.csv'}: ends before the run did")
+    return SeedRecord(folder, summary, tuple(epochs), tuple((int(row["update"]), row["loss"]) for row in updates))
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[Row]:
+    """The rows as numbers, missing cells as None; ValueError for a table that is torn."""
+    text = path.read_text(encoding="utf-8")
+    lines = list(csv.reader(text.splitlines()))
+    if not lines or tuple(lines[0]) != tuple(columns):
+        raise ValueError(f"{path.name} has other columns than {', '.join(columns)}")
+    if not text.endswith("\n") or any(len(line) != len(columns) for line in lines):
+        raise ValueError(f"{path.name} is torn: a line of it is not whole")
+    rows = [_numbers(dict(zip(columns, line, strict=True))) for line in lines[1:]]
+    if any(row["update"] is None for row in rows):
+        raise ValueError(f"{path.name} has a row without its update")
+    return rows
+
+
+def _numbers(row: Mapping[str, str]) -> Row:
+    return {key: (float(cell) if cell else None) if key != "method" else cell for key, cell in row.items()}
+
+
+# All of them together.
+
+
+def _refuse_unlike(a: _Found, b: _Found) -> None:
+    keys = differing_keys(a.budget, b.budget)
+    if keys:
+        listed = ", ".join(f"{key} ({_at(a.budget, key)}, {_at(b.budget, key)})" for key in keys)
+        raise UsageError(f"{a.folder} and {b.folder} do not compare: they differ in {listed}")
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _distinct(found: Sequence[_Found]) -> list[MethodRuns]:
+    """Labels that clash get the options in which those methods differ; what still clashes the folder's name."""
+    runs = [one.runs for one in found]
+    named = [run.label for run in runs]
+    for label in {label for label in named if named.count(label) > 1}:
+        clash = [i for i, other in enumerate(named) if other == label]
+        for i, new in zip(clash, labels([(runs[i].opt, runs[i].options) for i in clash]), strict=True):
+            named[i] = new
+    folders = [one.folder.name for one in found]
+    places = [name if folders.count(name) == 1 else str(one.folder) for name, one in zip(folders, found, strict=True)]
+    unique = [
+        f"{label} ({place})" if named.count(label) > 1 else label for label, place in zip(named, places, strict=True)
+    ]
+    return [replace(run, label=label) for run, label in zip(runs, unique, strict=True)]

@@ -1,0 +1,67 @@
+"""One look for one method in every plot and page: a colour and dashes, told apart by colour-blind readers too.
+
+Families share a colour (Okabe & Ito 2008, Color Universal Design); dashes tell their members apart.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+_SOLID: tuple[float, ...] = ()
+_DASHED, _DASH_DOT, _DOTTED = (5.0, 2.0), (7.0, 2.0, 1.5, 2.0), (1.5, 1.5)
+_BLACK, _ORANGE, _PINK, _BLUE, _RED, _GREEN, _SKY = (
+    "#000000",
+    "#E69F00",
+    "#CC79A7",
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#56B4E9",
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A colour, and lengths of line and gap in points; none: solid."""
+
+    colour: str
+    dashes: tuple[float, ...]
+
+
+LOOKS = {
+    "sgd": Look(_BLACK, _SOLID),
+    "adam": Look(_ORANGE, _SOLID),
+    "adamw": Look(_PINK, _SOLID),
+    "foof": Look(_BLUE, _SOLID),
+    "foof-kfac-damping": Look(_BLUE, _DASHED),
+    "foof-centred": Look(_BLUE, _DASH_DOT),
+    "foof-per-sample": Look(_BLUE, _DOTTED),
+    "kfac": Look(_RED, _SOLID),
+    "ekfac": Look(_GREEN, _SOLID),
+    "ekfac-ra": Look(_GREEN, _DASHED),
+    "natural": Look(_SKY, _SOLID),
+    "gn-cg": Look(_SKY, _DASHED),
+}
+# A user's methods: three more colours (Tol 2021, the muted scheme), by name, so that one keeps its own too.
+_OTHERS = ("#882255", "#999933", "#777777")
+# Of the second and further variants of one method; no method has these as its own.
+_VARIANTS = ((10.0, 3.0), (4.0, 1.5, 1.0, 1.5, 1.0, 1.5), (3.0, 3.0), (12.0, 2.0, 3.0, 2.0), (1.0, 3.0))
+
+
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """The look of each label: its method's own, with other dashes for the further variants of one method."""
+    found: dict[str, Look] = {}
+    seen: dict[str, int] = {}
+    for label in labels:
+        name = method_name(label)
+        own = LOOKS.get(name, Look(_OTHERS[crc32(name.encode()) % len(_OTHERS)], _SOLID))
+        variant = seen.get(name, 0)
+        found[label] = Look(own.colour, _VARIANTS[(variant - 1) % len(_VARIANTS)]) if variant else own
+        seen[name] = variant + 1
+    return found
+
+
+def method_name(label: str) -> str:
+    """The method of a label, NAME[-key=value...] or with a folder's name behind it."""
+    return re.split(r"-[^-=]+=| \(", label, maxsplit=1)[0]
