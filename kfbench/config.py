@@ -41,12 +41,13 @@ _FLAG_SECTIONS: dict[str, type[Section]] = {
     "compare": Compare,
 }
 
-# A smoke run of `wallclock`: fewer rounds than an interval needs.
-_QUICK_WALLCLOCK = {"rounds": 3, "window_seconds": 0.05, "compose": "always", "processes": 1}
+# A smoke run: of `wallclock` fewer rounds than an interval needs, of `sweep` no more than show that each works.
+_QUICK: dict[str, dict[str, Any]] = {
+    "wallclock": {"rounds": 3, "window_seconds": 0.05, "compose": "always", "processes": 1},
+    "sweep": {"extend": 0, "final_seeds": 1},
+}
 # Of `compare`, unless told otherwise: how many are needed to see that seeds differ.
 COMPARE_SEEDS = 3
-# Of `sweep`: no more rounds than show that each works.
-_QUICK_SWEEP = {"extend": 0, "final_seeds": 1}
 
 
 def load_config(
@@ -82,20 +83,25 @@ def load_config(
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
     problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
-    run = validated(Run, _given(tree, "run"))
-    if command == "compare" and not run.quick and "seeds" not in run.model_fields_set:
-        run = run.model_copy(update={"seeds": COMPARE_SEEDS})
-    run = _with_budget(run, problem)
+    run = _with_budget(_run(tree, command), problem)
     methods = _methods(tree.get("methods"), method_flags)
     _check_problem(problem)
-    wallclock = validated(Wallclock, _given(tree, "wallclock") if command == "wallclock" else {})
-    if run.quick:
-        wallclock = wallclock.model_copy(update=_QUICK_WALLCLOCK)
-    sweep = _with_final_budget(validated(Sweep, _given(tree, "sweep") if command == "sweep" else {}))
-    if run.quick:
-        sweep = sweep.model_copy(update=_QUICK_SWEEP)
-    compare = validated(Compare, _given(tree, "compare") if command == "compare" else {})
-    return Config(problem=problem, methods=methods, run=run, wallclock=wallclock, sweep=sweep, compare=compare)
+    blocks = {name: _block(tree, name, command, run.quick) for name in COMMAND_BLOCKS}
+    return Config(problem=problem, methods=methods, run=run, **blocks)
+
+
+def _run(tree: Mapping[str, Any], command: str) -> Run:
+    run = validated(Run, _given(tree, "run"))
+    few = command == "compare" and not run.quick and "seeds" not in run.model_fields_set
+    return run.model_copy(update={"seeds": COMPARE_SEEDS}) if few else run
+
+
+def _block(tree: Mapping[str, Any], name: str, command: str, quick: bool) -> Section:
+    """The block of one command: as given if it is this one's, else its defaults."""
+    block = validated(_FLAG_SECTIONS[name], _given(tree, name) if name == command else {})
+    if isinstance(block, Sweep):
+        block = _with_final_budget(block)
+    return block.model_copy(update=_QUICK[name]) if quick and name in _QUICK else block
 
 
 def without_flagged(entry: Any, flags: Collection[str]) -> dict[str, Any]:

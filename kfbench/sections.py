@@ -249,7 +249,7 @@ class Config(Section):
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.
-COMMAND_BLOCKS = ("sweep", "wallclock", "similarity", "compare")
+COMMAND_BLOCKS = ("sweep", "wallclock", "compare")
 SECTIONS: dict[str, type[Section]] = {
     "problem": Problem,
     "method": MethodOptions,

@@ -76,13 +76,13 @@ def exit_code(records: Sequence[Mapping[str, Any]], strict: bool) -> int:
 
 
 def _judged(file: ClaimFile, directory: Path) -> dict[str, Any]:
-    from kfbench.cli.similarity import similarity_observer
+    from kfbench.cli.progress import progress_observer
     from kfbench.cli.sweep_progress import sweep_observer
     from kfbench.engine.claims import Watching, judge_claim
 
     directory.mkdir(parents=True, exist_ok=True)
     observer = sweep_observer()
-    watching = Watching(observer, similarity_observer(), lambda line: print(line, file=sys.stderr, flush=True))
+    watching = Watching(observer, progress_observer, lambda line: print(line, file=sys.stderr, flush=True))
     try:
         return judge_claim(file, directory, _committed_folder(file), watching)
     finally:

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 
 from kfbench.claims import ClaimFile, check_labels
 from kfbench.config import dump
-from kfbench.engine.similarity import SimilarityObserver, similarity
+from kfbench.engine.observer import Observer
+from kfbench.engine.similarity import followed_config, similarity
 from kfbench.engine.sweep import SweepObserver, sweep
 from kfbench.engine.sweep_plan import method_label, plan
 from kfbench.engine.toy import toy_losses
@@ -34,8 +35,8 @@ class Watching:
     """Who watches the runs of a claim: one observer for each command it may need."""
 
     sweep: SweepObserver
-    similarity: SimilarityObserver
-    line: Any  # str -> None
+    training: Callable[[Config], Observer]
+    line: Callable[[str], None]
 
 
 class ClaimInterruptedError(Exception):
@@ -156,7 +157,7 @@ def _follow(file: ClaimFile, directory: Path, watching: Watching, evidence: Evid
     if json_or_empty(folder / "summary.json").get("status") != "done":
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        if similarity(config, folder, watching.similarity)["status"] == "interrupted":
+        if similarity(config, folder, watching.training(followed_config(config)))["status"] == "interrupted":
             raise ClaimInterruptedError
     summary = evidence.similarity = read_json(folder / "summary.json")
     if (folder / "spectrum.csv").is_file():
