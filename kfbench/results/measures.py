@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from kfbench.errors import UsageError, unknown
@@ -133,12 +134,24 @@ _MEANS = {"frobenius_error": "mean_error", "spectrum_distance": "mean_distance"}
 
 
 def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """By how much the error grows from a refresh to the look before the next one; by seed and layer."""
-    values: dict[str, dict[Any, float]] = {}
-    for row in evidence.similarity["spectrum"]:
-        grown = row["mean_error_before_refresh"] - row["mean_error_at_refresh"]
-        values.setdefault(row["method"], {})[(row["seed"], row["layer"])] = grown
-    return _paired(_looked_up(values, part["of"]), _looked_up(values, part["to"]))
+    """By how much the error is larger in the last fifth of a refresh's life than in the first; by seed and layer."""
+    return _paired(_grown(part["of"], evidence), _grown(part["to"], evidence))
+
+
+def _grown(label: str, evidence: Evidence) -> dict[Any, float]:
+    own = [row for row in evidence.spectrum if row["method"] == label]
+    if not own:
+        raise unknown("method in the claim", label, {row["method"] for row in evidence.spectrum})
+    oldest = max(int(row["updates_since_refresh"]) for row in own)
+    young: dict[Any, list[float]] = {}
+    old: dict[Any, list[float]] = {}
+    for row in own:
+        place, age = (int(row["seed"]), row["layer"]), int(row["updates_since_refresh"])
+        if age <= oldest / 5:
+            young.setdefault(place, []).append(float(row["frobenius_error"]))
+        elif age >= oldest * 4 / 5:
+            old.setdefault(place, []).append(float(row["frobenius_error"]))
+    return {place: fmean(old[place]) - fmean(young[place]) for place in young.keys() & old.keys()}
 
 
 def _seconds_per_update(part: Mapping[str, Any], evidence: Evidence) -> Pairs:

@@ -91,16 +91,21 @@ def test_errors_of_every_look_or_on_average():
         {"seed": "1", "update": u, "layer": "1", "method": m, "frobenius_error": e}
         for u, m, e in [("0", "a", "0.1"), ("9", "a", "0.4"), ("0", "b", "0.2"), ("9", "b", "0.3")]
     ]
-    means = [
-        {"seed": 1, "layer": "1", "method": m, "mean_error": e, "mean_error_at_refresh": 0.1,
-         "mean_error_before_refresh": 0.1 + g}
-        for m, e, g in [("a", 0.25, 0.5), ("b", 0.5, 0.25)]
-    ]  # fmt: skip
+    means = [{"seed": 1, "layer": "1", "method": m, "mean_error": e} for m, e in [("a", 0.25), ("b", 0.5)]]
     found = Evidence(spectrum=looks, similarity={"spectrum": means})
     assert figures(part("frobenius_error", everywhere=True), found) == ([0.1, 0.4], [0.2, 0.3])
     assert figures(part("frobenius_error"), found) == ([0.25], [0.5])
-    of, to = figures(part("error_growth"), found)
-    assert (of, to) == (pytest.approx([0.5]), pytest.approx([0.25]))
+
+
+def test_growth_of_an_error_from_young_to_old_refreshes():
+    errors = {"a": {0: 0.1, 20: 0.2, 50: 9.0, 80: 0.3, 100: 0.5}, "b": {0: 0.1, 100: 0.2}}
+    rows = [
+        {"seed": "1", "layer": "1", "method": m, "updates_since_refresh": str(age), "frobenius_error": str(e)}
+        for m, by_age in errors.items()
+        for age, e in by_age.items()
+    ]
+    of, to = figures(part("error_growth"), Evidence(spectrum=rows))
+    assert (of, to) == (pytest.approx([0.25]), pytest.approx([0.1]))
 
 
 def test_rounds_and_the_toy():
