@@ -82,10 +82,7 @@ def load_config(
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
     problem = _with_likelihood(_section(Problem, _given(tree, "problem")))
-    run = _section(Run, _given(tree, "run"))
-    if command == "compare" and not run.quick and "seeds" not in run.model_fields_set:
-        run = run.model_copy(update={"seeds": COMPARE_SEEDS})
-    run = _with_budget(run, problem)
+    run = _with_budget(_with_seeds(_section(Run, _given(tree, "run")), command), problem)
     methods = _methods(tree.get("methods"), method_flags)
     _check_problem(problem)
     wallclock = _section(Wallclock, _given(tree, "wallclock") if command == "wallclock" else {})
@@ -163,6 +160,12 @@ def _sentence(error: ValidationError, where: str) -> str:
     message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
     key = ".".join(str(part) for part in first["loc"][:1])
     return f"{where + ': ' if where else ''}{key} {message}, got {shown(first['input'])}"
+
+
+def _with_seeds(run: Run, command: str) -> Run:
+    """One seed has no deviation, so `compare` takes several unless told otherwise."""
+    given = run.quick or "seeds" in run.model_fields_set
+    return run.model_copy(update={"seeds": COMPARE_SEEDS}) if command == "compare" and not given else run
 
 
 def _with_budget(run: Run, problem: Problem) -> Run:
