@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from kfbench.results.verdicts import REFUTED, committed
 # Of what a claim leaves, the small things that are worth a commit.
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv")
 _PICTURES = "*.png"
+# Flags that a claim takes beside its scale.
+_PLACES = ("data_dir", "device", "threads", "deterministic")
 
 
 def claim_paths(what: Sequence[Path]) -> tuple[list[Path], bool]:
@@ -29,62 +32,85 @@ def claim_paths(what: Sequence[Path]) -> tuple[list[Path], bool]:
     return files + inside, bool(inside)
 
 
-def show_verdicts(paths: Sequence[Path], scale: str, format: str, plot: Path | None) -> int:
-    """The table of all verdicts that are known, of claims at a scale; runs nothing."""
-    files = [read_claim(path, scale) for path in paths]
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose for claims."""
+
+    scale: str
+    keep: Path | None
+    overwrite: bool
+    plot: bool
+    format: str
+
+
+def judge(
+    paths: Sequence[Path], whole_folder: bool, choice: Choice, out: Path | None, strict: bool, flags: Mapping[str, Any]
+) -> int:
+    """Judge every claim named, or show what is known of a whole folder of them; returns the exit code.
+
+    ``flags`` say where it runs, never what: the claim's file and the scale do.
+    """
+    for name in flags:
+        if name not in _PLACES:
+            raise UsageError(
+                f"a claim is run as its file says: --{name.replace('_', '-')} cannot change it; use --scale"
+            )
+    if out is not None and (whole_folder or len(paths) > 1):
+        raise UsageError(f"--out {out} is of one claim, got {len(paths)}")
+    files = [read_claim(path, choice.scale, flags) for path in paths]
+    if whole_folder:
+        records = _show_all(files, choice)
+    else:
+        records = [_judge_one(file, choice, out) for file in files]
+    if strict and any(record["verdict"] == REFUTED for record in records):
+        return 1  # else a refuted claim is a result like any other
+    return 3 if any(record.get("status") == "failed" for record in records) else 0
+
+
+def _show_all(files: Sequence[ClaimFile], choice: Choice) -> list[dict[str, Any]]:
+    """The table of all verdicts that are known at a scale; runs nothing."""
     records = [_known(file) or _unknown(file) for file in files]
-    print_table(verdict_rows(records), format, {"scale": scale, "claims": records})
+    print_table(verdict_rows(records), choice.format, {"scale": choice.scale, "claims": records})
     for file, record in zip(files, records, strict=True):
         if record.get("hash") not in (None, file.hash):
             print(f"Warning: {file.claim.id} was judged with another configuration; run it again", file=sys.stderr)
-    if plot is not None:
-        plot_ratios(records, plot)
-    return 0
+    if choice.plot:
+        path = RUNS / f"verdicts-{choice.scale}.png"
+        path.parent.mkdir(exist_ok=True)
+        plot_ratios(records, path)
+        print(f"picture: {path}", file=sys.stderr)
+    return records
 
 
-def judge_one(
-    path: Path,
-    scale: str,
-    out: Path | None,
-    keep: Path | None,
-    overwrite: bool,
-    flags: Mapping[str, Any],
-    format: str,
-    plot: bool,
-) -> dict[str, Any]:
+def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, Any]:
     """Run what is missing for one claim, print the figure's data and the verdict; returns the record."""
-    file = read_claim(path, scale, flags)
-    record = {} if overwrite else _known(file)
-    directory = out or RUNS / f"compare-{file.claim.id}-{scale}"
+    record = {} if choice.overwrite else _known(file)
+    directory = out or RUNS / f"compare-{file.claim.id}-{file.scale}"
     if record.get("hash") == file.hash:
         print("judged before with this configuration; --overwrite judges again", file=sys.stderr)
     else:
         record = _judged(file, directory)
-    if plot and (directory / "verdict.json").is_file():
+    if choice.plot and (directory / "verdict.json").is_file():
         plot_ratios([record], directory / "ratios.png")
-    _report(record, format)
-    if keep is not None:
-        _keep(directory, keep / scale / file.claim.id)
+    _report(record, choice.format)
+    if choice.keep is not None:
+        _keep(directory, choice.keep / file.scale / file.claim.id)
     return record
-
-
-def exit_code(records: Sequence[Mapping[str, Any]], strict: bool) -> int:
-    """A refuted claim is a result: 0, or 1 where the user is strict about it; 3 where runs failed."""
-    if strict and any(record["verdict"] == REFUTED for record in records):
-        return 1
-    return 3 if any(record.get("status") == "failed" for record in records) else 0
 
 
 def _judged(file: ClaimFile, directory: Path) -> dict[str, Any]:
     from kfbench.cli.progress import progress_observer
     from kfbench.cli.sweep_progress import sweep_observer
-    from kfbench.engine.claims import Watching, judge_claim
+    from kfbench.engine.claims import ClaimInterruptedError, Watching, judge_claim
 
     directory.mkdir(parents=True, exist_ok=True)
     observer = sweep_observer()
     watching = Watching(observer, progress_observer, lambda line: print(line, file=sys.stderr, flush=True))
     try:
         return judge_claim(file, directory, _committed_folder(file), watching)
+    except ClaimInterruptedError:
+        print("interrupted; the same command continues", file=sys.stderr)
+        raise KeyboardInterrupt from None
     finally:
         observer.close()
 

@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
+from kfbench.cli.claims import Choice, claim_paths, judge
 from kfbench.cli.flags import (
     Assignments,
     ConfigFile,
@@ -43,6 +44,15 @@ Out = Annotated[
 Html = Annotated[bool, typer.Option("--html", help="write compare.html, one page that needs no network")]
 
 
+Scale = Annotated[
+    Literal["smoke", "small", "full"], typer.Option("--scale", help="of a claim: 20 updates, minutes, or as published")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="of a claim: exit 1 where it is not reproduced")]
+Keep = Annotated[
+    Optional[Path], typer.Option("--keep", metavar="DIR", help="of a claim: copy its small summary to DIR/SCALE/ID")
+]
+
+
 @with_config_flags("problem", "method", "run", "compare")
 def compare(
     what: What = None,
@@ -54,6 +64,9 @@ def compare(
     plot: Plot = False,
     html: Html = False,
     format: Format = "table",
+    scale: Scale = "small",
+    strict: Strict = False,
+    keep: Keep = None,
     debug: Debug = False,
     **flags: Any,
 ) -> None:
@@ -62,9 +75,17 @@ def compare(
     Of folders it reads what is there. Otherwise it trains what is missing: three seeds of each method;
     the same command continues where it was stopped. Without methods: sgd, adam, foof and kfac.
 
+    A YAML that holds a published claim is run as far as it was not, and judged; a folder of such YAMLs gives the
+    table of all verdicts.
+
     Example: kfbench compare --opt foof --opt sgd --width 250 --html
     """
     values = single_values(flags, "compare")
+    claims, whole_folder = claim_paths([*(what or []), *([config] if config else [])])
+    if claims:
+        _refuse_runs(opt, set_, html)
+        choice = Choice("smoke" if values.pop("quick", None) else scale, keep, overwrite, plot, format)
+        raise typer.Exit(judge(claims, whole_folder, choice, out, strict, values))
     folders, file = _sorted(what or [], config)
     if folders:
         _refuse_training(values, opt, config, set_)
@@ -98,6 +119,12 @@ def _refuse_training(
     given += [name for name, value in (("--opt", specs), ("--config", file), ("--set", assignments)) if value]
     if given:
         raise UsageError(f"runs that have ended are compared as they are: {', '.join(given)} cannot change them")
+
+
+def _refuse_runs(specs: Sequence[str] | None, assignments: Sequence[str] | None, html: bool) -> None:
+    given = [name for name, value in (("--opt", specs), ("--set", assignments), ("--html", html)) if value]
+    if given:
+        raise UsageError(f"a claim is run as its file says: {', '.join(given)} cannot change it; use --scale")
 
 
 def _settings(file: Path | None, values: Mapping[str, Any], specs: Sequence[str], assignments: Sequence[str]) -> Config:

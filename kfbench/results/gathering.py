@@ -134,9 +134,11 @@ def _best_final(rows: Sequence[Row]) -> list[Row]:
 
 def _read(source: _Source, seeds: Collection[int] | None, damaged: list[str]) -> _Found:
     folder = source.folders[0]
-    tree, shared = _configuration(folder)
+    configurations = [_configuration(path) for path in source.folders]
+    (tree, shared), records = configurations[0], []
+    for path, (own, _) in zip(source.folders, configurations, strict=True):
+        records += _read_seeds(path, own["run"], seeds, damaged)
     method = tree["methods"][0]
-    records = [r for path in source.folders for r in _read_seeds(path, tree["run"], seeds, damaged)]
     if not records:
         raise _DamagedError(f"{folder}: no seed of it ended")
     label = source.label or str(records[0].summary.get("method") or method["opt"])

@@ -17,7 +17,11 @@ from kfbench.results.records import write_atomically
 _TEMPLATE = Path(__file__).with_name("page.html")
 # How far colours go towards white on a dark page, and the black of SGD.
 _LIGHTER = 0.35
+# How many times the loss of an untrained network still has a place on the axis.
+_HEADROOM = 10.0
 _BLACK, _WHITE = "#000000", "#f0f0f0"
+# Columns whose cells name their row.
+_ROW_NAMES = ("method", "option")
 _ENVIRONMENT = ("cpu", "gpu", "device", "threads", "python", "platform", "git_commit", "git_dirty")
 
 
@@ -34,13 +38,15 @@ def page(comparison: Comparison, summary: Mapping[str, Any]) -> str:
         "title": html.escape(heading),
         "lead": html.escape(_lead(summary)),
         "table": _table(comparison_rows(summary), "Methods by rank"),
-        "target": html.escape(target_sentence(summary)),
+        "target": html.escape(target_sentence(summary).capitalize()),
         "differences": _differences(summary),
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in _notes(summary)),
         "methods": _table(_option_rows(ordered), "What differs between the methods"),
         "common": _facts({**_common(ordered), **comparison.problem, **comparison.run}),
         "environment": _environment(ordered),
-        "data": _script_json({"methods": _series(ordered), "target": _finite(summary["target"]["loss"])}),
+        "data": _script_json(
+            {"methods": _series(ordered), "target": _finite(summary["target"]["loss"]), "top": _top(ordered)}
+        ),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
 
@@ -62,7 +68,7 @@ def _differences(summary: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
     """Scrolls sideways by itself where the page is narrow."""
-    head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in rows[0])
+    head = "".join(_head(column) for column in rows[0])
     body = "".join(f"<tr>{''.join(_cell(column, value) for column, value in row.items())}</tr>" for row in rows)
     label = html.escape(caption)
     return (
@@ -71,11 +77,13 @@ def _table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
     )
 
 
+def _head(column: str) -> str:
+    return f'<th scope="col"{" class=name" if column in _ROW_NAMES else ""}>{html.escape(column)}</th>'
+
+
 def _cell(column: str, value: Any) -> str:
     text = html.escape(str(value))
-    if column in ("method", "option"):
-        return f'<th scope="row">{text}</th>'
-    return f"<td{' class=text' if re.search('[a-z]{4}', text) else ''}>{text}</td>"
+    return f'<th scope="row">{text}</th>' if column in _ROW_NAMES else f"<td>{text}</td>"
 
 
 def _option_rows(methods: Sequence[MethodRuns]) -> list[dict[str, Any]]:
@@ -128,6 +136,12 @@ def _series(methods: Sequence[MethodRuns]) -> list[dict[str, Any]]:
         ]
         drawn.append({"label": label, **_colours(look), "mean": _positive(mean), "points": _positive(points)})
     return drawn
+
+
+def _top(methods: Sequence[MethodRuns]) -> float | None:
+    """Where the axis ends at the latest: a run that exploded would press all others flat."""
+    first = [row["train_loss"] for m in methods for r in m.seeds for row in r.epochs[:1] if row["train_loss"]]
+    return _HEADROOM * max(first) if first and _finite(max(first)) else None
 
 
 def _positive(rows: Iterable[list[Any]]) -> list[list[Any]]:
