@@ -18,6 +18,7 @@ _COMMANDS = {
     "train": ("kfbench.cli.train", "train", "Train a model with one optimizer and record every loss."),
     "sweep": ("kfbench.cli.sweep", "sweep", "Tune the methods' parameters, each with as many trials."),
     "wallclock": ("kfbench.cli.wallclock", "wallclock", "Time updates of several optimizers, with error bars."),
+    "similarity": ("kfbench.cli.similarity", "similarity", "Compare the directions of methods along one trajectory."),
     "data": ("kfbench.cli.data", "app", "List, fetch and check data sets."),
     "list": ("kfbench.cli.listing", "list_names", "List methods, models and data sets."),
 }

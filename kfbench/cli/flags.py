@@ -21,6 +21,7 @@ _PANELS = {
     "run": "Run",
     "wallclock": "Measuring",
     "sweep": "Sweep",
+    "similarity": "Similarity",
 }
 _SHORT = {"jobs": ("-j",)}
 _NAMES = {"dataset": DATASETS, "model": MODELS}

@@ -16,6 +16,7 @@ from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.isolation import forward_isolated
 from kfbench.engine.schedule import Amortisation
 from kfbench.engine.verification import warn_of_batch_mixing, why_wrong
+from kfbench.errors import described
 from kfbench.importing import import_object
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
@@ -94,7 +95,7 @@ class Preconditioning:
         if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
-        self.step = 0
+        self.step = self.refreshes = 0
         self._refreshed = self._warned_of_retries = False
         # Methods that are asked about the same captured forwards (``invite``); only this one's direction is written.
         self.companions: list[Preconditioning] = []
@@ -160,13 +161,20 @@ class Preconditioning:
                 self._scale(gradients, directions, factor)
 
         self._take_turn(write)
-        for companion in self.companions:
-            companion._take_turn()
+        self._ask_companions()
 
     def finish_unwritten(self) -> None:
         """As ``finish``, but ``.grad`` stays as it is: some other optimizer moves the weights."""
-        for each in (self, *self.companions):
-            each._take_turn()
+        self._take_turn()
+        self._ask_companions()
+
+    def _ask_companions(self) -> None:
+        for companion in self.companions:
+            try:
+                companion._take_turn()
+            except Exception as error:  # whatever is followed has not failed
+                name = type(companion.method).__name__
+                raise RuntimeError(f"{name}, which is only asked, failed: {described(error)}") from error
 
     def _take_turn(self, write: Callable[[dict[str, LayerGradient], dict[str, Tensor]], None] | None = None) -> None:
         """One update of this method: apply, observe and refresh in its order."""
@@ -290,6 +298,7 @@ class Preconditioning:
     def _refresh(self) -> None:
         self.method.refresh(self.damping)
         self._refreshed = True
+        self.refreshes += 1
         if self.damping_retries and not self._warned_of_retries:
             warnings.warn(
                 f"a factor was not positive definite in floating point with damping {self.damping:g}, so it was "

@@ -129,7 +129,7 @@ class Trainee:
         if self.preconditioning is None:
             self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for xs, ys in self._micro_batches(x, y):
+        for xs, ys in self.micro_batches(x, y):
             loss = (
                 self._backward_plain(xs, ys, len(x)) if self.preconditioning is None else self._capture(xs, ys, len(x))
             )
@@ -178,7 +178,8 @@ class Trainee:
         self.preconditioning.accumulate(losses, output)
         return losses.detach().sum() / samples
 
-    def _micro_batches(self, x: Tensor, y: Tensor) -> list[Batch]:
+    def micro_batches(self, x: Tensor, y: Tensor) -> list[Batch]:
+        """One update's batch in the parts that go through the model one by one."""
         size = self.run.micro_batch_size
         return [(x, y)] if size is None else list(zip(x.split(size), y.split(size), strict=True))
 
