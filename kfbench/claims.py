@@ -11,7 +11,7 @@ from kfbench.config import dump, load_config, validated
 from kfbench.errors import UsageError, shown, unknown
 from kfbench.identity import fingerprint
 from kfbench.scales import SCALES, changes
-from kfbench.sections import Claim, ClaimPart, Config
+from kfbench.sections import Claim, ClaimPart, Config, Similarity
 from kfbench.yaml_file import read_yaml
 
 # What only tells people about a claim; all else decides the numbers or the verdict.
@@ -34,17 +34,23 @@ class ClaimFile:
             return load_config(self.path, flags, specs, command=command)
         return load_config(self.path, flags, command=command)
 
-    @property
-    def blocks(self) -> frozenset[str]:
-        """The commands that the file has a block for."""
-        return frozenset(read_yaml(self.path))
+    def tunes(self) -> bool:
+        """Whether the methods are tuned first: the file has a block for it."""
+        return "sweep" in read_yaml(self.path)
 
     @property
     def hash(self) -> str:
         """Equal for equal experiments and predicates at equal scale."""
-        tree = {name: dump(self.settings(name), name) for name in ("sweep", "similarity", "wallclock")}
+        tree = {name: dump(self.settings(name), name) for name in ("sweep", "wallclock")}
         tested = self.claim.model_dump(exclude=set(_PROSE))
-        return fingerprint({"scale": self.scale, "blocks": sorted(self.blocks), **tree, "claim": tested})
+        looks = self.similarity.model_dump()
+        blocks = sorted(read_yaml(self.path))
+        return fingerprint({"scale": self.scale, "blocks": blocks, **tree, "similarity": looks, "claim": tested})
+
+    @property
+    def similarity(self) -> Similarity:
+        """What is asked along whose trajectory; ``follow`` is a label as the tuning has it."""
+        return validated(Similarity, read_yaml(self.path).get("similarity") or {}, f"similarity of {self.path.name}")
 
 
 def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) -> ClaimFile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from kfbench.sections import (
     Problem,
     Run,
     Section,
+    Similarity,
     Sweep,
     Wallclock,
 )
@@ -38,6 +40,7 @@ _FLAG_SECTIONS: dict[str, type[Section]] = {
     "run": Run,
     "wallclock": Wallclock,
     "sweep": Sweep,
+    "similarity": Similarity,
     "compare": Compare,
 }
 
@@ -84,10 +87,10 @@ def load_config(
             raise unknown("key", key, TOP_KEYS)
     problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
     run = _with_budget(_run(tree, command), problem)
-    methods = _methods(tree.get("methods"), method_flags)
+    methods, similarity = _methods_and_roles(tree, method_flags, command)
     _check_problem(problem)
-    blocks = {name: _block(tree, name, command, run.quick) for name in COMMAND_BLOCKS}
-    return Config(problem=problem, methods=methods, run=run, **blocks)
+    blocks = {name: _block(tree, name, command, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
+    return Config(problem=problem, methods=methods, run=run, similarity=similarity, **blocks)
 
 
 def _run(tree: Mapping[str, Any], command: str) -> Run:
@@ -249,6 +252,58 @@ def _methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:
     return tuple(
         Method(opt=opt, label=label, options=options) for (opt, options), label in zip(resolved, named, strict=True)
     )
+
+
+def _methods_and_roles(
+    tree: Mapping[str, Any], flags: Mapping[str, Any], command: str
+) -> tuple[tuple[Method, ...], Similarity]:
+    """All methods, and for `similarity` which of them is followed, and against which the others are compared."""
+    entries = tree.get("methods")
+    if command != "similarity" or not (entries is None or isinstance(entries, list)):
+        return _methods(entries, flags), Similarity()
+    similarity = validated(Similarity, _given(tree, "similarity"))
+    entries, roles = _with_roles(entries, similarity, flags)
+    methods = _methods(entries, flags)
+    similarity = similarity.model_copy(update={role: methods[place].label for role, place in roles.items()})
+    _check_similarity(similarity, methods)
+    return methods, similarity
+
+
+def _with_roles(entries: Any, similarity: Similarity, flags: Mapping[str, Any]) -> tuple[list[Any], dict[str, int]]:
+    """The SPECs, with the followed one and the one compared against where they are not there yet; which these are."""
+    listed = list(entries or [])
+    roles: dict[str, int] = {}
+    for role in ("follow", "against"):
+        wanted = getattr(similarity, role)
+        if wanted is None:
+            continue
+        place = _place(listed, wanted, flags)
+        if place is None:
+            place = len(listed)
+            listed.append(wanted)
+        roles[role] = place
+    return listed, roles
+
+
+def _place(entries: Sequence[Any], wanted: str, flags: Mapping[str, Any]) -> int | None:
+    """Which entry is meant: the very SPEC, or what it is labelled; None where it is none of them."""
+    parsed = [parse_spec(entry) for entry in entries]
+    if not parsed:
+        return None
+    with suppress(UsageError, ValueError):  # a label with options is no SPEC
+        return parsed.index(parse_spec(wanted))
+    accepted = [find_method(opt) for opt, _ in parsed]
+    known = {key: value for key, value in flags.items() if any(entry.accepts(key) for entry in accepted)}
+    named = [method.label for method in _methods(list(entries), known)]
+    return named.index(wanted) if wanted in named else None
+
+
+def _check_similarity(similarity: Similarity, methods: Sequence[Method]) -> None:
+    named = ", ".join(method.label for method in methods)
+    if len(methods) < 2:
+        raise UsageError(f"similarity compares two methods or more, got {named} alone; name others with --opt")
+    if "foof" in similarity.metric and not any(method.opt == "foof" for method in methods):
+        raise UsageError(f"metric 'foof' takes its curvature from a foof, which is none of the methods: {named}")
 
 
 def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,15 @@ Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Text = Annotated[str, BeforeValidator(_no_bool_text)]
 
 
+def _as_list(value: Any) -> Any:
+    """One name is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _metrics(value: Any) -> Any:
+    return ("euclidean", "foof") if value in ("both", ["both"], ("both",)) else _as_list(value)
+
+
 class Section(BaseModel):
     """A frozen part of the configuration; unknown keys are errors."""
 
@@ -229,6 +238,28 @@ class Compare(Section):
     claim: dict[str, Any] = Field(default_factory=dict, description="a published claim, see docs/claims.md")
 
 
+class Similarity(Section):
+    """What `kfbench similarity` asks along whose trajectory."""
+
+    follow: Text = Field("kfac", description="SPEC, or label in the file, of the method that trains")
+    against: Text | None = Field(
+        None, description="only pairs with this one, a SPEC or a label in the file (default: all pairs)"
+    )
+    metric: Annotated[tuple[Literal["euclidean", "foof"], ...], BeforeValidator(_metrics)] = Field(
+        ("euclidean",), min_length=1, description="inner products, euclidean or foof, or both"
+    )
+    every: Int | None = Field(
+        None, ge=1, description="updates between looks (default: about 50 looks, so that all phases of every T are met)"
+    )
+    progress: bool = Field(False, description="how much each direction would lower the same mini-batch's loss")
+    progress_lr: Literal["given", "search"] = Field(
+        "given", description="steps of --progress: each method's lr, or the best of a line search"
+    )
+    spectrum: Annotated[tuple[Text, ...], BeforeValidator(_as_list)] = Field(
+        (), description="layers whose curvature is compared with the exact Fisher"
+    )
+
+
 class Method(Section):
     """One resolved method: which one, what its records are called, every option it has."""
 
@@ -246,10 +277,11 @@ class Config(Section):
     wallclock: Wallclock
     sweep: Sweep = Sweep()
     compare: Compare = Compare()
+    similarity: Similarity = Similarity()
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.
-COMMAND_BLOCKS = ("sweep", "wallclock", "compare")
+COMMAND_BLOCKS = ("sweep", "wallclock", "similarity", "compare")
 SECTIONS: dict[str, type[Section]] = {
     "problem": Problem,
     "method": MethodOptions,
@@ -257,5 +289,6 @@ SECTIONS: dict[str, type[Section]] = {
     "wallclock": Wallclock,
     "sweep": Sweep,
     "compare": Compare,
+    "similarity": Similarity,
 }
 TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)

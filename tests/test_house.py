@@ -10,7 +10,8 @@ EVERYWHERE = ["config", "errors", "identity", "importing", "methods", "registry"
 # Records and the arithmetic over them: they import nothing but each other, so the engine may write and
 # judge with them; tables, plots, folders and gates stay out of its reach.
 PURE_RESULTS = [
-    f"results.{name}" for name in ("records", "environment", "statistics", "intervals", "timings", "trials")
+    f"results.{name}"
+    for name in ("records", "environment", "similarities", "statistics", "intervals", "timings", "trials")
 ]
 
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "sweep": ("kfbench.cli.sweep", "sweep", "Tune the methods' parameters, each with as many trials."),
     "compare": ("kfbench.cli.compare", "compare", "Compare methods over seeds: who wins, by how much, how fast."),
     "wallclock": ("kfbench.cli.wallclock", "wallclock", "Time updates of several optimizers, with error bars."),
+    "similarity": ("kfbench.cli.similarity", "similarity", "Compare the directions of methods along one trajectory."),
     "data": ("kfbench.cli.data", "app", "List, fetch and check data sets."),
     "list": ("kfbench.cli.listing", "list_names", "List methods, models and data sets."),
 }

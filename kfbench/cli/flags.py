@@ -22,6 +22,7 @@ _PANELS = {
     "wallclock": "Measuring",
     "sweep": "Sweep",
     "compare": "Comparison",
+    "similarity": "Similarity",
 }
 _SHORT = {"jobs": ("-j",)}
 _NAMES = {"dataset": DATASETS, "model": MODELS}

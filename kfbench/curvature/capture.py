@@ -44,6 +44,7 @@ class Captured:
     _rows: dict[str, Tensor] | None = None
     _plain_gradients: list[Tensor | None] | None = None
     _inputs: dict[str, Tensor] = field(default_factory=dict)
+    _fisher_rows: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def samples_per_call(self) -> dict[str, set[int]]:
         """The batch sizes that each layer was called with."""
@@ -82,23 +83,32 @@ class Captured:
 
         ``vectors(output, fisher)`` gives the K vectors [K, *output.shape] of the likelihood for
         sampled and full; empirical uses the true labels' gradients. Needs the graph: call it
-        before ``optimizer.step``.
+        before ``optimizer.step``. Asked again for the same ``fisher``, nothing is drawn or
+        backpropagated a second time.
         """
-        rows: dict[str, Tensor] = {}
-        if fisher == "empirical":
-            rows = {name: g[None] for name, g in self._true_rows(losses, keep_graph=True).items()}
-        elif fisher != "none":
-            assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
-            drawn = vectors(output.detach(), fisher)
-            per_vector = [self._backpropagate(output, vector)[0] for vector in drawn]
-            rows = {name: torch.stack([r[name] for r in per_vector]) for name in self.calls}
+        if fisher not in self._fisher_rows:
+            self._fisher_rows[fisher] = self._rows_for(fisher, losses, output, vectors)
+        rows = self._fisher_rows[fisher]
         return {
             name: LayerStatistics(self.inputs(name), rows.get(name), self.layers[name].has_bias) for name in self.calls
         }
 
-    def gradients(self, losses: Tensor) -> dict[str, LayerGradient]:
-        """Every layer's mean gradient of ``losses`` [N], as rows; frees the graph."""
-        rows = self._true_rows(losses, keep_graph=False)
+    def _rows_for(
+        self, fisher: str, losses: Tensor, output: Tensor, vectors: Callable[[Tensor, str], Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Gradient rows [K, N, P, d_out] of every layer; of none for fisher none."""
+        if fisher == "none":
+            return {}
+        if fisher == "empirical":
+            return {name: g[None] for name, g in self._true_rows(losses, keep_graph=True).items()}
+        assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
+        drawn = vectors(output.detach(), fisher)
+        per_vector = [self._backpropagate(output, vector)[0] for vector in drawn]
+        return {name: torch.stack([r[name] for r in per_vector]) for name in self.calls}
+
+    def gradients(self, losses: Tensor, keep_graph: bool = False) -> dict[str, LayerGradient]:
+        """Every layer's mean gradient of ``losses`` [N], as rows; frees the graph unless it is to be kept."""
+        rows = self._true_rows(losses, keep_graph)
         n = len(losses)
         return {name: LayerGradient(g.flatten(0, 1), self.inputs(name).flatten(0, 1), n) for name, g in rows.items()}
 

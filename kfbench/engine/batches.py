@@ -13,6 +13,7 @@ Batch = tuple[Tensor, Tensor]
 _ORDER, _WARMUP = 1, 2
 LABELS = 3
 _FISHER = 4
+SPECTRUM_LABELS = 5
 
 
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:

@@ -50,8 +50,9 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path | None, watching
     Raises ClaimInterruptedError.
     """
     claim, measures = file.claim, {part.measure for part in file.claim.parts}
-    evidence, record = Evidence(), {}
-    if "sweep" in file.blocks:
+    evidence = Evidence()
+    record: dict[str, Any] = {}
+    if file.tunes():
         record |= _tune(file, directory, earlier, watching, evidence)
     elif measures & set(TUNED):
         raise UsageError(f"{file.path.name} has no sweep block, which its measures need")
@@ -85,7 +86,7 @@ def _tune(
     check_labels(file, TUNED, [method.label for method in plan(config)])
     with shared_folder(None, "sweep", config, overwrite=False) as folder:
         _bring(earlier, folder)
-        published = {}
+        published: dict[str, Any] = {}
         for spec in file.claim.published:
             summary = _swept(_fixed(file, spec), folder, watching)
             published |= summary["methods"]
@@ -168,23 +169,22 @@ def _follow(file: ClaimFile, directory: Path, watching: Watching, evidence: Evid
 
 def _similarity_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
     """The followed method and those asked, each at its tuned options, or with the followed one's step and damping."""
-    asked = file.settings("similarity")
-    follow = asked.similarity.follow
+    settings, looks = file.settings("sweep"), file.similarity
     if tuning:
         tuned = _tuned_entries(tuning)
     else:
-        tuned = {_label(method.opt, method.options): {"opt": method.opt, **method.options} for method in asked.methods}
-    if follow not in tuned:
-        raise UsageError(f"{file.path.name}: similarity.follow must be one of {', '.join(tuned)}, got {follow!r}")
-    entries = [(follow, tuned[follow]), *(_entry(spec, tuned, tuned[follow]) for spec in file.claim.ask)]
-    run = asked.run
-    seeds = {"seed": run.seed + run.seeds, "seeds": asked.sweep.final_seeds} if tuning else {}
-    config = file.settings("similarity", [entry for _, entry in entries], **seeds)
+        tuned = {_label(m.opt, m.options): {"opt": m.opt, **m.options} for m in settings.methods}
+    if looks.follow not in tuned:
+        names = ", ".join(tuned)
+        raise UsageError(f"{file.path.name}: similarity.follow must be one of {names}, got {looks.follow!r}")
+    followed = tuned[looks.follow]
+    entries = [(looks.follow, followed), *(_entry(spec, tuned, followed) for spec in file.claim.ask)]
+    run = settings.run
+    seeds = {"seed": run.seed + run.seeds, "seeds": settings.sweep.final_seeds} if tuning else {}
+    config = file.settings("sweep", [entry for _, entry in entries], **seeds)
     labels = [label for label, _ in entries]
-    methods = tuple(
-        method.model_copy(update={"label": label}) for method, label in zip(config.methods, labels, strict=True)
-    )
-    return config.model_copy(update={"methods": methods})
+    methods = tuple(m.model_copy(update={"label": label}) for m, label in zip(config.methods, labels, strict=True))
+    return config.model_copy(update={"methods": methods, "similarity": looks})
 
 
 def _tuned_entries(tuning: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """One update: the only place where the order of capture, apply, observe and refresh is decided."""
 
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.isolation import forward_isolated
 from kfbench.engine.schedule import Amortisation
 from kfbench.engine.verification import warn_of_batch_mixing, why_wrong
+from kfbench.errors import described
 from kfbench.importing import import_object
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
@@ -22,6 +24,9 @@ from kfbench.registry import METHODS
 
 # Refresh number -> (inputs, targets) of the points that a method draws for itself.
 FisherBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+
+# What each parameter is to move against; None where the loss does not use it.
+Direction = Mapping[nn.Parameter, Tensor | None]
 
 # What a method may ask to be backpropagated.
 FISHERS = ("none", "sampled", "full", "empirical")
@@ -90,8 +95,12 @@ class Preconditioning:
         if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
-        self.step = 0
+        self.step = self.refreshes = 0
         self._refreshed = self._warned_of_retries = False
+        # Methods that are asked about the same captured forwards (``invite``); only this one's direction is written.
+        self.companions: list[Preconditioning] = []
+        # Told of the direction right after ``apply``, before whatever comes later in the order.
+        self.on_applied: Callable[[Direction], None] | None = None
         self.layers, self.left_out = find_layers(model)
         device = next(model.parameters()).device
         self.label_generator = torch.Generator(device).manual_seed(seed)
@@ -122,7 +131,7 @@ class Preconditioning:
         self.accumulate(losses, output)
         self.finish()
 
-    def accumulate(self, losses: Tensor, output: Tensor) -> None:
+    def accumulate(self, losses: Tensor, output: Tensor, keep_graph: bool = False) -> None:
         """Take in one micro-batch; ``finish`` then treats all of them as one batch."""
         if losses.dim() != 1:
             raise ValueError(f"losses must be per sample, [N], got shape {list(losses.shape)}: use reduction='none'")
@@ -131,10 +140,13 @@ class Preconditioning:
             raise RuntimeError("no forward was captured: run the model inside 'with preconditioning.capture():'")
         if not self._verified:
             self._verify(captured, losses)
-        if self.observing:
-            self._statistics.append(self._observed(captured, losses, output))
-        self._gradients.append(captured.gradients(losses))
-        self._plain.append((len(losses), captured.plain_gradients(losses)))
+        together = (self, *self.companions)
+        for each in together:  # labels are drawn first, and only the gradients may free the graph
+            if each.observing:
+                each._statistics.append(each._observed(captured, losses, output))
+        for each in together:
+            each._gradients.append(captured.gradients(losses, keep_graph))
+            each._plain.append((len(losses), captured.plain_gradients(losses)))
 
     def finish(self, factor: Callable[[Tensor], Tensor] | None = None) -> None:
         """Directions into ``.grad``, then (or before, by order) observe and refresh.
@@ -142,34 +154,87 @@ class Preconditioning:
         ``factor`` is a step rule: from the product of gradient and direction over all parameters [],
         what the direction is multiplied by [].
         """
+
+        def write(gradients: dict[str, LayerGradient], directions: dict[str, Tensor]) -> None:
+            self._write(directions)
+            if factor is not None:
+                self._scale(gradients, directions, factor)
+
+        self._take_turn(write)
+        self._ask_companions()
+
+    def finish_unwritten(self) -> None:
+        """As ``finish``, but ``.grad`` stays as it is: some other optimizer moves the weights."""
+        self._take_turn()
+        self._ask_companions()
+
+    def _ask_companions(self) -> None:
+        for companion in self.companions:
+            try:
+                companion._take_turn()
+            except Exception as error:  # whatever is followed has not failed
+                name = type(companion.method).__name__
+                raise RuntimeError(f"{name}, which is only asked, failed: {described(error)}") from error
+
+    def _take_turn(self, write: Callable[[dict[str, LayerGradient], dict[str, Tensor]], None] | None = None) -> None:
+        """One update of this method: apply, observe and refresh in its order."""
         keep_rows = getattr(self.method, "needs_rows", False)
         gradients = {n: LayerGradient.join([part[n] for part in self._gradients], keep_rows) for n in self.layers}
         statistics = join_statistics(self._statistics) if self._statistics else None
-        # Without warm-up there is nothing to apply yet, so the first update uses its own batch.
-        before = self.has_own_points or self.order == "same" or not self._refreshed
+        before = self.observes_first
         if before:
             self._observe_and_refresh(statistics)
-        directions = self.method.apply(gradients)
-        self._write(directions)
-        if factor is not None:
-            self._scale(gradients, directions, factor)
+        if write is not None or self.on_applied is not None or getattr(self.method, "apply_remembers", True):
+            directions = self.method.apply(gradients)
+            if write is not None:
+                write(gradients, directions)
+            if self.on_applied is not None:
+                self.on_applied(dict(self._by_parameter(directions)))
         if not before:
             self._observe_and_refresh(statistics)
         self._gradients, self._statistics, self._plain = [], [], []
         self.step += 1
 
-    def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    @property
+    def observes_first(self) -> bool:
+        """Whether the coming update observes and refreshes before it applies.
+
+        Without warm-up there is nothing to apply yet, so the first update uses its own batch.
+        """
+        return self.has_own_points or self.order == "same" or not self._refreshed
+
+    def invite(self, companions: Sequence["Preconditioning"]) -> None:
+        """From now on one captured forward serves these as well: each keeps its schedule and its order.
+
+        They take over this one's layers, so that what is verified for one is verified for all. Labels of
+        one kind are drawn once a forward, by the first that observes it, this one before all others.
+        """
+        for companion in companions:
+            companion.layers, companion.left_out = self.layers, self.left_out
+            companion._verified = companion._named = True
+            if getattr(companion.method, "per_sample", False):
+                warn_of_batch_mixing(self.model)
+        self.companions = list(companions)
+
+    def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]], counts: Sequence[int] | None = None) -> None:
         """Fill the statistics from (inputs, targets) before the first update, then refresh once.
 
-        BatchNorm buffers and the random state of dropout come out as they went in.
+        BatchNorm buffers and the random state of dropout come out as they went in. ``counts``: how many
+        of the batches are for this method, and for each companion (default: all).
         """
-        observed = False
+        together = [self, *self.companions]
+        limits = [math.inf] * len(together) if counts is None else counts
+        seen = 0
         with forward_isolated(self.model):
             for x, y in batches:
-                self.method.observe(self._forward_observed(x, y))
-                observed = True
-        if observed:
-            self._refresh()
+                captured, losses, output = self._forward_captured(x, y)
+                for each, limit in zip(together, limits, strict=True):
+                    if seen < limit:
+                        each.method.observe(each._observed(captured, losses, output))
+                seen += 1
+        for each, limit in zip(together, limits, strict=True):
+            if min(seen, limit):
+                each._refresh()
         self._verified = False  # the losses of the coming updates may hold more than the likelihood's
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,8 +255,8 @@ class Preconditioning:
         self.layers = {name: self.layers[name] for name in state["layers"]}
         self._verified = True
 
-    def _forward_observed(self, x: Tensor, y: Tensor) -> dict[str, LayerStatistics]:
-        """The statistics of a batch that no update is made of."""
+    def _forward_captured(self, x: Tensor, y: Tensor) -> tuple[Captured, Tensor, Tensor]:
+        """(captured, losses [N], output) of a batch that no update is made of."""
         with self.capture():
             output = self.model(x)
         captured, self._captured = self._captured, None
@@ -199,14 +264,14 @@ class Preconditioning:
         losses = self.likelihood.loss(output, y)
         if not self._verified:
             self._verify(captured, losses)
-        return self._observed(captured, losses, output)
+        return captured, losses, output
 
     def _own_statistics(self) -> dict[str, LayerStatistics]:
         """Those of the method's own points, at the current weights."""
         assert self.fisher_batches is not None
         with forward_isolated(self.model):
             batches = self.fisher_batches(self.step // self.schedule.T)
-            parts = [self._forward_observed(x, y) for x, y in batches]
+            parts = [self._observed(*self._forward_captured(x, y)) for x, y in batches]
         if not parts:
             raise ValueError(f"fisher_batches gave no batch at update {self.step}")
         return join_statistics(parts)
@@ -233,6 +298,7 @@ class Preconditioning:
     def _refresh(self) -> None:
         self.method.refresh(self.damping)
         self._refreshed = True
+        self.refreshes += 1
         if self.damping_retries and not self._warned_of_retries:
             warnings.warn(
                 f"a factor was not positive definite in floating point with damping {self.damping:g}, so it was "
@@ -248,13 +314,18 @@ class Preconditioning:
 
     @torch.no_grad()
     def _write(self, directions: dict[str, Tensor]) -> None:
+        for parameter, direction in self._by_parameter(directions):
+            parameter.grad = direction
+
+    def _by_parameter(self, directions: dict[str, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
+        """The direction of every parameter; those of no captured layer keep their plain gradient."""
         for name, layer in self.layers.items():
-            for parameter, direction in zip(layer.parameters, layer.split(directions[name]), strict=True):
-                parameter.grad = direction
+            yield from zip(layer.parameters, layer.split(directions[name]), strict=True)
         total = sum(n for n, _ in self._plain)
         for index, parameter in enumerate(self._plain_parameters()):
             parts = [(n, g) for n, grads in self._plain if (g := grads[index]) is not None]
-            parameter.grad = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
+            plain = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
+            yield parameter, plain
 
     @torch.no_grad()
     def _scale(

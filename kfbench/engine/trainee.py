@@ -20,6 +20,7 @@ from kfbench.engine.build import (
 from kfbench.engine.clipping import scale_gradients, squared_norm
 from kfbench.engine.evaluation import evaluate
 from kfbench.engine.memory import tensor_bytes
+from kfbench.engine.preconditioning import Preconditioning
 from kfbench.engine.schedule import learning_rate_factor
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
@@ -104,7 +105,11 @@ class Trainee:
 
     def _fisher_batches(self, refresh: int) -> Iterator[Batch]:
         assert self.preconditioning is not None
-        points = self.preconditioning.points_of_a_refresh(self.run.batch_size)
+        return self.points_for(self.preconditioning, refresh)
+
+    def points_for(self, preconditioning: Preconditioning, refresh: int) -> Iterator[Batch]:
+        """The points of a method's own for one refresh, in chunks of a (micro-)batch."""
+        points = preconditioning.points_of_a_refresh(self.run.batch_size)
         chunk = self.run.micro_batch_size or self.run.batch_size
         return fisher_batches(self.data, points, chunk, self.seed, refresh)
 
@@ -124,7 +129,7 @@ class Trainee:
         if self.preconditioning is None:
             self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for xs, ys in self._micro_batches(x, y):
+        for xs, ys in self.micro_batches(x, y):
             loss = (
                 self._backward_plain(xs, ys, len(x)) if self.preconditioning is None else self._capture(xs, ys, len(x))
             )
@@ -133,10 +138,17 @@ class Trainee:
 
     def take_step(self, samples: int) -> None:
         """Turn gradients into directions, where there is a method, and let the optimizer step."""
+        self.form_direction()
+        self._move(samples)
+
+    def form_direction(self) -> None:
+        """Leave in every ``.grad`` what the optimizer is to step along."""
         if self.preconditioning is not None:
             self.preconditioning.finish(self._clip_factor if self.clipping else None)
         elif self.clipping:
             self._clip_gradients()
+
+    def _move(self, samples: int) -> None:
         self._decay_weights()
         self.optimizer.step()
         if self.scheduler is not None:
@@ -166,7 +178,8 @@ class Trainee:
         self.preconditioning.accumulate(losses, output)
         return losses.detach().sum() / samples
 
-    def _micro_batches(self, x: Tensor, y: Tensor) -> list[Batch]:
+    def micro_batches(self, x: Tensor, y: Tensor) -> list[Batch]:
+        """One update's batch in the parts that go through the model one by one."""
         size = self.run.micro_batch_size
         return [(x, y)] if size is None else list(zip(x.split(size), y.split(size), strict=True))
 

@@ -39,6 +39,10 @@ class Preconditioner(Protocol):
     per_sample: bool
     """Optional: its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""
 
+    apply_remembers: bool
+    """Optional: False where ``apply`` leaves no trace in the method, so that where directions are wanted
+    only now and then (``kfbench similarity``) it is not called in between. Without it, it always is."""
+
     def check(self, damping: float, points: int, vectors: int) -> None:
         """Optional: ValueError, before anything is trained, for damping, points of a refresh and vectors
         backpropagated for each of them that it cannot work with."""

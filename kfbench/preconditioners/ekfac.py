@@ -37,6 +37,7 @@ class EKFAC:
 
     orders = ("same", "independent")
     per_sample = True
+    apply_remembers = False
 
     def __init__(self, ema: float = 0.95, fisher: str = "empirical", damping_init: str = "plain") -> None:
         if fisher not in FISHERS:

@@ -17,6 +17,7 @@ class EKFACRA(EKFAC):
     """
 
     per_sample = False
+    apply_remembers = True
 
     def __init__(
         self,

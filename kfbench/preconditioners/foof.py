@@ -20,6 +20,7 @@ class FOOF:
 
     fisher = "none"
     orders = ("independent", "same")
+    apply_remembers = False
 
     def __init__(self, ema: float = 0.95) -> None:
         self.A = FactorAverages(ema)

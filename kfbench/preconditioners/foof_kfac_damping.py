@@ -22,6 +22,7 @@ class FOOFWithKFACDamping:
     """
 
     orders = ("independent", "same")
+    apply_remembers = False
 
     def __init__(self, ema: float = 0.95, fisher: str = "sampled", rescale: str = "lambda_B") -> None:
         if rescale not in RESCALES:

@@ -25,6 +25,7 @@ class PerSampleFOOF:
 
     fisher = "none"
     orders = ("same",)
+    apply_remembers = False
     needs_rows = per_sample = True
 
     def __init__(self) -> None:

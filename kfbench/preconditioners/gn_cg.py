@@ -44,6 +44,7 @@ class GaussNewtonCG:
         if max_iterations < 1:
             raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
         self.tolerance, self.max_iterations, self.warm_start = tolerance, max_iterations, warm_start
+        self.apply_remembers = warm_start
         self.newest = NewestRows(block_diagonal)
         self.damping = 0.0
         # Of the last solve in each block.

@@ -32,6 +32,7 @@ class KFAC:
     """K-FAC with the Fisher of sampled labels, of all labels (full), or of the true ones (empirical)."""
 
     orders = ("independent", "same")
+    apply_remembers = False
 
     def __init__(self, ema: float = 0.95, damping_kind: str = "heuristic", fisher: str = "sampled") -> None:
         if damping_kind not in DAMPING_KINDS:

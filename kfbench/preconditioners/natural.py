@@ -41,6 +41,7 @@ class NaturalGradient:
     orders = ("independent", "same")
     newest_only = True
     per_sample = True
+    apply_remembers = False
 
     def __init__(self, fisher: str = "sampled", fisher_data: int | None = None, block_diagonal: bool = False) -> None:
         if fisher not in FISHERS:

@@ -48,7 +48,7 @@ def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
     methods = evidence.tuning["methods"]
     final = _looked_up(methods, label)["final"]
     if final is None:
-        seeds = next((other["final"]["seeds"] for other in methods.values() if other["final"]), [])
+        seeds: list[int] = next((other["final"]["seeds"] for other in methods.values() if other["final"]), [])
         return dict.fromkeys(seeds, math.inf)
     return dict(zip(final["seeds"], final["losses"], strict=True))
 
