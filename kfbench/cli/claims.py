@@ -58,10 +58,7 @@ def judge(
     if out is not None and (whole_folder or len(paths) > 1):
         raise UsageError(f"--out {out} is of one claim, got {len(paths)}")
     files = [read_claim(path, choice.scale, flags) for path in paths]
-    if whole_folder:
-        records = _show_all(files, choice)
-    else:
-        records = [_judge_one(file, choice, out) for file in files]
+    records = _show_all(files, choice) if whole_folder else [_judge_one(file, choice, out) for file in files]
     if strict and any(record["verdict"] == REFUTED for record in records):
         return 1  # else a refuted claim is a result like any other
     return 3 if any(record.get("status") == "failed" for record in records) else 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kfbench.claims import ClaimFile, check_labels
-from kfbench.config import dump
+from kfbench.config import dump, load_config
 from kfbench.engine.observer import Observer
 from kfbench.engine.similarity import followed_config, similarity
 from kfbench.engine.sweep import SweepObserver, sweep
@@ -208,7 +208,7 @@ def _entry(spec: Any, tuned: Mapping[str, Any], followed: Mapping[str, Any]) -> 
         return spec, tuned[spec]
     opt, options = parse_spec(spec)
     accepts = find_method(opt).accepts
-    label = _label(opt, options)
+    label = _label(opt, load_config(specs=[spec]).methods[0].options)
     shared = {name: followed[name] for name in ("lr", "damping", "T", "S") if name in followed and accepts(name)}
     return label, {"opt": opt, **shared, **options}
 
