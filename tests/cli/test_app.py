@@ -75,8 +75,9 @@ def answer(arguments, **environment):
             code = error.code
     heavy = sorted({"torch", "torchvision", "matplotlib", "pandas"} & set(sys.modules))
     answers.append([arguments, code, heavy, out.getvalue()])
-for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["compare", "--help"], ["data", "--help"], ["list"], ["--version"],
-                  ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"], ["sweep", "lr", "--grid", "lr=2:1:decades"]):
+for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["compare", "--help"], ["data", "--help"],
+                  ["list"], ["--version"], ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"],
+                  ["sweep", "lr", "--grid", "lr=2:1:decades"]):
     answer(arguments)
 for words in ("kfbench tr", "kfbench train --opt fo", "kfbench train --dataset fash", "kfbench train --damp"):
     answer([], _KFBENCH_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
