@@ -43,9 +43,11 @@ def compare(config: Config, directory: Path, observer: Callable[[Config], Observ
             for single in missing:
                 folder = folders[single.methods[0].label]
                 folder.mkdir(exist_ok=True)
-                summary = train(single, folder, observer(single), resume=True, data=data, keep_weights=False)
-                if stop.requested or summary["status"] == "interrupted":
-                    status = "interrupted"
+                options: dict[str, Any] = {"resume": True, "data": data, "keep_weights": False, "stop": stop}
+                summary = train(single, folder, observer(single), **options)
+                if stop.requested:
+                    ended = summary["status"] != "interrupted" and single is missing[-1]
+                    status = "done" if ended else "interrupted"
                     break
     finally:
         os.close(handle)

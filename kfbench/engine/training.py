@@ -1,5 +1,6 @@
 """`train`: every seed of one method on one problem."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ def train(
     resume: bool = False,
     data: Dataset | None = None,
     keep_weights: bool = True,
+    stop: Interruption | None = None,
 ) -> dict[str, Any]:
     """Run every seed into ``directory``; returns what its summary.json holds.
 
     ``data`` is what ``build_data`` gave for this configuration, where it is at hand already; without
-    ``keep_weights`` a seed that has ended leaves records only, no checkpoint.
+    ``keep_weights`` a seed that has ended leaves records only, no checkpoint. ``stop`` is that of a
+    caller who does more than this one training: a signal that comes at its very end is his.
 
     The folder exists. UsageError for what does not fit, before the first update; a seed that
     diverges or fails is recorded and the next one goes on; an interruption ends all seeds.
@@ -44,7 +47,7 @@ def train(
     write_yaml(directory / "config.yaml", dump(config))
     write_json(directory / "environment.json", environment(device))
     summaries: list[dict[str, Any]] = []
-    with Interruption() as stop:
+    with Interruption() if stop is None else nullcontext(stop) as stop:
         for seed in seeds:
             folder = directory / f"seed-{seed}"
             folder.mkdir(exist_ok=True)

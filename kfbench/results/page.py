@@ -17,6 +17,7 @@ from kfbench.results.records import write_atomically
 _TEMPLATE = Path(__file__).with_name("page.html")
 # How far colours go towards white on a dark page, and the black of SGD.
 _LIGHTER = 0.35
+_COMMIT_DIGITS = 10
 # How many times the loss of an untrained network still has a place on the axis.
 _HEADROOM = 10.0
 _BLACK, _WHITE = "#000000", "#f0f0f0"
@@ -117,6 +118,7 @@ def _environment(methods: Sequence[MethodRuns]) -> str:
     for method in methods:
         packages = method.environment.get("packages") or {}
         facts = {key: method.environment.get(key) for key in _ENVIRONMENT}
+        facts["git_commit"] = facts["git_commit"] and str(facts["git_commit"])[:_COMMIT_DIGITS]
         known = {key: value for key, value in {**facts, **packages}.items() if value is not None}
         found.setdefault(_facts(known), []).append(method.label)
     if len(found) == 1:

@@ -106,7 +106,7 @@ def test_reference_is_a_label_or_the_name_of_one_method(tmp_path, comparison):
         write_method(tmp_path / f"{lr}", f"kfac:lr={lr}", [(2.0, lr)])
     two = gather([tmp_path / "0.1", tmp_path / "0.2"])
     assert summarise(two, reference="kfac-lr=0.2")["reference"] == "kfac-lr=0.2"
-    with pytest.raises(UsageError, match="may be any of kfac-lr=0.1, kfac-lr=0.2"):
+    with pytest.raises(UsageError, match=r"may be any of kfac-lr=0\.1, kfac-lr=0\.2"):
         summarise(two, reference="kfac")
 
 

@@ -46,7 +46,7 @@ def test_a_folder_of_several_methods_and_what_it_promises(tmp_path):
 
 
 def write_sweep(folder):
-    """Two methods: foof with two points in the final round, of which the second is better; sgd without a final round."""
+    """Two methods: foof with two points in its final round, the second better; sgd without a final round."""
     columns = (*FIXED_BEFORE, "lr", *FIXED_AFTER)
     folder.mkdir()
     log = CsvLog(folder / "trials.csv", columns)
