@@ -23,7 +23,7 @@ QUICK = ["--quick", "--width", "20"]
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--help"], ["train", "sweep", "wallclock", "data", "list", "--version"]),
+        (["--help"], ["train", "sweep", "wallclock", "similarity", "data", "list", "--version"]),
         (["-h"], ["train", "data", "list"]),
         (["train", "--help"], ["--opt", "--lr", "--damping-kind", "--T", "--no-bias", "--set", "--resume", "foof"]),
         (["data", "--help"], ["fetch", "check", "list"]),
@@ -76,6 +76,7 @@ def answer(arguments, **environment):
     heavy = sorted({"torch", "torchvision", "matplotlib", "pandas"} & set(sys.modules))
     answers.append([arguments, code, heavy, out.getvalue()])
 for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["data", "--help"], ["list"], ["--version"],
+                  ["similarity", "--help"],
                   ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"], ["sweep", "lr", "--grid", "lr=2:1:decades"]):
     answer(arguments)
 for words in ("kfbench tr", "kfbench train --opt fo", "kfbench train --dataset fash", "kfbench train --damp"):
@@ -91,8 +92,8 @@ def test_help_lists_completion_and_refusals_import_nothing_heavy():
     for arguments, _, heavy, text in answers:
         assert heavy == [], f"{arguments} imported {heavy}"
         assert text, f"{arguments} said nothing"
-    assert [code for _, code, _, _ in answers[:9]] == [0] * 6 + [2] * 3
-    completed = [text.split() for *_, text in answers[9:]]
+    assert [code for _, code, _, _ in answers[:10]] == [0] * 7 + [2] * 3
+    completed = [text.split() for *_, text in answers[10:]]
     assert completed == [
         ["train"],
         [name for name in METHODS if name.startswith("foof")],
