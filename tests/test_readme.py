@@ -57,7 +57,9 @@ def test_names_of_the_readme_are_the_names():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_configs_parse_and_begin_with_their_command(path):
     first = path.read_text().splitlines()[0]
-    assert re.fullmatch(rf"# kfbench (train|sweep|wallclock) --config configs/{re.escape(path.name)}( --plot)?", first)
+    assert re.fullmatch(
+        rf"# kfbench (train|sweep|wallclock|similarity) --config configs/{re.escape(path.name)}( --plot)?", first
+    )
     load_config(path)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ from kfbench.curvature.statistics import LayerStatistics
 _CHUNK = 2**22
 
 
+@runtime_checkable
 class Approximation(Protocol):
     """A symmetric positive semi-definite matrix that stands for one layer's Fisher."""
 

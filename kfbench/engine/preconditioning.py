@@ -161,20 +161,11 @@ class Preconditioning:
                 self._scale(gradients, directions, factor)
 
         self._take_turn(write)
-        self._ask_companions()
+        _ask(self.companions)
 
     def finish_unwritten(self) -> None:
         """As ``finish``, but ``.grad`` stays as it is: some other optimizer moves the weights."""
-        self._take_turn()
-        self._ask_companions()
-
-    def _ask_companions(self) -> None:
-        for companion in self.companions:
-            try:
-                companion._take_turn()
-            except Exception as error:  # whatever is followed has not failed
-                name = type(companion.method).__name__
-                raise RuntimeError(f"{name}, which is only asked, failed: {described(error)}") from error
+        _ask([self, *self.companions])
 
     def _take_turn(self, write: Callable[[dict[str, LayerGradient], dict[str, Tensor]], None] | None = None) -> None:
         """One update of this method: apply, observe and refresh in its order."""
@@ -362,6 +353,16 @@ class Preconditioning:
             found = list(self.left_out.items())[before:]
             listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in found)
             warnings.warn(f"not preconditioned, plain gradient instead: {listed}", stacklevel=4)
+
+
+def _ask(those: Sequence[Preconditioning]) -> None:
+    """Their turns; RuntimeError names the one that fails, since whatever is followed has not."""
+    for each in those:
+        try:
+            each._take_turn()
+        except Exception as error:
+            name = type(each.method).__name__
+            raise RuntimeError(f"{name}, which is only asked, failed: {described(error)}") from error
 
 
 def make_preconditioner(name: str, **options: Any) -> Preconditioner:

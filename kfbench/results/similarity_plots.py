@@ -53,7 +53,7 @@ def _cosines(table: "pd.DataFrame", summary: Mapping[str, Any], looks: Mapping[s
         panel.set_ylim(min(-0.05, float(table["cosine"].min())), 1.05)
         panel.set(xlabel="update")
     panels[0].set_ylabel(f"cosine with {centre}")
-    panels[0].legend(frameon=False, fontsize=8)
+    _legend(figure, panels[0])
     _save(figure, panels, summary, path)
 
 
@@ -93,13 +93,14 @@ def _progress(table: "pd.DataFrame", summary: Mapping[str, Any], looks: Mapping[
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
         for label, look in looks.items():
             _line(panel, table[(table["kind"] == kind) & (table["method"] == label)], "progress", label, look)
-        worst = float(table[table["kind"] == kind]["progress"].quantile(0.02))
-        panel.set_ylim(max(min(worst, -0.02) * 1.2, -1.0), 1.0)
+        values = table[table["kind"] == kind]["progress"]
+        # A step that makes the loss many times larger would leave no room for the others.
+        panel.set_ylim(max(1.1 * float(values.min()), -1.0) if values.min() < 0 else 0, 1.1 * float(values.max()))
         panel.axhline(0, color="grey", linewidth=0.8, linestyle=":")
         panel.set_title(title, fontsize=9)
         panel.set(xlabel="update")
-    panels[0].set_ylabel("relative decrease of the mini-batch loss")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel("decrease of the batch's loss")
+    _legend(figure, panels[0])
     _save(figure, panels, summary, path)
 
 
@@ -113,8 +114,9 @@ def _spectrum(table: "pd.DataFrame", summary: Mapping[str, Any], looks: Mapping[
             rows = table[(table["layer"] == layer) & (table["method"] == label)]
             _line(panel, rows, kind, label, look)
         panel.set_title(f"layer {layer}", fontsize=9)
-        panel.set(xlabel="update", ylabel=kinds[kind], yscale="log")
-    panels[0].legend(frameon=False, fontsize=8)
+        panel.set(xlabel="update", ylabel=kinds[kind])
+        panel.set_ylim(bottom=0)
+    _legend(figure, panels[0])
     _save(figure, panels, summary, path)
 
 
@@ -140,6 +142,12 @@ def _grid(count: int, columns: int, size: tuple[float, float] = (4.2, 3.2)) -> t
     for unused in panels.flat[count:]:
         unused.set_visible(False)
     return figure, list(panels.flat[:count])
+
+
+def _legend(figure: Any, panel: "Axes") -> None:
+    """One for all panels, below them."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False, fontsize=8)
 
 
 def _save(figure: Any, panels: Sequence["Axes"], summary: Mapping[str, Any], path: Path) -> None:

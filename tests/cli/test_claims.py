@@ -1,0 +1,121 @@
+"""Published claims in `kfbench compare`: run, judged, kept, used again; and every wrong file as one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.results.run_folders import tree
+
+# foof beats sgd with a step that hardly moves, in few updates of a tiny network: an easy claim, and its contrary.
+CLAIM = """
+problem: {{dataset: fashion-mnist-1k, width: 8, train_samples: 60, eval_samples: 20}}
+methods: [foof, sgd]
+run: {{updates: 6, batch_size: 20}}
+sweep:
+  parameters: [lr, damping]
+  grids: {{lr: "0.03,0.1", damping: "1.0", sgd.lr: "1e-9,2e-9"}}
+  extend: 0
+  final_seeds: 2
+similarity: {{follow: foof, every: 3, progress: true}}
+compare:
+  claim:
+    id: easy
+    source: nowhere
+    says: FOOF beats a step that hardly moves
+    parts:
+    - {{measure: {measure}, of: {of}, to: {to}, {side}}}
+    {more}
+"""
+LOSS = {"measure": "final_train_loss", "of": "foof", "to": "sgd", "side": "below: 1", "more": ""}
+
+
+def write(text=CLAIM, name="easy", **changes):
+    path = Path("configs") / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.format(**{**LOSS, **changes}))
+    return path
+
+
+def test_a_claim_is_run_judged_kept_and_not_run_again(kfbench):
+    path = write(more="published: ['foof:lr=0.05,damping=1.0']\n    ask: [sgd]")
+    code, out, err = kfbench(
+        "compare", path, "--scale", "full", "--keep", "docs/results", "--plot", "--strict", "--format", "json"
+    )
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["verdict"] == "reproduced" and "verdict at scale full: reproduced" in err
+    assert record["parts"][0]["n"] == 2 and record["parts"][0]["high"] < 1
+    assert record["methods"]["foof"]["trials"] == record["methods"]["sgd"]["trials"] == 2
+    assert record["published"]["foof"]["final"]["seeds"] == [1, 2]
+    kept = Path("docs/results/full/easy")
+    assert {"verdict.json", "trials.csv", "environment.json", "config.yaml", "ratios.png"} == {
+        p.name for p in kept.iterdir()
+    }
+    Path("runs").rename("elsewhere")  # a fresh clone has the committed summary alone
+    before = tree(".")
+    code, again, err = kfbench("compare", path, "--scale", "full", "--format", "json")
+    assert code == 0 and json.loads(again) == record and "judged before" in err
+    assert tree(".") == before
+    code, out, _ = kfbench("compare", "configs", "--scale", "full", "--format", "csv")
+    assert code == 0 and "easy,nowhere," in out and ",full,reproduced," in out
+    # Another predicate over the same runs is judged anew, from the committed trials; this one does not hold.
+    path = write(side="above: 1", more="published: ['foof:lr=0.05,damping=1.0']\n    ask: [sgd]")
+    code, out, err = kfbench("compare", path, "--scale", "full", "--strict")
+    assert code == 1 and "verdict at scale full: not reproduced" in err
+    assert not list(Path("runs").glob("sweep-*/*/trial-*")), "no trial was run again"
+
+
+def test_directions_are_asked_along_the_tuned_trajectory(kfbench):
+    path = write(measure="progress", of="sgd", to="foof", side="above: 1.0e-9", more="ask: [sgd]")
+    code, out, err = kfbench("compare", path, "--scale", "full", "--format", "json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert record["similarity"]["follow"] == "foof"
+    assert {row["seed"] for row in record["similarity"]["progress"]} == {1, 2}
+    assert all(value > 0 for value in record["parts"][0]["values_to"])
+
+
+def test_a_folder_of_claims_runs_nothing(kfbench):
+    write()
+    code, out, _ = kfbench("compare", "configs")
+    assert code == 0 and "not run" in out and not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "part"),
+    [
+        ({"measure": "final_los"}, [], "measure should be 'final_train_loss'"),
+        ({"side": "below: 1, above: 2"}, [], "give below or above for final_train_loss of 'foof', got both or none"),
+        ({"side": "below: -1"}, [], "below should be greater than 0, got -1"),
+        ({"of": "fooof"}, [], "unknown method in easy.yaml 'fooof' (did you mean 'foof'?)"),
+        ({"more": "askk: [sgd]"}, [], "unknown option of claim 'easy' of easy.yaml 'askk' (did you mean 'ask'?)"),
+        ({}, ["--epochs", "3"], "--epochs cannot change it; use --scale"),
+        ({}, ["--opt", "adam"], "--opt cannot change it"),
+        ({}, ["--scale", "huge"], "huge"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(kfbench, changes, words, part):
+    code, out, err = kfbench("compare", write(**changes), *words)
+    assert (code, out) == (2, "")
+    assert part in err, err
+    assert not Path("runs").exists() or not list(Path("runs").glob("*/*"))
+
+
+def test_every_committed_claim_is_sound(request):
+    """Labels, measures, grids: what a claim names is what it runs, at both scales."""
+    from kfbench.claims import check_labels, claims_in, read_claim
+    from kfbench.engine.sweep_plan import plan
+    from kfbench.results.measures import TUNED
+
+    paths = list(claims_in(request.config.rootpath / "configs"))
+    assert len(paths) >= 20
+    for path in paths:
+        assert path.read_text().startswith(f"# kfbench compare configs/{path.name}\n")
+        for scale in ("small", "full"):
+            file = read_claim(path, scale)
+            assert file.claim.id == path.stem
+            if file.tunes():
+                methods = plan(file.settings("sweep"))
+                check_labels(file, TUNED, [method.label for method in methods])
+                assert {method.size for method in methods} == {12}, "twelve cells each"
