@@ -66,9 +66,10 @@ def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) ->
     where = f"claim {given.get('id')!r} of {path.name}" if isinstance(given, dict) else f"claim of {path.name}"
     if not isinstance(given, dict):
         raise UsageError(f"{where} must be a mapping, got {shown(given)}")
-    claim = validated(Claim, given, where)
-    for index, part in enumerate(given["parts"]):
+    parts = given.get("parts")
+    for index, part in enumerate(parts if isinstance(parts, list) else []):  # each for itself: the sentence names it
         _check_part(validated(ClaimPart, part, f"part {index + 1} of {where}"), where)
+    claim = validated(Claim, given, where)
     full = load_config(path, command="sweep")
     return ClaimFile(path, scale, claim, {**changes(full, scale, claim.small), **(more or {})})
 

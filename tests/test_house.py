@@ -6,12 +6,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "kfbench"
 ORDER = ["problems", "curvature", "preconditioners", "engine", "results", "cli"]
 # Imported from anywhere: they import nothing of the six folders.
-EVERYWHERE = ["config", "errors", "identity", "importing", "methods", "registry", "sections", "yaml_file"]
+EVERYWHERE = [
+    *("claims", "config", "errors", "identity", "importing", "methods", "registry", "scales", "sections", "yaml_file")
+]
 # Records and the arithmetic over them: they import nothing but each other, so the engine may write and
 # judge with them; tables, plots, folders and gates stay out of its reach.
 PURE_RESULTS = [
     f"results.{name}"
-    for name in ("records", "environment", "similarities", "statistics", "intervals", "timings", "trials")
+    for name in (
+        *("records", "environment", "intervals", "measures", "similarities", "statistics", "timings", "trials"),
+        "verdicts",
+    )
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from kfbench.claims import ClaimFile, claims_in, holds_claim, read_claim
 from kfbench.errors import UsageError
 from kfbench.results.claim_tables import caveats, figure_rows, part_rows, plot_ratios, verdict_rows
-from kfbench.results.folders import RUNS
+from kfbench.results.folders import RUNS, shared_folder
 from kfbench.results.records import json_or_empty
 from kfbench.results.tables import print_table
 from kfbench.results.verdicts import REFUTED, committed
@@ -98,13 +98,18 @@ def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, A
 def _judged(file: ClaimFile, directory: Path) -> dict[str, Any]:
     from kfbench.cli.progress import progress_observer
     from kfbench.cli.sweep_progress import sweep_observer
-    from kfbench.engine.claims import ClaimInterruptedError, Watching, judge_claim
+    from kfbench.engine.claims import ClaimInterruptedError, Surroundings, judge_claim
 
     directory.mkdir(parents=True, exist_ok=True)
     observer = sweep_observer()
-    watching = Watching(observer, progress_observer, lambda line: print(line, file=sys.stderr, flush=True))
+    around = Surroundings(
+        lambda config: shared_folder(None, "sweep", config, overwrite=False),
+        observer,
+        progress_observer,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
     try:
-        return judge_claim(file, directory, _committed_folder(file), watching)
+        return judge_claim(file, directory, _committed_folder(file), around)
     except ClaimInterruptedError:
         print("interrupted; the same command continues", file=sys.stderr)
         raise KeyboardInterrupt from None

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from kfbench.errors import UsageError
 from kfbench.identity import fingerprint
 from kfbench.methods import find_method, parse_spec
 from kfbench.results.environment import environment
-from kfbench.results.folders import shared_folder
 from kfbench.results.measures import DIRECTIONS, TUNED, Evidence, figures
 from kfbench.results.records import SCHEMA_VERSION, json_or_empty, read_json, write_json, write_yaml
 from kfbench.results.timings import CONTROL, per_update, ratios
@@ -31,9 +31,10 @@ from kfbench.sections import Config
 
 
 @dataclass(frozen=True)
-class Watching:
-    """Who watches the runs of a claim: one observer for each command it may need."""
+class Surroundings:
+    """Where the runs of a claim go and who watches them: an observer for each command it may need."""
 
+    sweep_folder: Callable[[Config], AbstractContextManager[Path]]
     sweep: SweepObserver
     training: Callable[[Config], Observer]
     line: Callable[[str], None]
@@ -43,7 +44,7 @@ class ClaimInterruptedError(Exception):
     """The runs of a claim were interrupted; the same command continues them."""
 
 
-def judge_claim(file: ClaimFile, directory: Path, earlier: Path | None, watching: Watching) -> dict[str, Any]:
+def judge_claim(file: ClaimFile, directory: Path, earlier: Path | None, around: Surroundings) -> dict[str, Any]:
     """Run what is missing into ``directory`` and the folders of its sweeps; returns what verdict.json holds.
 
     ``earlier`` is the folder of the same claim's committed summary: trials listed there are not run again.
@@ -53,16 +54,16 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path | None, watching
     evidence = Evidence()
     record: dict[str, Any] = {}
     if file.tunes():
-        record |= _tune(file, directory, earlier, watching, evidence)
+        record |= _tune(file, directory, earlier, around, evidence)
     elif measures & set(TUNED):
         raise UsageError(f"{file.path.name} has no sweep block, which its measures need")
     if measures & set(DIRECTIONS):
-        record["similarity"] = _follow(file, directory, watching, evidence)
+        record["similarity"] = _follow(file, directory, around, evidence)
     if "seconds_per_update" in measures:
-        record["wallclock"] = _time(file, directory, watching, evidence)
+        record["wallclock"] = _time(file, directory, around, evidence)
     if "toy_loss" in measures:
         evidence.toy = record["toy"] = toy_losses()
-    parts = [judge(part, *figures(part, evidence)) for part in (part.model_dump() for part in claim.parts)]
+    parts = _parts(file, evidence)
     record = {
         "schema_version": SCHEMA_VERSION,
         **claim.model_dump(include={"id", "source", "says", "notes"}),
@@ -78,19 +79,26 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path | None, watching
     return record
 
 
+def _parts(file: ClaimFile, evidence: Evidence) -> list[dict[str, Any]]:
+    try:
+        return [judge(part, *figures(part, evidence)) for part in (p.model_dump() for p in file.claim.parts)]
+    except ValueError as error:
+        raise UsageError(f"{file.path.name}: {error}") from error
+
+
 def _tune(
-    file: ClaimFile, directory: Path, earlier: Path | None, watching: Watching, evidence: Evidence
+    file: ClaimFile, directory: Path, earlier: Path | None, around: Surroundings, evidence: Evidence
 ) -> dict[str, Any]:
     """The published options, and the tuned ones, of every method, with fresh seeds."""
     config = file.settings("sweep")
     check_labels(file, TUNED, [method.label for method in plan(config)])
-    with shared_folder(None, "sweep", config, overwrite=False) as folder:
+    with around.sweep_folder(config) as folder:
         _bring(earlier, folder)
         published: dict[str, Any] = {}
         for spec in file.claim.published:
-            summary = _swept(_fixed(file, spec), folder, watching)
+            summary = _swept(_fixed(file, spec), folder, around)
             published |= summary["methods"]
-        tuning = _swept(config, folder, watching)
+        tuning = _swept(config, folder, around)
         evidence.tuning = tuning
         with open(folder / "trials.csv", encoding="utf-8", newline="") as rows:
             evidence.trials = [parse_row(row) for row in csv.DictReader(rows)]
@@ -99,8 +107,8 @@ def _tune(
     return {"status": tuning["status"], "methods": _told(tuning["methods"]), "published": _told(published)}
 
 
-def _swept(config: Config, folder: Path, watching: Watching) -> dict[str, Any]:
-    summary = sweep(config, folder, watching.sweep)
+def _swept(config: Config, folder: Path, around: Surroundings) -> dict[str, Any]:
+    summary = sweep(config, folder, around.sweep)
     if summary["status"] == "interrupted":
         raise ClaimInterruptedError
     return summary
@@ -151,14 +159,14 @@ def _told(methods: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _follow(file: ClaimFile, directory: Path, watching: Watching, evidence: Evidence) -> dict[str, Any]:
+def _follow(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """`similarity` along the trajectory of the followed method, as tuned where the claim tunes."""
     config = _similarity_config(file, evidence.tuning)
     folder = directory / f"similarity-{fingerprint(dump(config, 'similarity'))}"
     if json_or_empty(folder / "summary.json").get("status") != "done":
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        if similarity(config, folder, watching.training(followed_config(config)))["status"] == "interrupted":
+        if similarity(config, folder, around.training(followed_config(config)))["status"] == "interrupted":
             raise ClaimInterruptedError
     summary = evidence.similarity = read_json(folder / "summary.json")
     if (folder / "spectrum.csv").is_file():
@@ -213,14 +221,14 @@ def _entry(spec: Any, tuned: Mapping[str, Any], followed: Mapping[str, Any]) -> 
     return label, {"opt": opt, **shared, **options}
 
 
-def _time(file: ClaimFile, directory: Path, watching: Watching, evidence: Evidence) -> dict[str, Any]:
+def _time(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """`wallclock` of the file's methods, the first of which is the reference."""
     config = file.settings("wallclock", compose="never")  # whole periods: nothing to put together again
     folder = directory / f"wallclock-{fingerprint(dump(config, 'wallclock'))}"
     if json_or_empty(folder / "summary.json").get("status") != "done":
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        if wallclock([config], folder, watching.line)["status"] == "interrupted":
+        if wallclock([config], folder, around.line)["status"] == "interrupted":
             raise ClaimInterruptedError
     summary = read_json(folder / "summary.json")
     cell = summary["cells"][0]

@@ -21,6 +21,7 @@ def write_report(directory: Path, config: Config, tunings: Sequence[Tuning], row
     methods = {tuning.method.label: _method_summary(directory, config, tuning, rows) for tuning in tunings}
     best = [(tuning.method, point) for tuning in tunings if (point := tuning.best(rows)) is not None]
     for method, point in best:
+        (directory / method.label).mkdir(exist_ok=True)  # trials known from a committed trials.csv have no folders
         write_yaml(directory / method.label / "best.yaml", best_config(config, [(method, point)]))
     if best:
         write_yaml(directory / "best.yaml", best_config(config, best))

@@ -1,12 +1,11 @@
 """What claims are judged on: figures of two methods, paired, from the records of the other commands. Needs no torch."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from kfbench.errors import UsageError, unknown
 from kfbench.results.trials import ROBUST, Row
 
 Pairs = tuple[list[float], list[float]]
@@ -28,7 +27,8 @@ class Evidence:
 
 
 def figures(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """Both sides of one part of a claim, paired; UsageError for a label that the records do not have."""
+    """Both sides of one part of a claim, paired;
+    ValueError, one sentence, for a label that the records do not have."""
     return _MEASURES[part["measure"]](part, evidence)
 
 
@@ -39,8 +39,12 @@ def _paired(of: Mapping[Any, float], to: Mapping[Any, float]) -> Pairs:
 
 def _looked_up(found: Mapping[str, Any], label: str) -> Any:
     if label not in found:
-        raise unknown("method in the claim", label, found)
+        raise _missing(label, found)
     return found[label]
+
+
+def _missing(label: str, found: Iterable[str]) -> ValueError:
+    return ValueError(f"the claim names {label!r}, which the records do not have; they have {', '.join(sorted(found))}")
 
 
 def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
@@ -83,7 +87,7 @@ def _least_dampings(label: str, evidence: Evidence) -> dict[int, float]:
             damping = float(row["damping"])
             curve[damping] = min(loss, curve.get(damping, math.inf))
     if not curves:
-        raise unknown("method in the claim", label, {row["method"] for row in evidence.trials})
+        raise _missing(label, {row["method"] for row in evidence.trials})
     return {
         seed: min(damping for damping, loss in curve.items() if loss <= ROBUST * min(curve.values()))
         for seed, curve in curves.items()
@@ -100,7 +104,7 @@ def _distances(pair: str, evidence: Evidence) -> dict[int, float]:
     rows = [row for row in evidence.similarity["cosines"] if row["layer"] == "*" and row["metric"] == "foof"]
     found = {row["seed"]: 1 - row["mean"] for row in rows if {row["method_a"], row["method_b"]} == wanted}
     if not found:
-        raise UsageError(f"the claim asks for the cosine of {pair!r}, which the records do not have")
+        raise _missing(pair, {PAIR.join((row["method_a"], row["method_b"])) for row in rows})
     return found
 
 
@@ -141,7 +145,7 @@ def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
 def _grown(label: str, evidence: Evidence) -> dict[Any, float]:
     own = [row for row in evidence.spectrum if row["method"] == label]
     if not own:
-        raise unknown("method in the claim", label, {row["method"] for row in evidence.spectrum})
+        raise _missing(label, {row["method"] for row in evidence.spectrum})
     oldest = max(int(row["updates_since_refresh"]) for row in own)
     young: dict[Any, list[float]] = {}
     old: dict[Any, list[float]] = {}

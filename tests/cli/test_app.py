@@ -23,8 +23,7 @@ QUICK = ["--quick", "--width", "20"]
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--help"], ["train", "sweep", "compare", "wallclock", "data", "list", "--version"]),
-        (["--help"], ["train", "sweep", "wallclock", "similarity", "data", "list", "--version"]),
+        (["--help"], ["train", "sweep", "compare", "wallclock", "similarity", "data", "list", "--version"]),
         (["-h"], ["train", "data", "list"]),
         (["train", "--help"], ["--opt", "--lr", "--damping-kind", "--T", "--no-bias", "--set", "--resume", "foof"]),
         (["data", "--help"], ["fetch", "check", "list"]),
@@ -76,12 +75,9 @@ def answer(arguments, **environment):
             code = error.code
     heavy = sorted({"torch", "torchvision", "matplotlib", "pandas"} & set(sys.modules))
     answers.append([arguments, code, heavy, out.getvalue()])
-for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["compare", "--help"], ["data", "--help"],
-                  ["list"], ["--version"], ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"],
+for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["compare", "--help"], ["similarity", "--help"],
+                  ["data", "--help"], ["list"], ["--version"], ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"],
                   ["sweep", "lr", "--grid", "lr=2:1:decades"]):
-for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["data", "--help"], ["list"], ["--version"],
-                  ["similarity", "--help"],
-                  ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"], ["sweep", "lr", "--grid", "lr=2:1:decades"]):
     answer(arguments)
 for words in ("kfbench tr", "kfbench train --opt fo", "kfbench train --dataset fash", "kfbench train --damp"):
     answer([], _KFBENCH_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))

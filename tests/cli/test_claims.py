@@ -11,12 +11,12 @@ from tests.results.run_folders import tree
 CLAIM = """
 problem: {{dataset: fashion-mnist-1k, width: 8, train_samples: 60, eval_samples: 20}}
 methods: [foof, sgd]
-run: {{updates: 6, batch_size: 20}}
+run: {{updates: 15, batch_size: 20}}
 sweep:
   parameters: [lr, damping]
-  grids: {{lr: "0.03,0.1", damping: "1.0", sgd.lr: "1e-9,2e-9"}}
+  grids: {{lr: "0.1,0.3", damping: "1.0", sgd.lr: "1e-9,2e-9"}}
   extend: 0
-  final_seeds: 2
+  final_seeds: 3
 similarity: {{follow: foof, every: 3, progress: true}}
 compare:
   claim:
@@ -27,7 +27,7 @@ compare:
     - {{measure: {measure}, of: {of}, to: {to}, {side}}}
     {more}
 """
-LOSS = {"measure": "final_train_loss", "of": "foof", "to": "sgd", "side": "below: 1", "more": ""}
+LOSS = {"measure": "final_train_loss", "of": "foof", "to": "sgd", "side": "below: 4", "more": ""}
 
 
 def write(text=CLAIM, name="easy", **changes):
@@ -45,9 +45,9 @@ def test_a_claim_is_run_judged_kept_and_not_run_again(kfbench):
     assert code == 0, err
     record = json.loads(out)
     assert record["verdict"] == "reproduced" and "verdict at scale full: reproduced" in err
-    assert record["parts"][0]["n"] == 2 and record["parts"][0]["high"] < 1
+    assert record["parts"][0]["n"] == 3 and record["parts"][0]["high"] < 4
     assert record["methods"]["foof"]["trials"] == record["methods"]["sgd"]["trials"] == 2
-    assert record["published"]["foof"]["final"]["seeds"] == [1, 2]
+    assert record["published"]["foof"]["final"]["seeds"] == [1, 2, 3]
     kept = Path("docs/results/full/easy")
     assert {"verdict.json", "trials.csv", "environment.json", "config.yaml", "ratios.png"} == {
         p.name for p in kept.iterdir()
@@ -60,7 +60,7 @@ def test_a_claim_is_run_judged_kept_and_not_run_again(kfbench):
     code, out, _ = kfbench("compare", "configs", "--scale", "full", "--format", "csv")
     assert code == 0 and "easy,nowhere," in out and ",full,reproduced," in out
     # Another predicate over the same runs is judged anew, from the committed trials; this one does not hold.
-    path = write(side="above: 1", more="published: ['foof:lr=0.05,damping=1.0']\n    ask: [sgd]")
+    path = write(side="above: 4", more="published: ['foof:lr=0.05,damping=1.0']\n    ask: [sgd]")
     code, out, err = kfbench("compare", path, "--scale", "full", "--strict")
     assert code == 1 and "verdict at scale full: not reproduced" in err
     assert not list(Path("runs").glob("sweep-*/*/trial-*")), "no trial was run again"
@@ -72,7 +72,7 @@ def test_directions_are_asked_along_the_tuned_trajectory(kfbench):
     assert code == 0, err
     record = json.loads(out)
     assert record["similarity"]["follow"] == "foof"
-    assert {row["seed"] for row in record["similarity"]["progress"]} == {1, 2}
+    assert {row["seed"] for row in record["similarity"]["progress"]} == {1, 2, 3}
     assert all(value > 0 for value in record["parts"][0]["values_to"])
 
 
@@ -85,7 +85,7 @@ def test_a_folder_of_claims_runs_nothing(kfbench):
 @pytest.mark.parametrize(
     ("changes", "words", "part"),
     [
-        ({"measure": "final_los"}, [], "measure should be 'final_train_loss'"),
+        ({"measure": "final_los"}, [], "part 1 of claim 'easy' of easy.yaml: measure should be 'final_train_loss'"),
         ({"side": "below: 1, above: 2"}, [], "give below or above for final_train_loss of 'foof', got both or none"),
         ({"side": "below: -1"}, [], "below should be greater than 0, got -1"),
         ({"of": "fooof"}, [], "unknown method in easy.yaml 'fooof' (did you mean 'foof'?)"),
