@@ -57,8 +57,9 @@ def test_names_of_the_readme_are_the_names():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_configs_parse_and_begin_with_their_command(path):
     first = path.read_text().splitlines()[0]
+    file = rf"configs/{re.escape(path.name)}"
     assert re.fullmatch(
-        rf"# kfbench (train|sweep|wallclock|similarity) --config configs/{re.escape(path.name)}( --plot)?", first
+        rf"# kfbench ((train|sweep|wallclock|similarity) --config {file}( --plot)?|compare {file})", first
     )
     load_config(path)
 
