@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kfbench.config import dump, load_config, validated
-from kfbench.errors import UsageError, shown, unknown
-from kfbench.identity import fingerprint
+from kfbench.errors import UsageError, shown
+from kfbench.identity import budget, fingerprint
 from kfbench.scales import SCALES, changes
 from kfbench.sections import Claim, ClaimPart, Config, Similarity
 from kfbench.yaml_file import read_yaml
@@ -29,10 +29,12 @@ class ClaimFile:
 
     def settings(self, command: str, specs: Sequence[Any] = (), **more: Any) -> Config:
         """The configuration of one command at this scale; ``specs`` replace the file's methods."""
-        flags = {**self.flags, **more}
-        if specs:
-            return load_config(self.path, flags, specs, command=command)
-        return load_config(self.path, flags, command=command)
+        return load_config(self.path, {**self.flags, **more}, specs, command=command)
+
+    @property
+    def measures(self) -> set[str]:
+        """What the parts measure."""
+        return {part.measure for part in self.claim.parts}
 
     def tunes(self) -> bool:
         """Whether the methods are tuned first: the file has a block for it."""
@@ -40,12 +42,26 @@ class ClaimFile:
 
     @property
     def hash(self) -> str:
-        """Equal for equal experiments and predicates at equal scale."""
-        tree = {name: dump(self.settings(name), name) for name in ("sweep", "wallclock")}
-        tested = self.claim.model_dump(exclude=set(_PROSE))
-        looks = self.similarity.model_dump()
-        blocks = sorted(read_yaml(self.path))
-        return fingerprint({"scale": self.scale, "blocks": blocks, **tree, "similarity": looks, "claim": tested})
+        """Equal for equal experiments and predicates at equal scale, wherever they run."""
+        settings = self.settings("sweep")
+        blocks = {
+            "similarity": self.similarity.model_dump(),
+            "wallclock": dump(self.settings("wallclock"), "wallclock"),
+        }
+        asked = {name: blocks[name] for name in blocks if name in read_yaml(self.path)}
+        if self.tunes():
+            asked["sweep"] = settings.sweep.model_dump(exclude={"jobs", "trial_timeout"})
+        if "wallclock" in asked:
+            asked["wallclock"] = asked["wallclock"]["wallclock"]
+        return fingerprint(
+            {
+                "scale": self.scale,
+                "budget": budget(settings),
+                "methods": dump(settings)["methods"],
+                **asked,
+                "claim": self.claim.model_dump(exclude=set(_PROSE)),
+            }
+        )
 
     @property
     def similarity(self) -> Similarity:
@@ -70,6 +86,8 @@ def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) ->
     for index, part in enumerate(parts if isinstance(parts, list) else []):  # each for itself: the sentence names it
         _check_part(validated(ClaimPart, part, f"part {index + 1} of {where}"), where)
     claim = validated(Claim, given, where)
+    if not any(part.decides for part in claim.parts):
+        raise UsageError(f"{where}: no part decides, so that no verdict could be given")
     full = load_config(path, command="sweep")
     return ClaimFile(path, scale, claim, {**changes(full, scale, claim.small), **(more or {})})
 
@@ -79,9 +97,9 @@ def holds_claim(path: Path) -> bool:
     return bool(_claim_block(path))
 
 
-def claims_in(folder: Path) -> Iterator[Path]:
+def claims_in(folder: Path) -> list[Path]:
     """The YAML files of a folder that hold a claim, by name."""
-    return (path for path in sorted(folder.glob("*.yaml")) if holds_claim(path))
+    return [path for path in sorted(folder.glob("*.yaml")) if holds_claim(path)]
 
 
 def _claim_block(path: Path) -> Any:
@@ -92,12 +110,3 @@ def _claim_block(path: Path) -> Any:
 def _check_part(part: ClaimPart, where: str) -> None:
     if (part.below is None) == (part.above is None):
         raise UsageError(f"{where}: give below or above for {part.measure} of {part.of!r}, got both or none")
-
-
-def check_labels(file: ClaimFile, measures: Sequence[str], labels: Sequence[str]) -> None:
-    """UsageError for a part that names a method which is not run."""
-    for part in file.claim.parts:
-        if part.measure in measures:
-            for label in (part.of, part.to):
-                if label not in labels:
-                    raise unknown(f"method in {file.path.name}", label, labels)

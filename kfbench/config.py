@@ -158,6 +158,8 @@ def _keep_budget(run: dict[str, Any], later: Collection[str]) -> None:
 
 def validated(section: type[_S], values: Mapping[str, Any], where: str = "") -> _S:
     """Values as a section of the schema, or one sentence (UsageError) about what does not fit, and where."""
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where or 'a section'} must be a mapping, got {shown(values)}")
     for key in values:
         if key not in section.model_fields:
             raise unknown("key" if not where else f"option of {where}", str(key), section.model_fields)

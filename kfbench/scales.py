@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kfbench.errors import unknown
 from kfbench.registry import DATASETS, MODELS
-from kfbench.sections import Config
+from kfbench.sections import SECTIONS, Config
 
 SCALES = ("smoke", "small", "full")
 # Scale small: hidden widths divided by 4, a sixth of the images, three epochs; full batches of 200 images.
 _WIDTH, _IMAGES, _EPOCHS = 250, 10_000, 3
+# What a claim itself may say of scale small.
+_CHANGED = ("problem", "run", "sweep")
 _FULL_BATCH_IMAGES, _FULL_BATCH_EPOCHS = 200, 100
 
 
@@ -27,14 +30,22 @@ def changes(full: Config, scale: str, overrides: Mapping[str, Any]) -> dict[str,
     else:
         found = {"train_samples": min(_IMAGES, images), "epochs": _EPOCHS}
     if "width" in (MODELS[full.problem.model].options if full.problem.model in MODELS else ()):
-        found["width"] = _WIDTH
+        found["width"] = min(full.problem.width or _WIDTH, _WIDTH)
     if full.sweep.final_epochs is not None:
         found["final_epochs"] = found["epochs"]
-    own = {name.rpartition(".")[2]: value for name, value in overrides.items()}
+    own = {_key(name): value for name, value in overrides.items()}
     if "updates" in own:
         del found["epochs"]
     found |= own
     return found | ({"quick": True} if scale == "smoke" else {})
+
+
+def _key(name: str) -> str:
+    """The key of "section.key"; UsageError for one that the schema does not have."""
+    accepted = [f"{section}.{key}" for section in _CHANGED for key in SECTIONS[section].model_fields]
+    if name not in accepted:
+        raise unknown("key of a claim's small", name, accepted)
+    return name.rpartition(".")[2]
 
 
 def _images(config: Config) -> int:

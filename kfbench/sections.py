@@ -100,7 +100,7 @@ class MethodOptions(Section):
     momentum: Float | None = Field(None, ge=0, lt=1, description="momentum of SGD, on the direction")
     nesterov: bool | None = Field(None, description="Nesterov momentum")
     weight_decay: Float | None = Field(None, ge=0, description="decoupled: p *= 1 - lr * weight_decay")
-    lr_schedule: Literal["constant", "step", "cosine_distance", "exp"] | None = Field(
+    lr_schedule: Literal["constant", "step", "cosine", "exp"] | None = Field(
         None, description="how lr falls over the run"
     )
     lr_decay: Float | None = Field(
@@ -219,7 +219,7 @@ class ClaimPart(Section):
 class Claim(Section):
     """A published claim that this configuration tests."""
 
-    id: Text = Field(description="its name, and that of its folder of results")
+    id: Text = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="its name, and that of its folder of results")
     source: Text = Field(description="paper and figure")
     says: Text = Field(description="the claim in one sentence")
     parts: tuple[ClaimPart, ...] = Field(min_length=1, description="all must hold")

@@ -1,6 +1,9 @@
 """The small sizes at which claims are tested."""
 
+import pytest
+
 from kfbench.config import load_config
+from kfbench.errors import UsageError
 from kfbench.scales import changes
 
 
@@ -36,3 +39,13 @@ def test_a_claim_may_say_otherwise():
 
 def test_smoke_is_small_and_quick():
     assert small(scale="smoke", dataset="fashion-mnist") == {**small(dataset="fashion-mnist"), "quick": True}
+
+
+def test_wrong_keys_of_small_are_named():
+    for name in ("run.epoch", "foo.epochs", "similarity.every"):
+        with pytest.raises(UsageError, match=f"unknown key of a claim's small '{name}'"):
+            small({name: 1}, dataset="fashion-mnist")
+
+
+def test_small_is_no_larger_than_the_file():
+    assert small(dataset="fashion-mnist", width=8)["width"] == 8

@@ -1,6 +1,5 @@
 """The part of `kfbench compare` that judges published claims."""
 
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from kfbench.claims import ClaimFile, claims_in, holds_claim, read_claim
 from kfbench.errors import UsageError
 from kfbench.results.claim_tables import caveats, figure_rows, part_rows, plot_ratios, verdict_rows
 from kfbench.results.folders import RUNS, shared_folder
-from kfbench.results.records import json_or_empty
+from kfbench.results.records import json_or_empty, write_atomically
 from kfbench.results.tables import print_table
-from kfbench.results.verdicts import REFUTED, committed
+from kfbench.results.verdicts import REFUTED
 
 # Of what a claim leaves, the small things that are worth a commit.
-_KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv")
+_KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
 _PICTURES = "*.png"
 # Flags that a claim takes beside its scale.
 _PLACES = ("data_dir", "device", "threads", "deterministic")
@@ -58,6 +57,11 @@ def judge(
     if out is not None and (whole_folder or len(paths) > 1):
         raise UsageError(f"--out {out} is of one claim, got {len(paths)}")
     files = [read_claim(path, choice.scale, flags) for path in paths]
+    ids = [file.claim.id for file in files]
+    if twice := next((id for i, id in enumerate(ids) if id in ids[:i]), None):
+        raise UsageError(f"two of these files hold a claim {twice!r}: {', '.join(map(str, paths))}")
+    if whole_folder and (choice.keep is not None or choice.overwrite):
+        raise UsageError("a folder of claims is only shown: give --keep and --overwrite with one file")
     records = _show_all(files, choice) if whole_folder else [_judge_one(file, choice, out) for file in files]
     if strict and any(record["verdict"] == REFUTED for record in records):
         return 1  # else a refuted claim is a result like any other
@@ -83,16 +87,34 @@ def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, A
     """Run what is missing for one claim, print the figure's data and the verdict; returns the record."""
     record = {} if choice.overwrite else _known(file)
     directory = out or RUNS / f"compare-{file.claim.id}-{file.scale}"
+    _check_folder(directory, file)
     if record.get("hash") == file.hash:
         print("judged before with this configuration; --overwrite judges again", file=sys.stderr)
     else:
         record = _judged(file, directory)
-    if choice.plot and (directory / "verdict.json").is_file():
+    here = _read_verdict(directory / "verdict.json").get("hash") == file.hash
+    if choice.plot and here:
         plot_ratios([record], directory / "ratios.png")
     _report(record, choice.format)
-    if choice.keep is not None:
+    if choice.keep is not None and here:
         _keep(directory, choice.keep / file.scale / file.claim.id)
     return record
+
+
+def _check_folder(directory: Path, file: ClaimFile) -> None:
+    """Only a new folder, or one of this very claim, is written to."""
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    begun = any(name.startswith(("similarity-", "wallclock-")) for name in found)
+    own = _read_verdict(directory / "verdict.json").get("id") == file.claim.id
+    if directory.exists() and found and not own and not (begun and "config.yaml" not in found):
+        raise UsageError(f"{directory} holds something else than claim {file.claim.id!r}; give another --out")
+
+
+def _read_verdict(path: Path) -> dict[str, Any]:
+    try:
+        return json_or_empty(path)
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read ({error}); remove it, then the claim is judged again") from error
 
 
 def _judged(file: ClaimFile, directory: Path) -> dict[str, Any]:
@@ -143,8 +165,8 @@ def _committed_folder(file: ClaimFile) -> Path:
 
 def _known(file: ClaimFile) -> dict[str, Any]:
     """The verdict of the last run here, else the committed one; of this configuration, if there is one."""
-    here = json_or_empty(RUNS / f"compare-{file.claim.id}-{file.scale}" / "verdict.json")
-    kept = committed(_results(file.path), file.claim.id, file.scale)
+    here = _read_verdict(RUNS / f"compare-{file.claim.id}-{file.scale}" / "verdict.json")
+    kept = _read_verdict(_committed_folder(file) / "verdict.json")
     same = [record for record in (here, kept) if record.get("hash") == file.hash]
     return next(iter([*same, here, kept]))
 
@@ -158,5 +180,5 @@ def _keep(directory: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in (*(directory / name for name in _KEPT), *directory.glob(_PICTURES)):
         if path.is_file():
-            shutil.copyfile(path, target / path.name)
+            write_atomically(target / path.name, path.read_bytes())
     print(f"kept in {target}", file=sys.stderr)

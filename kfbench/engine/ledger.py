@@ -92,6 +92,19 @@ class Ledger:
         return [content for _, _, content in sorted(found, key=lambda item: item[:2])]
 
 
+def adopt(directory: Path, path: Path) -> None:
+    """Take over the trials of another trials.csv (none where there is none) that this folder does not know yet."""
+    own = read_rows(directory / _NAME)
+    known = {row["config_hash"] for row in own}
+    complete = [row for row in read_rows(path) if {*FIXED_BEFORE, *FIXED_AFTER} <= row.keys()]
+    new = [row for row in complete if row["config_hash"] not in known]
+    if new:
+        swept = [name for name in new[0] if name not in (*FIXED_BEFORE, *FIXED_AFTER)]
+        first = 1 + max((int(row["trial"]) for row in own), default=-1)
+        numbered = [{**row, "trial": str(number)} for number, row in enumerate(new, first)]
+        write_atomically(directory / _NAME, _text(_columns(directory / _NAME, swept), [*own, *numbered]))
+
+
 def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:
     """Those of the file and of this sweep: sweeps of other parameters may share a folder."""
     with open(path, encoding="utf-8") if path.is_file() else open(os.devnull, encoding="utf-8") as file:

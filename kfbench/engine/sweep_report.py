@@ -49,7 +49,8 @@ def best_config(config: Config, best: Sequence[tuple[Swept, Point]]) -> dict[str
 
 def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows) -> dict[str, Any]:
     method, losses = tuning.method, tuning.losses(rows)
-    ended = [rows[t.hash] for t in tuning.trials if t.hash in rows]
+    tuned = [t for t in tuning.trials if t.hash in rows]
+    ended = [rows[t.hash] for t in tuned]
     on_grid = tuning.losses(rows, rounds=("grid", "extend"))
     repeated = [rows[t.hash] for t in tuning.finals if t.hash in rows]
     best, leading = tuning.best(rows), tuning.leading(rows, 1)
@@ -70,7 +71,8 @@ def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows)
         "at_edges": [f"{side} {name}" for name, side in tuning.edges(rows, config.sweep.near)],
         "robustness": robustness(on_grid, lowest) if lowest is not None else None,
         "losses": [[*cell, loss] for cell, loss in losses.items()],
-        "per_epoch": _per_epoch(directory, [t for t in tuning.trials if t.hash in rows]),
+        "losses_by_seed": [[*t.point.values(), t.seed, rows[t.hash]["final_train_loss"]] for t in tuned],
+        "per_epoch": _per_epoch(directory, tuned),
     }
 
 

@@ -61,6 +61,9 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
             )
         if method["failed"]:
             found.append(f"{method['failed']} trials of {label} failed")
+    followed = record.get("similarity", {})
+    if followed.get("status", "done") != "done":
+        found.append(f"the run of {followed['follow']} that was followed {followed['status']} with some seed")
     return found
 
 

@@ -1,14 +1,14 @@
 """What claims are judged on: figures of two methods, paired, from the records of the other commands. Needs no torch."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
-from kfbench.results.trials import ROBUST, Row
+from kfbench.results.trials import ROBUST
 
-Pairs = tuple[list[float], list[float]]
 # Between the two labels of a pair.
 PAIR = " ~ "
 
@@ -17,24 +17,32 @@ PAIR = " ~ "
 class Evidence:
     """Records of one claim, as far as its measures need them."""
 
-    tuning: Mapping[str, Any] = field(default_factory=dict)  # summary.json of the sweep
-    trials: Sequence[Row] = ()  # of trials.csv
+    tuning: Mapping[str, Any] = field(default_factory=dict)  # "methods" of the sweep's summary.json
+    published: Mapping[str, Any] = field(default_factory=dict)  # the same of the published options, by label
     epochs: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]] = field(default_factory=dict)  # label, seed
     similarity: Mapping[str, Any] = field(default_factory=dict)  # its summary.json
     spectrum: Sequence[Mapping[str, Any]] = ()  # rows of spectrum.csv
-    timing: Mapping[str, Sequence[float]] = field(default_factory=dict)  # label -> seconds per update in each round
+    cost_ratios: Mapping[str, Sequence[float]] = field(default_factory=dict)  # label -> ratio to the reference by round
     toy: Mapping[str, Sequence[float]] = field(default_factory=dict)  # label -> losses of both points
 
 
-def figures(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """Both sides of one part of a claim, paired;
-    ValueError, one sentence, for a label that the records do not have."""
+@dataclass(frozen=True)
+class Figures:
+    """Both sides of one part of a claim, paired; and by what factor a grid leaves their ratio open on each side."""
+
+    of: list[float]
+    to: list[float]
+    slack: tuple[float, float] = (1.0, 1.0)
+
+
+def figures(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """What a part is judged on; ValueError, one sentence, for a label that the records do not have."""
     return _MEASURES[part["measure"]](part, evidence)
 
 
-def _paired(of: Mapping[Any, float], to: Mapping[Any, float]) -> Pairs:
+def _paired(of: Mapping[Any, float], to: Mapping[Any, float], slack: tuple[float, float] = (1.0, 1.0)) -> Figures:
     common = sorted(of.keys() & to.keys())
-    return [of[key] for key in common], [to[key] for key in common]
+    return Figures([of[key] for key in common], [to[key] for key in common], slack)
 
 
 def _looked_up(found: Mapping[str, Any], label: str) -> Any:
@@ -48,21 +56,24 @@ def _missing(label: str, found: Iterable[str]) -> ValueError:
 
 
 def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
-    """By seed; infinite for a method of which no tried point survives."""
-    methods = evidence.tuning["methods"]
-    final = _looked_up(methods, label)["final"]
-    if final is None:
-        seeds: list[int] = next((other["final"]["seeds"] for other in methods.values() if other["final"]), [])
+    """By seed, of the tuned or the published options, whichever are lower on average; infinite where none survives."""
+    candidates = [_looked_up(evidence.tuning, label)["final"]]
+    if label in evidence.published:
+        candidates.append(evidence.published[label]["final"])
+    known = [final for final in candidates if final is not None]
+    if not known:
+        seeds: list[int] = next((other["final"]["seeds"] for other in evidence.tuning.values() if other["final"]), [])
         return dict.fromkeys(seeds, math.inf)
-    return dict(zip(final["seeds"], final["losses"], strict=True))
+    best = min(known, key=lambda final: float(final["mean"]))
+    return dict(zip(best["seeds"], best["losses"], strict=True))
 
 
-def _final_train_loss(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """Training loss at the end, with fresh seeds, of each method's best point."""
+def _final_train_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """Training loss at the end, with fresh seeds."""
     return _paired(_final_losses(part["of"], evidence), _final_losses(part["to"], evidence))
 
 
-def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
+def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """Seconds in updates until ``of`` reaches, at an epoch's end, the loss at which ``to`` ended; infinite if never."""
     ours, theirs = (_looked_up(evidence.epochs, part[side]) for side in ("of", "to"))
     of, to = {}, {}
@@ -73,28 +84,37 @@ def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
     return _paired(of, to)
 
 
-def _least_damping(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """The smallest damping that, its step tuned for it, ends within twice the best loss; by tuning seed."""
-    return _paired(_least_dampings(part["of"], evidence), _least_dampings(part["to"], evidence))
+def _least_damping(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """The smallest damping that, its step tuned for it, ends within twice the best loss; by tuning seed.
+
+    Known to half a step of the grid; at the grid's lower end it may be lower still.
+    """
+    of, to = (_looked_up(evidence.tuning, part[side]) for side in ("of", "to"))
+    ours, theirs = _least_dampings(of), _least_dampings(to)
+    half = math.sqrt(_step(of) * _step(to))
+    censored = [min(found.values()) <= min(m["axes"]["damping"]) for found, m in ((ours, of), (theirs, to))]
+    return _paired(ours, theirs, (0.0 if censored[0] else 1 / half, math.inf if censored[1] else half))
 
 
-def _least_dampings(label: str, evidence: Evidence) -> dict[int, float]:
+def _step(method: Mapping[str, Any]) -> float:
+    dampings = sorted(method["axes"]["damping"])
+    return max((b / a for a, b in itertools.pairwise(dampings)), default=1.0)
+
+
+def _least_dampings(method: Mapping[str, Any]) -> dict[int, float]:
+    place = list(method["axes"]).index("damping")
     curves: dict[int, dict[float, float]] = {}
-    for row in evidence.trials:
-        loss = row["final_train_loss"]
-        if row["method"] == label and row["round"] != "final" and loss is not None and math.isfinite(loss):
-            curve = curves.setdefault(int(row["seed"]), {})
-            damping = float(row["damping"])
-            curve[damping] = min(loss, curve.get(damping, math.inf))
-    if not curves:
-        raise _missing(label, {row["method"] for row in evidence.trials})
+    for *cell, seed, loss in method["losses_by_seed"]:
+        if loss is not None and math.isfinite(loss):
+            curve = curves.setdefault(seed, {})
+            curve[cell[place]] = min(loss, curve.get(cell[place], math.inf))
     return {
         seed: min(damping for damping, loss in curve.items() if loss <= ROBUST * min(curve.values()))
         for seed, curve in curves.items()
     }
 
 
-def _cosine_distance(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
+def _cosine_distance(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """1 - the mean cosine of two whole directions over the followed trajectory, in FOOF's inner product."""
     return _paired(_distances(part["of"], evidence), _distances(part["to"], evidence))
 
@@ -102,80 +122,99 @@ def _cosine_distance(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
 def _distances(pair: str, evidence: Evidence) -> dict[int, float]:
     wanted = set(pair.split(PAIR))
     rows = [row for row in evidence.similarity["cosines"] if row["layer"] == "*" and row["metric"] == "foof"]
-    found = {row["seed"]: 1 - row["mean"] for row in rows if {row["method_a"], row["method_b"]} == wanted}
+    found = {row["seed"]: 1 - _or_nan(row["mean"]) for row in rows if {row["method_a"], row["method_b"]} == wanted}
     if not found:
         raise _missing(pair, {PAIR.join((row["method_a"], row["method_b"])) for row in rows})
     return found
 
 
-def _progress(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
+def _progress(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """Mean relative decrease of the mini-batch loss along the followed trajectory."""
     rows = [row for row in evidence.similarity["progress"] if row["kind"] == part["kind"]]
     by_method: dict[str, dict[int, float]] = {}
     for row in rows:
-        by_method.setdefault(row["method"], {})[row["seed"]] = row["mean"]
+        by_method.setdefault(row["method"], {})[row["seed"]] = _or_nan(row["mean"])
     return _paired(_looked_up(by_method, part["of"]), _looked_up(by_method, part["to"]))
 
 
-def _spectral(key: str) -> Callable[[Mapping[str, Any], Evidence], Pairs]:
-    def measure(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-        """Of every look where the inequality must hold everywhere, else the mean of each seed and layer."""
-        if part["everywhere"]:
-            values: dict[str, dict[Any, float]] = {}
-            for row in evidence.spectrum:
-                look = (int(row["seed"]), int(row["update"]), row["layer"])
-                values.setdefault(row["method"], {})[look] = float(row[key])
-        else:
-            values = {}
-            for row in evidence.similarity["spectrum"]:
-                values.setdefault(row["method"], {})[(row["seed"], row["layer"])] = row[_MEANS[key]]
-        return _paired(_looked_up(values, part["of"]), _looked_up(values, part["to"]))
+def _or_nan(value: float | None) -> float:
+    """A mean of no finite look is none."""
+    return math.nan if value is None else value
+
+
+def _spectral(key: str) -> Callable[[Mapping[str, Any], Evidence], Figures]:
+    def measure(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+        """Of every look where the inequality must hold everywhere, else of each seed: looks, then layers, averaged."""
+        values: dict[str, dict[Any, float]] = {}
+        for row in evidence.spectrum:
+            look = (int(row["seed"]), row["layer"], int(row["update"]))
+            values.setdefault(row["method"], {})[look] = float(row[key])
+        of, to = _looked_up(values, part["of"]), _looked_up(values, part["to"])
+        return _paired(of, to) if part["everywhere"] else _paired(_by_seed(of), _by_seed(to))
 
     return measure
 
 
-_MEANS = {"frobenius_error": "mean_error", "spectrum_distance": "mean_distance"}
+def _by_seed(looks: Mapping[Any, float]) -> dict[int, float]:
+    """Geometric mean over layers, which are no replicates, of the means over looks."""
+    by_layer: dict[tuple[int, str], list[float]] = {}
+    for (seed, layer, _), value in looks.items():
+        by_layer.setdefault((seed, layer), []).append(value)
+    return _over_layers({place: fmean(values) for place, values in by_layer.items()})
 
 
-def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """By how much the error is larger in the last fifth of a refresh's life than in the first; by seed and layer."""
+def _over_layers(values: Mapping[tuple[int, str], float]) -> dict[int, float]:
+    seeds = {seed for seed, _ in values}
+    return {seed: geometric_mean(v for (s, _), v in values.items() if s == seed) for seed in seeds}
+
+
+def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """How many times as large the error is in the last fifth of a refresh's life as at the refresh; by seed."""
     return _paired(_grown(part["of"], evidence), _grown(part["to"], evidence))
 
 
-def _grown(label: str, evidence: Evidence) -> dict[Any, float]:
+def _grown(label: str, evidence: Evidence) -> dict[int, float]:
     own = [row for row in evidence.spectrum if row["method"] == label]
     if not own:
         raise _missing(label, {row["method"] for row in evidence.spectrum})
     oldest = max(int(row["updates_since_refresh"]) for row in own)
-    young: dict[Any, list[float]] = {}
-    old: dict[Any, list[float]] = {}
+    young: dict[tuple[int, str], list[float]] = {}
+    old: dict[tuple[int, str], list[float]] = {}
     for row in own:
         place, age = (int(row["seed"]), row["layer"]), int(row["updates_since_refresh"])
-        if age <= oldest / 5:
+        if age == 0:
             young.setdefault(place, []).append(float(row["frobenius_error"]))
         elif age >= oldest * 4 / 5:
             old.setdefault(place, []).append(float(row["frobenius_error"]))
-    return {place: fmean(old[place]) - fmean(young[place]) for place in young.keys() & old.keys()}
+    return _over_layers({place: fmean(old[place]) / fmean(young[place]) for place in young.keys() & old.keys()})
 
 
-def _seconds_per_update(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """By round."""
-    of, to = (_looked_up(evidence.timing, part[side]) for side in ("of", "to"))
-    return list(of), list(to)
+def _cost_ratio(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """Time of an update by round, as a ratio to the reference's two windows of the same round."""
+    of, to = (_looked_up(evidence.cost_ratios, part[side]) for side in ("of", "to"))
+    return Figures(list(of), list(to))
 
 
-def _toy_loss(part: Mapping[str, Any], evidence: Evidence) -> Pairs:
-    """The loss of the named point of the toy, or of both; of: "sgd, point 2"."""
-    return [_toy(part["of"], evidence)], [_toy(part["to"], evidence)]
+def _toy_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """The loss of the named point of the toy, or of both: "sgd, point 2"."""
+    return Figures([_toy(part["of"], evidence)], [_toy(part["to"], evidence)])
+
+
+_POINTS: dict[str, Callable[[Sequence[float]], float]] = {
+    "point 1": lambda losses: losses[0],
+    "point 2": lambda losses: losses[1],
+    "both points": sum,
+}
 
 
 def _toy(text: str, evidence: Evidence) -> float:
     label, _, which = text.partition(", ")
-    losses = _looked_up(evidence.toy, label)
-    return sum(losses) if which == "both points" else losses[int(which.removeprefix("point ")) - 1]
+    if which not in _POINTS:
+        raise _missing(text, [f"{label}, {point}" for point in _POINTS])
+    return _POINTS[which](_looked_up(evidence.toy, label))
 
 
-_MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Pairs]] = {
+_MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
     "final_train_loss": _final_train_loss,
     "seconds_to_loss": _seconds_to_loss,
     "least_damping": _least_damping,
@@ -184,7 +223,7 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Pairs]] = {
     "frobenius_error": _spectral("frobenius_error"),
     "spectrum_distance": _spectral("spectrum_distance"),
     "error_growth": _error_growth,
-    "seconds_per_update": _seconds_per_update,
+    "seconds_per_update": _cost_ratio,
     "toy_loss": _toy_loss,
 }
 # Which records each measure needs.

@@ -29,7 +29,7 @@ ROBUST = 2.0
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a trials.csv, as text; the torn last line of a killed sweep is left out."""
+    """The whole lines of a CSV, as text, none without a file; the torn last line of a killed run is left out."""
     if not path.is_file():
         return []
     content = path.read_text(encoding="utf-8")

@@ -8,20 +8,24 @@ threshold decides nothing.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from kfbench.results.intervals import median, median_interval
-from kfbench.results.records import json_or_empty
 from kfbench.results.statistics import Ratio, paired_ratio
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "not reproduced", "inconclusive"
 
 
-def judge(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
-    """What verdict.json holds of one part of a claim: figures, their ratio, its interval, the outcome."""
+def judge(
+    part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], slack: tuple[float, float] = (1.0, 1.0)
+) -> dict[str, Any]:
+    """What verdict.json holds of one part of a claim: figures, their ratio, its interval, the outcome.
+
+    ``slack`` are factors by which the interval is wider on each side: what a grid leaves open.
+    """
     side = "below" if part.get("below") is not None else "above"
-    ratio = _ratio(part, of, to)
+    ratio = _widened(_ratio(part, of, to, side), slack)
     return {
         **{key: value for key, value in part.items() if value is not None},
         "values_of": list(of),
@@ -34,7 +38,13 @@ def judge(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float]) -> 
     }
 
 
-def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float]) -> Ratio:
+def _widened(ratio: Ratio, slack: tuple[float, float]) -> Ratio:
+    if ratio.low is None or ratio.high is None or slack == (1.0, 1.0):
+        return ratio
+    return replace(ratio, low=ratio.low * slack[0], high=ratio.high * slack[1])
+
+
+def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], side: str) -> Ratio:
     rounds = part["measure"] == "seconds_per_update"
     if not of:
         return Ratio(math.nan, None, None, 0)
@@ -45,8 +55,9 @@ def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float]) ->
         return Ratio(math.nan, None, None, len(ratios))
     if rounds:
         return Ratio(median(ratios), *median_interval(ratios), len(ratios))
-    largest = max(ratios)  # of an inequality that must hold everywhere: there is no sampling error
-    return Ratio(largest, largest, largest, len(ratios))
+    # Of an inequality that must hold everywhere: there is no sampling error.
+    worst = max(ratios) if side == "below" else min(ratios)
+    return Ratio(worst, worst, worst, len(ratios))
 
 
 def _certain(ratio: Ratio, of: Sequence[float], to: Sequence[float]) -> Ratio:
@@ -72,8 +83,3 @@ def verdict(parts: Sequence[Mapping[str, Any]]) -> str:
     if REFUTED in outcomes:
         return REFUTED
     return REPRODUCED if outcomes and all(found == REPRODUCED for found in outcomes) else OPEN
-
-
-def committed(folder: Path, id: str, scale: str) -> dict[str, Any]:
-    """The verdict of a claim at a scale, as kept in ``folder``/SCALE/ID; empty where there is none."""
-    return json_or_empty(folder / scale / id / "verdict.json")

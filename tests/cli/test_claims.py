@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kfbench.claims import read_claim
 from tests.results.run_folders import tree
 
 # foof beats sgd with a step that hardly moves, in few updates of a tiny network: an easy claim, and its contrary.
@@ -49,7 +50,7 @@ def test_a_claim_is_run_judged_kept_and_not_run_again(kfbench):
     assert record["methods"]["foof"]["trials"] == record["methods"]["sgd"]["trials"] == 2
     assert record["published"]["foof"]["final"]["seeds"] == [1, 2, 3]
     kept = Path("docs/results/full/easy")
-    assert {"verdict.json", "trials.csv", "environment.json", "config.yaml", "ratios.png"} == {
+    assert {"verdict.json", "trials.csv", "environment.json", "config.yaml", "epochs.csv", "ratios.png"} == {
         p.name for p in kept.iterdir()
     }
     Path("runs").rename("elsewhere")  # a fresh clone has the committed summary alone
@@ -82,6 +83,28 @@ def test_a_folder_of_claims_runs_nothing(kfbench):
     assert code == 0 and "not run" in out and not Path("runs").exists()
 
 
+def test_only_the_verdict_that_was_shown_is_kept(kfbench):
+    path = write(more="ask: [sgd]")
+    stale, kept = Path("runs/compare-easy-full/verdict.json"), Path("docs/results/full/easy/verdict.json")
+    file = read_claim(path, "full")
+    for place, hash, verdict in ((stale, "another", "not reproduced"), (kept, file.hash, "reproduced")):
+        place.parent.mkdir(parents=True)
+        record = {**file.claim.model_dump(include={"id", "source", "says"}), "scale": "full", "hash": hash}
+        place.write_text(json.dumps({**record, "verdict": verdict, "parts": []}))
+    code, _, err = kfbench("compare", path, "--scale", "full", "--keep", "docs/results")
+    assert code == 0 and "verdict at scale full: reproduced" in err
+    assert json.loads(kept.read_text())["verdict"] == "reproduced"
+    kept.write_text('{"half')
+    code, _, err = kfbench("compare", "configs", "--scale", "full")
+    assert code == 2 and f"{kept} cannot be read" in err
+
+
+def test_the_hash_does_not_depend_on_where_it_runs():
+    path = write()
+    assert read_claim(path, "small").hash == read_claim(path, "small", {"threads": "2", "data_dir": "elsewhere"}).hash
+    assert read_claim(path, "small").hash != read_claim(path, "full").hash
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "part"),
     [
@@ -90,6 +113,15 @@ def test_a_folder_of_claims_runs_nothing(kfbench):
         ({"side": "below: -1"}, [], "below should be greater than 0, got -1"),
         ({"of": "fooof"}, [], "unknown method in easy.yaml 'fooof' (did you mean 'foof'?)"),
         ({"more": "askk: [sgd]"}, [], "unknown option of claim 'easy' of easy.yaml 'askk' (did you mean 'ask'?)"),
+        ({"of": "[1]"}, [], "of should be"),
+        ({"more": "published: [sgd]"}, [], "sweep needs the name of a parameter"),
+        ({"more": "published: ['foof:dampin=1']"}, [], "unknown option of 'foof' 'dampin'"),
+        ({"measure": "progress", "more": "ask: [foo]"}, [], "unknown method 'foo'"),
+        ({"measure": "progress"}, [], "unknown method in easy.yaml 'sgd'"),
+        ({"measure": "seconds_per_update", "of": "adam"}, [], "unknown method in easy.yaml 'adam'"),
+        ({"side": "below: 1, decides: false"}, [], "no part decides"),
+        ({"more": "small: {run.epoch: 3}"}, [], "unknown key of a claim's small 'run.epoch'"),
+        ({}, ["--out", "configs"], "holds something else than claim 'easy'"),
         ({}, ["--epochs", "3"], "--epochs cannot change it; use --scale"),
         ({}, ["--opt", "adam"], "--opt cannot change it"),
         ({}, ["--scale", "huge"], "huge"),
@@ -104,18 +136,17 @@ def test_what_does_not_fit_is_one_sentence(kfbench, changes, words, part):
 
 def test_every_committed_claim_is_sound(request):
     """Labels, measures, grids: what a claim names is what it runs, at both scales."""
-    from kfbench.claims import check_labels, claims_in, read_claim
+    from kfbench.claims import claims_in
+    from kfbench.engine.claims import check_claim
     from kfbench.engine.sweep_plan import plan
-    from kfbench.results.measures import TUNED
 
-    paths = list(claims_in(request.config.rootpath / "configs"))
+    paths = claims_in(request.config.rootpath / "configs")
     assert len(paths) >= 20
     for path in paths:
         assert path.read_text().startswith(f"# kfbench compare configs/{path.name}\n")
         for scale in ("small", "full"):
             file = read_claim(path, scale)
             assert file.claim.id == path.stem
+            check_claim(file)
             if file.tunes():
-                methods = plan(file.settings("sweep"))
-                check_labels(file, TUNED, [method.label for method in methods])
-                assert {method.size for method in methods} == {12}, "twelve cells each"
+                assert {method.size for method in plan(file.settings("sweep"))} == {12}, "twelve cells each"

@@ -12,22 +12,34 @@ def part(measure, of="a", to="b", **more):
 
 
 def final(seeds, losses):
-    return {"final": {"seeds": seeds, "losses": losses}}
+    return {"final": {"seeds": seeds, "losses": losses, "mean": sum(losses) / len(losses)}}
+
+
+def both(wanted, evidence):
+    found = figures(wanted, evidence)
+    return found.of, found.to
 
 
 def test_final_losses_are_paired_by_seed():
     methods = {"a": final([3, 1, 2], [0.3, 0.1, 0.2]), "b": final([1, 2, 4], [1.0, 2.0, 4.0])}
-    assert figures(part("final_train_loss"), Evidence(tuning={"methods": methods})) == ([0.1, 0.2], [1.0, 2.0])
+    assert both(part("final_train_loss"), Evidence(tuning=methods)) == ([0.1, 0.2], [1.0, 2.0])
 
 
 def test_a_method_without_a_surviving_point_is_infinitely_bad():
     methods = {"a": {"final": None}, "b": final([1, 2], [1.0, 2.0])}
-    assert figures(part("final_train_loss"), Evidence(tuning={"methods": methods})) == ([math.inf] * 2, [1.0, 2.0])
+    assert both(part("final_train_loss"), Evidence(tuning=methods)) == ([math.inf] * 2, [1.0, 2.0])
+
+
+def test_the_better_of_tuned_and_published_options_counts():
+    methods = {"a": final([1, 2], [1.0, 2.0]), "b": final([1, 2], [1.0, 2.0])}
+    published = {"a": final([1, 2], [0.5, 0.6]), "b": final([1, 2], [5.0, 6.0])}
+    found = Evidence(tuning=methods, published=published)
+    assert both(part("final_train_loss"), found) == ([0.5, 0.6], [1.0, 2.0])
 
 
 def test_an_unknown_label_is_named():
     with pytest.raises(ValueError, match="names 'c', which the records do not have; they have a"):
-        figures(part("final_train_loss", of="c"), Evidence(tuning={"methods": {"a": final([1], [1.0])}}))
+        figures(part("final_train_loss", of="c"), Evidence(tuning={"a": final([1], [1.0])}))
 
 
 def epochs(*rows):
@@ -41,25 +53,36 @@ def test_seconds_to_the_loss_at_which_the_other_ended():
             "b": {1: epochs((2.0, 0), (0.5, 10.0)), 2: epochs((2.0, 0), (1.0, 10.0))},
         }
     )
-    assert figures(part("seconds_to_loss"), found) == ([3.0, math.inf], [10.0, 10.0])
+    assert both(part("seconds_to_loss"), found) == ([3.0, math.inf], [10.0, 10.0])
 
 
-def trial(method, damping, loss, seed=0, round="grid"):
-    return {"method": method, "damping": str(damping), "final_train_loss": loss, "seed": str(seed), "round": round}
+def swept(dampings, *cells):
+    """axes and losses of one method: (alpha, damping, seed, loss)."""
+    return {"axes": {"alpha": [0.1, 1.0], "damping": dampings}, "losses_by_seed": [list(cell) for cell in cells]}
 
 
 def test_least_damping_within_twice_the_best_loss():
-    rows = [
-        trial("a", 1e-3, 0.5),
-        trial("a", 1e-2, 0.19),
-        trial("a", 1e-2, 9.0),  # another step with the same damping
-        trial("a", 1e-1, 0.1),
-        trial("a", 1e-4, 0.001, round="final"),
-        trial("b", 1e-3, 0.15),
-        trial("b", 1e-2, math.inf),
-        trial("b", 1e-1, 0.1),
-    ]
-    assert figures(part("least_damping"), Evidence(trials=rows)) == ([1e-2], [1e-3])
+    of = swept(
+        [1e-3, 1e-2, 1e-1],
+        (1.0, 1e-3, 0, 0.5),
+        (1.0, 1e-2, 0, 0.19),
+        (0.1, 1e-2, 0, 9.0),  # another step with the same damping
+        (1.0, 1e-1, 0, 0.1),
+        (1.0, 1e-1, 1, 0.1),
+        (1.0, 1e-2, 1, math.inf),
+    )
+    to = swept([1e-4, 1e-3], (1.0, 1e-3, 0, 0.1), (1.0, 1e-3, 1, 0.1), (1.0, 1e-4, 1, None))
+    found = figures(part("least_damping"), Evidence(tuning={"a": of, "b": to}))
+    assert (found.of, found.to) == ([1e-2, 1e-1], [1e-3, 1e-3])
+    half = pytest.approx(10.0)  # half a decade for each side
+    assert (1 / found.slack[0], found.slack[1]) == (half, half)
+
+
+def test_least_damping_at_the_lower_end_of_a_grid_may_be_lower_still():
+    low = swept([1e-3, 1e-2], (1.0, 1e-3, 0, 0.1))
+    high = swept([1e-3, 1e-2], (1.0, 1e-2, 0, 0.1))
+    assert figures(part("least_damping"), Evidence(tuning={"a": low, "b": high})).slack[0] == 0.0
+    assert figures(part("least_damping"), Evidence(tuning={"a": high, "b": low})).slack[1] == math.inf
 
 
 def test_distance_of_two_pairs():
@@ -70,7 +93,7 @@ def test_distance_of_two_pairs():
         {"seed": 1, "layer": "1", "metric": "foof", "method_a": "b", "method_b": "foof", "mean": 0.3},
     ]
     wanted = part("cosine_distance", of="a ~ foof", to="b ~ foof")
-    of, to = figures(wanted, Evidence(similarity={"cosines": rows}))
+    of, to = both(wanted, Evidence(similarity={"cosines": rows}))
     assert of == pytest.approx([0.1])
     assert to == pytest.approx([1.5])
     with pytest.raises(ValueError, match="'a ~ c'"):
@@ -82,32 +105,46 @@ def test_progress_of_one_kind():
         {"seed": s, "method": m, "kind": k, "mean": v}
         for s, m, k, v in [(1, "a", "rescaled", 0.2), (1, "a", "as-is", 9.0), (1, "b", "rescaled", 0.1)]
     ]
-    assert figures(part("progress"), Evidence(similarity={"progress": rows})) == ([0.2], [0.1])
+    assert both(part("progress"), Evidence(similarity={"progress": rows})) == ([0.2], [0.1])
 
 
-def test_errors_of_every_look_or_on_average():
-    looks = [
-        {"seed": "1", "update": u, "layer": "1", "method": m, "frobenius_error": e}
-        for u, m, e in [("0", "a", "0.1"), ("9", "a", "0.4"), ("0", "b", "0.2"), ("9", "b", "0.3")]
-    ]
-    means = [{"seed": 1, "layer": "1", "method": m, "mean_error": e} for m, e in [("a", 0.25), ("b", 0.5)]]
-    found = Evidence(spectrum=looks, similarity={"spectrum": means})
-    assert figures(part("frobenius_error", everywhere=True), found) == ([0.1, 0.4], [0.2, 0.3])
-    assert figures(part("frobenius_error"), found) == ([0.25], [0.5])
+def look(method, age, error, layer="1", update=None):
+    return {
+        "seed": "1",
+        "update": str(age if update is None else update),
+        "layer": layer,
+        "method": method,
+        "updates_since_refresh": str(age),
+        "frobenius_error": str(error),
+    }
 
 
-def test_growth_of_an_error_from_young_to_old_refreshes():
-    errors = {"a": {0: 0.1, 20: 0.2, 50: 9.0, 80: 0.3, 100: 0.5}, "b": {0: 0.1, 100: 0.2}}
-    rows = [
-        {"seed": "1", "layer": "1", "method": m, "updates_since_refresh": str(age), "frobenius_error": str(e)}
-        for m, by_age in errors.items()
-        for age, e in by_age.items()
-    ]
-    of, to = figures(part("error_growth"), Evidence(spectrum=rows))
-    assert (of, to) == (pytest.approx([0.25]), pytest.approx([0.1]))
+def test_errors_of_every_look_or_of_each_seed():
+    rows = [look("a", 0, 0.1), look("a", 9, 0.3), look("b", 0, 0.2), look("b", 9, 0.6)]
+    rows += [look("a", 0, 0.8, "2"), look("b", 0, 0.1, "2")]
+    found = Evidence(spectrum=rows)
+    assert both(part("frobenius_error", everywhere=True), found) == ([0.1, 0.3, 0.8], [0.2, 0.6, 0.1])
+    of, to = both(part("frobenius_error"), found)
+    assert of == pytest.approx([(0.2 * 0.8) ** 0.5]), "layers are no replicates: one figure a seed"
+    assert to == pytest.approx([(0.4 * 0.1) ** 0.5])
+
+
+def test_growth_of_an_error_over_the_life_of_a_refresh():
+    errors = {"a": {0: 0.1, 20: 9.0, 50: 9.0, 80: 0.3, 100: 0.5}, "b": {0: 0.1, 100: 0.2}}
+    rows = [look(m, age, e) for m, by_age in errors.items() for age, e in by_age.items()]
+    of, to = both(part("error_growth"), Evidence(spectrum=rows))
+    assert (of, to) == (pytest.approx([4.0]), pytest.approx([2.0]))
+
+
+def test_a_mean_of_no_finite_look_is_none():
+    rows = [{"seed": 1, "method": m, "kind": "rescaled", "mean": v} for m, v in [("a", None), ("b", 0.1)]]
+    assert math.isnan(figures(part("progress"), Evidence(similarity={"progress": rows})).of[0])
 
 
 def test_rounds_and_the_toy():
-    assert figures(part("seconds_per_update"), Evidence(timing={"a": [1.1, 1.2], "b": [1.0, 1.0]}))[0] == [1.1, 1.2]
+    costs = Evidence(cost_ratios={"a": [1.1, 1.2], "b": [1.0, 1.0]})
+    assert both(part("seconds_per_update"), costs) == ([1.1, 1.2], [1.0, 1.0])
     toy = Evidence(toy={"before": [0.5, 0.5], "sgd": [18.0, 4.5]})
-    assert figures(part("toy_loss", of="sgd, point 2", to="before, both points"), toy) == ([4.5], [1.0])
+    assert both(part("toy_loss", of="sgd, point 2", to="before, both points"), toy) == ([4.5], [1.0])
+    with pytest.raises(ValueError, match="'sgd, point 9', which the records do not have"):
+        figures(part("toy_loss", of="sgd, point 9", to="before, point 1"), toy)

@@ -74,6 +74,18 @@ def test_everywhere_takes_the_largest_ratio():
     assert judged["outcome"] == REFUTED
 
 
+def test_above_everywhere_takes_the_smallest_ratio():
+    judged = judge(part(everywhere=True, below=None, above=1.0), [0.9, 5.0], [1.0, 1.0])
+    assert (judged["ratio"], judged["outcome"]) == (0.9, REFUTED)
+
+
+def test_what_a_grid_leaves_open_widens_the_interval():
+    wanted = part(measure="least_damping", below=None, above=3.0)
+    equal = [10.0, 10.0, 10.0], [1.0, 1.0, 1.0]
+    assert judge(wanted, *equal)["outcome"] == REPRODUCED
+    assert judge(wanted, *equal, slack=(0.1, 10.0))["outcome"] == OPEN
+
+
 def test_times_are_medians_over_rounds():
     rounds = [1.5] * 10 + [9.0]
     judged = judge(part(measure="seconds_per_update", below=2.0), rounds, [1.0] * 11)
