@@ -136,7 +136,11 @@ def _read(source: _Source, seeds: Collection[int] | None, damaged: list[str]) ->
     folder = source.folders[0]
     configurations = [_configuration(path) for path in source.folders]
     (tree, shared), records = configurations[0], []
-    for path, (own, _) in zip(source.folders, configurations, strict=True):
+    for path, (own, own_budget) in zip(source.folders, configurations, strict=True):
+        if keys := differing_keys(shared, own_budget):  # of sweeps with other final budgets in one folder
+            raise _DamagedError(
+                f"{path}: differs from {folder} in {', '.join(keys)}; give such sweeps folders of their own"
+            )
         records += _read_seeds(path, own["run"], seeds, damaged)
     method = tree["methods"][0]
     if not records:

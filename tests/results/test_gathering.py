@@ -4,6 +4,7 @@ import csv
 import shutil
 
 import pytest
+import yaml
 
 from kfbench.errors import UsageError
 from kfbench.results.gathering import gather
@@ -86,6 +87,17 @@ def test_a_sweep_gives_the_fresh_seeds_of_each_best_point_and_counts_trials(tmp_
     assert method.finals == {1: 0.3, 2: 0.5} and method.options["lr"] == 0.2
     assert (method.label, method.trials) == ("foof", 3)
     assert len(found.damaged) == 1 and "sgd has no final round" in found.damaged[0]
+
+
+def test_final_rounds_of_other_budgets_are_not_mixed(tmp_path):
+    sweep = write_sweep(tmp_path / "s")
+    file = sweep / "foof" / "trial-final-0.2-2" / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["run"] |= {"batch_size": 7}
+    file.write_text(yaml.safe_dump(tree))
+    found = gather([sweep])
+    assert not found.methods
+    assert any("trial-final-0.2-2: differs from" in line and "run.batch_size" in line for line in found.damaged)
 
 
 def test_a_sweep_compares_with_plain_runs(tmp_path):
