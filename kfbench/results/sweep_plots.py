@@ -86,7 +86,7 @@ def _curves(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Path) 
     """Loss against damping with the step tuned for each (FOOF paper, Figure 3C, D); hollow: that step is at an edge."""
     from matplotlib import pyplot
 
-    figure, panel = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, panel = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
     for label, look in styles(list(methods)).items():
         method = methods[label]
         row, column, _, columns, losses = map_of(method)
@@ -110,7 +110,7 @@ def _per_epoch(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Pat
     """For each epoch the lowest loss of any trial: which method is best for that budget (EKFAC paper, section 4)."""
     from matplotlib import pyplot
 
-    figure, panel = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, panel = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
     for label, look in styles(list(methods)).items():
         panel.plot(*zip(*methods[label]["per_epoch"], strict=True), label=label, **look)
     panel.set(xlabel="epoch", ylabel="lowest training loss of any trial", yscale="log")
@@ -120,7 +120,7 @@ def _per_epoch(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Pat
 def _finish(figure: Any, panel: "Axes", summary: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
-    panel.legend(frameon=False, fontsize=8)
+    panel.figure.legend(loc="outside right center", frameon=False, fontsize=8)  # beside: methods may be many
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.3)
     figure.suptitle(title(summary["problem"], summary["run"]), fontsize=10)
