@@ -34,8 +34,8 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
 }
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
-    "lr": 0.001,
-    "damping": 0.001,
+    "lr": 3e-4,
+    "damping": 1e-5,
     "order": "same",
     "fisher": "empirical",
     "damping_init": "plain",
@@ -197,7 +197,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="FOOF applied to each sample alone, then averaged",
             paper=f"{_BENZING}, appendix F",
             path="foof_per_sample:PerSampleFOOF",
-            options={**SGD_OPTIONS, "lr": 10.0, "damping": 1.0},  # nothing is averaged: no schedule
+            options={**SGD_OPTIONS, "lr": 47.0, "damping": 190.0},  # nothing is averaged: no schedule
         ),
         "natural": _preconditioned(
             summary="exact natural gradient of a sub-sampled Fisher: (F + lambda I)^-1 grad",
@@ -205,8 +205,8 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             path="natural:NaturalGradient",
             options={
                 **NEWEST_ONLY_OPTIONS,
-                "lr": 3e-4,
-                "damping": 0.01,
+                "lr": 1e-5,
+                "damping": 1e-4,
                 "fisher": "sampled",
                 "fisher_data": None,
                 "block_diagonal": False,

@@ -64,10 +64,14 @@ def test_configs_parse_and_begin_with_their_command(path):
     load_config(path)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "foof", "kfac"])
+SWEPT = {name: "defaults" for name in ("sgd", "adam", "foof", "kfac")}
+SWEPT |= {name: "methods-fashion-mnist" for name in ("foof-per-sample", "ekfac", "ekfac-ra", "natural", "gn-cg")}
+
+
+@pytest.mark.parametrize("name", SWEPT)
 def test_defaults_are_those_of_the_committed_sweep(name):
-    """docs/defaults.md: rounded to two digits, and nothing else of the methods was another."""
-    (best,) = (m for m in load_config(ROOT / "docs/records/defaults/best.yaml").methods if m.opt == name)
+    """docs/defaults.md and methods.md: rounded to two digits, and nothing else of the methods was another."""
+    (best,) = (m for m in load_config(ROOT / f"docs/records/{SWEPT[name]}/best.yaml").methods if m.opt == name)
     found = {
         key: float(f"{best.options[key]:.2g}") if key in ("lr", "damping") else best.options[key]
         for key in best.options

@@ -13,7 +13,17 @@ TIMING = ["seconds_updates", "seconds_elsewhere"]
 
 
 # Steps that suit a few updates of a tiny network; a SPEC that names its own wins. The defaults suit real ones.
-STEPS = {"foof": {"lr": 0.3, "damping": 1.0}, "kfac": {"lr": 0.003, "damping": 0.01}}
+STEPS = {
+    "foof": {"lr": 0.3, "damping": 1.0},
+    "foof-centred": {"lr": 0.3, "damping": 1.0},
+    "foof-kfac-damping": {"lr": 0.003, "damping": 0.01},
+    "foof-per-sample": {"lr": 10.0, "damping": 1.0},
+    "kfac": {"lr": 0.003, "damping": 0.01},
+    "ekfac": {"lr": 0.001, "damping": 0.001},
+    "ekfac-ra": {"lr": 0.001, "damping": 0.001},
+    "natural": {"lr": 3e-4, "damping": 0.01},
+    "gn-cg": {"lr": 0.1, "damping": 1.0},
+}
 
 
 class Runs:
