@@ -116,6 +116,8 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
     axes.set_yticks(range(len(parts)), [f"{id}: {part['measure'].replace('_', ' ')}" for id, part in reversed(parts)])
     axes.set(xscale="log", xlabel="measured ratio with its 95 % interval; hollow: the claimed side of the threshold")
+    shown = [x for _, part in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
+    axes.set_xlim(min(shown) / 3, max(shown) * 3)
     axes.axvline(1, color="black", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     for outcome, colour in colours.items():
