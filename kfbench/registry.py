@@ -178,8 +178,8 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             path="foof_kfac_damping:FOOFWithKFACDamping",
             options={
                 **PRECONDITIONED_OPTIONS,
-                "lr": 0.003,
-                "damping": 0.01,
+                "lr": 0.001,
+                "damping": 0.001,
                 "fisher": "sampled",
                 "rescale": "lambda_B",
             },
