@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,17 @@ class ClaimFile:
         """Whether the methods are tuned first: the file has a block for it."""
         return "sweep" in read_yaml(self.path)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Equal for equal experiments and predicates at equal scale, wherever they run."""
-        settings = self.settings("sweep")
-        blocks = {
-            "similarity": self.similarity.model_dump(),
-            "wallclock": dump(self.settings("wallclock"), "wallclock"),
-        }
-        asked = {name: blocks[name] for name in blocks if name in read_yaml(self.path)}
-        if self.tunes():
+        settings, blocks = self.settings("sweep"), read_yaml(self.path)
+        asked: dict[str, Any] = {}
+        if "similarity" in blocks:
+            asked["similarity"] = self.similarity.model_dump()
+        if "wallclock" in blocks:
+            asked["wallclock"] = dump(self.settings("wallclock"), "wallclock")["wallclock"]
+        if "sweep" in blocks:
             asked["sweep"] = settings.sweep.model_dump(exclude={"jobs", "trial_timeout"})
-        if "wallclock" in asked:
-            asked["wallclock"] = asked["wallclock"]["wallclock"]
         return fingerprint(
             {
                 "scale": self.scale,

@@ -18,7 +18,7 @@ from kfbench.results.verdicts import REFUTED
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
 _PICTURES = "*.png"
 # Flags that a claim takes beside its scale.
-_PLACES = ("data_dir", "device", "threads", "deterministic")
+PLACES = ("data_dir", "device", "threads", "deterministic")
 
 
 def claim_paths(what: Sequence[Path]) -> tuple[list[Path], bool]:
@@ -47,13 +47,8 @@ def judge(
 ) -> int:
     """Judge every claim named, or show what is known of a whole folder of them; returns the exit code.
 
-    ``flags`` say where it runs, never what: the claim's file and the scale do.
+    ``flags`` say where it runs (``PLACES``), never what: the claim's file and the scale do.
     """
-    for name in flags:
-        if name not in _PLACES:
-            raise UsageError(
-                f"a claim is run as its file says: --{name.replace('_', '-')} cannot change it; use --scale"
-            )
     if out is not None and (whole_folder or len(paths) > 1):
         raise UsageError(f"--out {out} is of one claim, got {len(paths)}")
     files = [read_claim(path, choice.scale, flags) for path in paths]

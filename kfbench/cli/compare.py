@@ -1,13 +1,13 @@
 """`kfbench compare`: who wins."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
-from kfbench.cli.claims import Choice, claim_paths, judge
+from kfbench.cli.claims import PLACES, Choice, claim_paths, judge
 from kfbench.cli.flags import (
     Assignments,
     ConfigFile,
@@ -83,12 +83,14 @@ def compare(
     values = single_values(flags, "compare")
     claims, whole_folder = claim_paths([*(what or []), *([config] if config else [])])
     if claims:
-        _refuse_runs(opt, set_, html)
         choice = Choice("smoke" if values.pop("quick", None) else scale, keep, overwrite, plot, format)
+        if given := _not_applying(values, PLACES, {"--opt": opt, "--set": set_, "--html": html}):
+            raise UsageError(f"a claim is run as its file says: {given} cannot change it; use --scale")
         raise typer.Exit(judge(claims, whole_folder, choice, out, strict, values))
     folders, file = _sorted(what or [], config)
     if folders:
-        _refuse_training(values, opt, config, set_)
+        if given := _not_applying(values, _OF_FINISHED_RUNS, {"--opt": opt, "--config": config, "--set": set_}):
+            raise UsageError(f"runs that have ended are compared as they are: {given} cannot change them")
         settings = load_config(flags=values, specs=["sgd"], command="compare")
         code = _compare_finished(folders, settings, out, overwrite, plot, html, format)
     else:
@@ -112,19 +114,10 @@ def _sorted(what: Sequence[Path], config: Path | None) -> tuple[list[Path], Path
     return [], files[0]
 
 
-def _refuse_training(
-    values: Mapping[str, Any], specs: Sequence[str] | None, file: Path | None, assignments: Sequence[str] | None
-) -> None:
-    given = [f"--{key.replace('_', '-')}" for key in values if key not in _OF_FINISHED_RUNS]
-    given += [name for name, value in (("--opt", specs), ("--config", file), ("--set", assignments)) if value]
-    if given:
-        raise UsageError(f"runs that have ended are compared as they are: {', '.join(given)} cannot change them")
-
-
-def _refuse_runs(specs: Sequence[str] | None, assignments: Sequence[str] | None, html: bool) -> None:
-    given = [name for name, value in (("--opt", specs), ("--set", assignments), ("--html", html)) if value]
-    if given:
-        raise UsageError(f"a claim is run as its file says: {', '.join(given)} cannot change it; use --scale")
+def _not_applying(values: Mapping[str, Any], allowed: Collection[str], named: Mapping[str, Any]) -> str:
+    """The flags that were given and are not allowed here, as one writes them."""
+    given = [f"--{key.replace('_', '-')}" for key in values if key not in allowed]
+    return ", ".join(given + [name for name, value in named.items() if value])
 
 
 def _settings(file: Path | None, values: Mapping[str, Any], specs: Sequence[str], assignments: Sequence[str]) -> Config:

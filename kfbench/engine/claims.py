@@ -1,9 +1,7 @@
 """A published claim: run what is missing to judge it, and judge it."""
 
-import csv
-import io
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +25,11 @@ from kfbench.methods import parse_spec
 from kfbench.results.environment import environment
 from kfbench.results.measures import DIRECTIONS, TUNED, Evidence, figures
 from kfbench.results.records import (
+    ENDED,
     SCHEMA_VERSION,
     json_or_empty,
     read_json,
-    write_atomically,
+    write_csv,
     write_json,
     write_yaml,
 )
@@ -165,15 +164,8 @@ def _fixed(file: ClaimFile, spec: Any) -> Config:
 
 def _keep_trials(source: Path, target: Path, labels: Sequence[str]) -> None:
     """The rows of this claim's methods: a folder of sweeps may hold those of others."""
-    _write_csv(target, [row for row in read_rows(source) if row["method"] in labels])
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    rows = [row for row in read_rows(source) if row["method"] in labels]
+    write_csv(target, list(rows[0]) if rows else [], rows)
 
 
 def _final_epochs(folder: Path, methods: Mapping[str, Any], kept: Sequence[Path]) -> dict[str, dict[int, list]]:
@@ -201,7 +193,7 @@ def _write_epochs(path: Path, epochs: Mapping[str, Mapping[int, Sequence[Mapping
         for seed, rows in by_seed.items()
         for row in rows
     ]
-    _write_csv(path, rows)
+    write_csv(path, _EPOCHS if rows else [], rows)
 
 
 def _told(methods: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,16 +201,22 @@ def _told(methods: Mapping[str, Any]) -> dict[str, Any]:
     return {label: {k: v for k, v in method.items() if k not in _NOT_TOLD} for label, method in methods.items()}
 
 
+def _once(folder: Path, ended: Collection[str], run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The summary of a command that cannot be continued: as it stands where it has ended, else of a run begun anew."""
+    if json_or_empty(folder / "summary.json").get("status") not in ended:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if run()["status"] == "interrupted":
+            raise ClaimInterruptedError
+    return read_json(folder / "summary.json")
+
+
 def _follow(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """`similarity` along the trajectory of the followed method, as tuned where the claim tunes."""
     config = asked_config(file, evidence.tuning)
     folder = directory / f"similarity-{fingerprint(dump(config, 'similarity'))}"
-    if json_or_empty(folder / "summary.json").get("status") not in ("done", "diverged"):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if similarity(config, folder, around.training(followed_config(config)))["status"] == "interrupted":
-            raise ClaimInterruptedError
-    summary = evidence.similarity = read_json(folder / "summary.json")
+    observer = around.training(followed_config(config))
+    summary = evidence.similarity = _once(folder, ENDED, lambda: similarity(config, folder, observer))
     evidence.spectrum = read_rows(folder / "spectrum.csv")
     return {key: summary[key] for key in ("status", "follow", "cosines", "progress", "spectrum")}
 
@@ -229,12 +227,7 @@ def _time(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evid
     whole = config.wallclock.model_copy(update={"compose": "never"})  # whole periods: nothing to put together again
     config = config.model_copy(update={"wallclock": whole})
     folder = directory / f"wallclock-{fingerprint(dump(config, 'wallclock'))}"
-    if json_or_empty(folder / "summary.json").get("status") != "done":
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if wallclock([config], folder, around.line)["status"] == "interrupted":
-            raise ClaimInterruptedError
-    cell = read_json(folder / "summary.json")["cells"][0]
+    cell = _once(folder, ("done",), lambda: wallclock([config], folder, around.line))["cells"][0]
     costs, reference = per_update(read_rows(folder / "windows.csv")), cell["reference"]
     others = [label for label in costs if label != reference and not label.endswith(CONTROL)]
     found = {label: ratios(costs, label, reference) for label in others}

@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import io
 import itertools
 import os
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from kfbench.engine.sweep_plan import Trial
 from kfbench.errors import UsageError
-from kfbench.results.records import ENDED, CsvLog, json_or_empty, write_atomically, write_json
+from kfbench.results.records import ENDED, CsvLog, json_or_empty, write_csv, write_json
 from kfbench.results.trials import FIXED_AFTER, FIXED_BEFORE, Row, parse_row, read_rows
 
 _NAME = "trials.csv"
@@ -46,7 +45,7 @@ class Ledger:
     def _open(self) -> CsvLog:
         """Not before there is something to write: a sweep that is refused leaves nothing behind."""
         columns = _columns(self._path, self._swept)
-        write_atomically(self._path, _text(columns, self._kept))
+        write_csv(self._path, columns, self._kept)
         return CsvLog(self._path, columns, keep_bytes=self._path.stat().st_size)
 
     def begin(self, trial: Trial, sampler: str) -> None:
@@ -102,7 +101,7 @@ def adopt(directory: Path, path: Path) -> None:
         swept = [name for name in new[0] if name not in (*FIXED_BEFORE, *FIXED_AFTER)]
         first = 1 + max((int(row["trial"]) for row in own), default=-1)
         numbered = [{**row, "trial": str(number)} for number, row in enumerate(new, first)]
-        write_atomically(directory / _NAME, _text(_columns(directory / _NAME, swept), [*own, *numbered]))
+        write_csv(directory / _NAME, _columns(directory / _NAME, swept), [*own, *numbered])
 
 
 def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:
@@ -111,14 +110,6 @@ def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:
         old = next(csv.reader(file), [])
     earlier = [name for name in old if name not in (*FIXED_BEFORE, *FIXED_AFTER)]
     return (*FIXED_BEFORE, *dict.fromkeys([*earlier, *swept]), *FIXED_AFTER)
-
-
-def _text(columns: Sequence[str], rows: Sequence[dict[str, str]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def lock(directory: Path) -> int:

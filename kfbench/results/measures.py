@@ -145,25 +145,38 @@ def _or_nan(value: float | None) -> float:
 def _spectral(key: str) -> Callable[[Mapping[str, Any], Evidence], Figures]:
     def measure(part: Mapping[str, Any], evidence: Evidence) -> Figures:
         """Of every look where the inequality must hold everywhere, else of each seed: looks, then layers, averaged."""
-        values: dict[str, dict[Any, float]] = {}
-        for row in evidence.spectrum:
-            look = (int(row["seed"]), row["layer"], int(row["update"]))
-            values.setdefault(row["method"], {})[look] = float(row[key])
-        of, to = _looked_up(values, part["of"]), _looked_up(values, part["to"])
-        return _paired(of, to) if part["everywhere"] else _paired(_by_seed(of), _by_seed(to))
+        looks = [_looks(part[side], evidence) for side in ("of", "to")]
+        if part["everywhere"]:
+            of, to = ({(*_place(row), int(row["update"])): float(row[key]) for row in own} for own in looks)
+            return _paired(of, to)
+        ours, theirs = (_over_layers(_layer_means(own, key)) for own in looks)
+        return _paired(ours, theirs)
 
     return measure
 
 
-def _by_seed(looks: Mapping[Any, float]) -> dict[int, float]:
-    """Geometric mean over layers, which are no replicates, of the means over looks."""
-    by_layer: dict[tuple[int, str], list[float]] = {}
-    for (seed, layer, _), value in looks.items():
-        by_layer.setdefault((seed, layer), []).append(value)
-    return _over_layers({place: fmean(values) for place, values in by_layer.items()})
+def _looks(label: str, evidence: Evidence) -> list[Mapping[str, Any]]:
+    """A method's rows of spectrum.csv."""
+    own = [row for row in evidence.spectrum if row["method"] == label]
+    if not own:
+        raise _missing(label, {row["method"] for row in evidence.spectrum})
+    return own
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, str]:
+    return int(row["seed"]), row["layer"]
+
+
+def _layer_means(rows: Iterable[Mapping[str, Any]], key: str) -> dict[tuple[int, str], float]:
+    """(seed, layer) -> mean over looks."""
+    found: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        found.setdefault(_place(row), []).append(float(row[key]))
+    return {place: fmean(values) for place, values in found.items()}
 
 
 def _over_layers(values: Mapping[tuple[int, str], float]) -> dict[int, float]:
+    """Seed -> geometric mean over layers, which are no replicates."""
     seeds = {seed for seed, _ in values}
     return {seed: geometric_mean(v for (s, _), v in values.items() if s == seed) for seed in seeds}
 
@@ -174,19 +187,11 @@ def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Figures:
 
 
 def _grown(label: str, evidence: Evidence) -> dict[int, float]:
-    own = [row for row in evidence.spectrum if row["method"] == label]
-    if not own:
-        raise _missing(label, {row["method"] for row in evidence.spectrum})
-    oldest = max(int(row["updates_since_refresh"]) for row in own)
-    young: dict[tuple[int, str], list[float]] = {}
-    old: dict[tuple[int, str], list[float]] = {}
-    for row in own:
-        place, age = (int(row["seed"]), row["layer"]), int(row["updates_since_refresh"])
-        if age == 0:
-            young.setdefault(place, []).append(float(row["frobenius_error"]))
-        elif age >= oldest * 4 / 5:
-            old.setdefault(place, []).append(float(row["frobenius_error"]))
-    return _over_layers({place: fmean(old[place]) / fmean(young[place]) for place in young.keys() & old.keys()})
+    by_age = [(int(row["updates_since_refresh"]), row) for row in _looks(label, evidence)]
+    oldest = max(age for age, _ in by_age)
+    young = _layer_means((row for age, row in by_age if age == 0), "frobenius_error")
+    old = _layer_means((row for age, row in by_age if age and age >= oldest * 4 / 5), "frobenius_error")
+    return _over_layers({place: old[place] / young[place] for place in young.keys() & old.keys()})
 
 
 def _cost_ratio(part: Mapping[str, Any], evidence: Evidence) -> Figures:

@@ -125,6 +125,15 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A whole table, atomically: an absent key leaves its cell empty, one that is no column is left out."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write to a temporary name beside ``path``, flush to disk, rename."""
     temporary = path.with_name(path.name + ".tmp")
