@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump, load_config, validated
+from kfbench.config import dump, load_config
 from kfbench.errors import UsageError, shown
 from kfbench.identity import budget, fingerprint
 from kfbench.scales import SCALES, changes
 from kfbench.sections import Claim, ClaimPart, Config, Similarity
+from kfbench.validation import validated
 from kfbench.yaml_file import read_yaml
 
 # What only tells people about a claim; all else decides the numbers or the verdict.

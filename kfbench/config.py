@@ -6,23 +6,19 @@ defaults, ``--config FILE``, flags, ``--set a.b=c``. A value inside the SPEC of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from kfbench.errors import UsageError, shown, unknown
-from kfbench.methods import find_method, parse_spec
-from kfbench.registry import DATASETS, DEFAULT_S, METHODS, MODELS, MethodEntry
+from kfbench.methods import parse_spec
+from kfbench.registry import DATASETS, MODELS
+from kfbench.resolution import resolve_methods, resolve_roles
 from kfbench.sections import (
     COMMAND_BLOCKS,
     TOP_KEYS,
     Compare,
     Config,
-    Method,
     MethodOptions,
     Problem,
     Run,
@@ -31,9 +27,9 @@ from kfbench.sections import (
     Sweep,
     Wallclock,
 )
+from kfbench.validation import validated
 from kfbench.yaml_file import parse_yaml, read_yaml
 
-_S = TypeVar("_S", bound=Section)
 # The sections that flags fill directly; those of methods become defaults of every SPEC.
 _FLAG_SECTIONS: dict[str, type[Section]] = {
     "problem": Problem,
@@ -87,7 +83,11 @@ def load_config(
             raise unknown("key", key, TOP_KEYS)
     problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
     run = _with_budget(_run(tree, command), problem)
-    methods, similarity = _methods_and_roles(tree, method_flags, command)
+    entries, similarity = tree.get("methods"), Similarity()
+    if command == "similarity" and (entries is None or isinstance(entries, list)):
+        methods, similarity = resolve_roles(entries, _given(tree, "similarity"), method_flags)
+    else:
+        methods = resolve_methods(entries, method_flags)
     _check_problem(problem)
     blocks = {name: _block(tree, name, command, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
     return Config(problem=problem, methods=methods, run=run, similarity=similarity, **blocks)
@@ -156,26 +156,6 @@ def _keep_budget(run: dict[str, Any], later: Collection[str]) -> None:
             run.pop(other, None)
 
 
-def validated(section: type[_S], values: Mapping[str, Any], where: str = "") -> _S:
-    """Values as a section of the schema, or one sentence (UsageError) about what does not fit, and where."""
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where or 'a section'} must be a mapping, got {shown(values)}")
-    for key in values:
-        if key not in section.model_fields:
-            raise unknown("key" if not where else f"option of {where}", str(key), section.model_fields)
-    try:
-        return section.model_validate(dict(values))
-    except ValidationError as error:
-        raise UsageError(_sentence(error, where)) from None
-
-
-def _sentence(error: ValidationError, where: str) -> str:
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    key = ".".join(str(part) for part in first["loc"][:1])
-    return f"{where + ': ' if where else ''}{key} {message}, got {shown(first['input'])}"
-
-
 def _with_budget(run: Run, problem: Problem) -> Run:
     if run.epochs is not None and run.updates is not None:
         raise UsageError(f"give epochs or updates, not both: got epochs {run.epochs} and updates {run.updates}")
@@ -232,139 +212,8 @@ def _check_problem(problem: Problem) -> None:
     _check_likelihood(problem)
 
 
-def _methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:
-    if entries is None:
-        raise UsageError(f"no method given: use --opt, with one of {', '.join(METHODS)} or package.module:Class")
-    if not isinstance(entries, list) or not entries:
-        raise UsageError(f"methods must be a list of SPECs, got {shown(entries)}")
-    parsed = [parse_spec(entry) for entry in entries]
-    found = [find_method(opt) for opt, _ in parsed]
-    for flag in flags:
-        if not any(entry.accepts(flag) for entry in found):
-            opts = " or ".join(repr(opt) for opt, _ in parsed)
-            accepted = ", ".join(sorted({option for entry in found for option in entry.options}))
-            raise UsageError(
-                f"{opts} has no option {flag!r}, as --{flag.replace('_', '-')} was given; it has {accepted}"
-            )
-    resolved = [(opt, _options(opt, entry, given, flags)) for (opt, given), entry in zip(parsed, found, strict=True)]
-    named = labels(resolved)
-    for i, label in enumerate(named):
-        if label in named[:i]:
-            raise UsageError(f"method {label!r} is given twice with the same options")
-    return tuple(
-        Method(opt=opt, label=label, options=options) for (opt, options), label in zip(resolved, named, strict=True)
-    )
-
-
-def _methods_and_roles(
-    tree: Mapping[str, Any], flags: Mapping[str, Any], command: str
-) -> tuple[tuple[Method, ...], Similarity]:
-    """All methods, and for `similarity` which of them is followed, and against which the others are compared."""
-    entries = tree.get("methods")
-    if command != "similarity" or not (entries is None or isinstance(entries, list)):
-        return _methods(entries, flags), Similarity()
-    similarity = validated(Similarity, _given(tree, "similarity"))
-    entries, roles = _with_roles(entries, similarity, flags)
-    methods = _methods(entries, flags)
-    similarity = similarity.model_copy(update={role: methods[place].label for role, place in roles.items()})
-    _check_similarity(similarity, methods)
-    return methods, similarity
-
-
-def _with_roles(entries: Any, similarity: Similarity, flags: Mapping[str, Any]) -> tuple[list[Any], dict[str, int]]:
-    """The SPECs, with the followed one and the one compared against where they are not there yet; which these are."""
-    listed = list(entries or [])
-    roles: dict[str, int] = {}
-    for role in ("follow", "against"):
-        wanted = getattr(similarity, role)
-        if wanted is None:
-            continue
-        place = _place(listed, wanted, flags)
-        if place is None:
-            place = len(listed)
-            listed.append(wanted)
-        roles[role] = place
-    return listed, roles
-
-
-def _place(entries: Sequence[Any], wanted: str, flags: Mapping[str, Any]) -> int | None:
-    """Which entry is meant: the very SPEC, or what it is labelled; None where it is none of them."""
-    parsed = [parse_spec(entry) for entry in entries]
-    if not parsed:
-        return None
-    with suppress(UsageError, ValueError):  # a label with options is no SPEC
-        return parsed.index(parse_spec(wanted))
-    accepted = [find_method(opt) for opt, _ in parsed]
-    known = {key: value for key, value in flags.items() if any(entry.accepts(key) for entry in accepted)}
-    named = [method.label for method in _methods(list(entries), known)]
-    return named.index(wanted) if wanted in named else None
-
-
-def _check_similarity(similarity: Similarity, methods: Sequence[Method]) -> None:
-    named = ", ".join(method.label for method in methods)
-    if len(methods) < 2:
-        raise UsageError(f"similarity compares two methods or more, got {named} alone; name others with --opt")
-    if "foof" in similarity.metric and not any(method.opt == "foof" for method in methods):
-        raise UsageError(f"metric 'foof' takes its curvature from a foof, which is none of the methods: {named}")
-
-
-def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the method: its default, a flag, or what the SPEC says; none there means the default."""
-    given = {key: value for key, value in given.items() if value is not None}
-    for option in given:
-        if not entry.accepts(option):
-            raise unknown(f"option of {opt!r}", option, entry.options)
-    wanted = {**entry.options, **{k: v for k, v in flags.items() if entry.accepts(k)}, **given}
-    wanted = {k: _with_tuples(v) for k, v in wanted.items()}
-    ours = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}
-    # A default is not checked: Adagrad has an lr_decay of its own, 0, which ours may not be.
-    to_check = {k: v for k, v in ours.items() if (type(v), v) != (type(entry.options.get(k)), entry.options.get(k))}
-    checked = {**ours, **validated(MethodOptions, to_check, repr(opt)).model_dump(exclude_unset=True)}
-    options = {k: checked.get(k, v) if v is not None else None for k, v in wanted.items()}
-    T, S = options.get("T"), options.get("S")
-    if T is not None and "S" in options and S is None:
-        options["S"] = S = min(T, DEFAULT_S)  # spelled out, so that records say what ran
-    if T is not None and S is not None and S > T:
-        raise UsageError(f"{opt!r}: S must be at most T = {T}, got {S}")
-    _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
-    if options.get("nesterov") and "momentum" in options and not options["momentum"]:
-        raise UsageError(f"{opt!r}: nesterov needs a momentum above 0, got {options['momentum']}")
-    return options
-
-
-def _check_step_options(opt: str, options: Mapping[str, Any]) -> None:
-    if options.get("lr_step_epochs") and options.get("lr_schedule") != "step":
-        raise UsageError(f"{opt!r}: lr_step_epochs needs lr_schedule 'step', got {options.get('lr_schedule')!r}")
-    if options.get("clip_decay") and not options.get("clip_norm"):
-        raise UsageError(f"{opt!r}: clip_decay needs a clip_norm, whose fall it is, got clip_decay alone")
-
-
-def _with_tuples(value: Any) -> Any:
-    """Lists as tuples: betas=(0.9, 0.999) is the same when it was read back from YAML."""
-    return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
 def _with_lists(value: Any) -> Any:
     return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without an S that only follows from T."""
-    T, S = options.get("T"), options.get("S")
-    follows = T is not None and min(T, DEFAULT_S) == S
-    return {**options, "S": None} if follows else dict(options)
-
-
-def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """NAME plus -key=value for every option in which the SPECs of that NAME differ; it also names a folder."""
-    found = []
-    for opt, options in methods:
-        others = [_chosen(other) for name, other in methods if name == opt]
-        own = _chosen(options)
-        differing = [key for key in options if any(other.get(key) != own[key] for other in others)]
-        name = opt.replace(":", ".")
-        found.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))
-    return found
 
 
 def dump(config: Config, command: str | None = None) -> dict[str, Any]:

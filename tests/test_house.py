@@ -7,7 +7,8 @@ PACKAGE = Path(__file__).parent.parent / "kfbench"
 ORDER = ["problems", "curvature", "preconditioners", "engine", "results", "cli"]
 # Imported from anywhere: they import nothing of the six folders.
 EVERYWHERE = [
-    *("claims", "config", "errors", "identity", "importing", "methods", "registry", "scales", "sections", "yaml_file")
+    *("claims", "config", "errors", "identity", "importing", "methods", "registry", "resolution"),
+    *("scales", "sections", "validation", "yaml_file"),
 ]
 # Records and the arithmetic over them: they import nothing but each other, so the engine may write and
 # judge with them; tables, plots, folders and gates stay out of its reach.
