@@ -57,11 +57,19 @@ class ClaimFile:
             {
                 "scale": self.scale,
                 "budget": budget(settings),
-                "methods": dump(settings)["methods"],
+                "methods": self._decided(settings),
                 **asked,
                 "claim": self.claim.model_dump(exclude=set(_PROSE)),
             }
         )
+
+    def _decided(self, settings: Config) -> list[dict[str, Any]]:
+        """The methods without the swept parameters, whose defaults no trial takes, and without labels of them."""
+        swept = settings.sweep.parameters if self.tunes() else ()
+        return [
+            {"opt": method.opt, **{name: value for name, value in method.options.items() if name not in swept}}
+            for method in settings.methods
+        ]
 
     @property
     def similarity(self) -> Similarity:

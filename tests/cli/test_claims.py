@@ -1,10 +1,12 @@
 """Published claims in `kfbench compare`: run, judged, kept, used again; and every wrong file as one sentence."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from kfbench import methods, registry
 from kfbench.claims import read_claim
 from tests.results.run_folders import tree
 
@@ -103,6 +105,19 @@ def test_the_hash_does_not_depend_on_where_it_runs():
     path = write()
     assert read_claim(path, "small").hash == read_claim(path, "small", {"threads": "2", "data_dir": "elsewhere"}).hash
     assert read_claim(path, "small").hash != read_claim(path, "full").hash
+
+
+def test_the_hash_does_not_depend_on_defaults_of_swept_parameters(monkeypatch):
+    path, foof, claimed = write(), methods.METHODS["foof"], read_claim(Path("configs/easy.yaml"), "small").hash
+
+    def with_default(name, value):
+        entry = dataclasses.replace(foof, options={**foof.options, name: value})
+        monkeypatch.setattr(methods, "METHODS", {**registry.METHODS, "foof": entry})
+        return read_claim(path, "small").hash
+
+    assert with_default("lr", 0.7) == claimed
+    assert with_default("damping", 7.0) == claimed
+    assert with_default("T", 7) != claimed
 
 
 @pytest.mark.parametrize(
