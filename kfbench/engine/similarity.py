@@ -16,6 +16,7 @@ from kfbench.engine.panel import Panel
 from kfbench.engine.seed_run import SeedRun
 from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
+from kfbench.resolution import labels
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
 from kfbench.results.similarities import (
@@ -41,7 +42,7 @@ def similarity(config: Config, directory: Path, observer: Observer) -> dict[str,
     assert trainee is not None
     trainee.warn_if_hardly_refreshed()
     head = _head(config, trainee)
-    write_yaml(directory / "config.yaml", dump(config, "similarity"))
+    write_yaml(directory / "config.yaml", dump(_with_plain_labels(config), "similarity"))
     write_json(directory / "environment.json", environment(device))
     logs, found = _Logs(directory, config), SimilaritySummary()
     runs: list[dict[str, Any]] = []
@@ -82,6 +83,14 @@ def _head(config: Config, trainee: "FollowedTrainee") -> dict[str, Any]:
         "problem": shown["problem"],
         "run": shown["run"],
     }
+
+
+def _with_plain_labels(config: Config) -> Config:
+    """Whom to follow under the label that reading the file gives: a claim has labels of its own."""
+    plain = labels([(method.opt, method.options) for method in config.methods])
+    names = {method.label: label for method, label in zip(config.methods, plain, strict=True)}
+    roles = {role: names.get(getattr(config.similarity, role)) for role in ("follow", "against")}
+    return config.model_copy(update={"similarity": config.similarity.model_copy(update=roles)})
 
 
 def followed_method(config: Config) -> Method:

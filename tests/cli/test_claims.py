@@ -8,6 +8,7 @@ import pytest
 
 from kfbench import methods, registry
 from kfbench.claims import read_claim
+from kfbench.config import load_config
 from tests.results.run_folders import tree
 
 # foof beats sgd with a step that hardly moves, in few updates of a tiny network: an easy claim, and its contrary.
@@ -77,6 +78,16 @@ def test_directions_are_asked_along_the_tuned_trajectory(kfbench):
     assert record["similarity"]["follow"] == "foof"
     assert {row["seed"] for row in record["similarity"]["progress"]} == {1, 2, 3}
     assert all(value > 0 for value in record["parts"][0]["values_to"])
+
+
+def test_what_was_asked_of_a_claim_can_be_read_back(kfbench):
+    text = CLAIM.replace("[foof, sgd]", "['foof:T=7', sgd]").replace("follow: foof", "follow: foof-T=7")
+    path = write(text, measure="progress", of="sgd", to="foof-T=7", side="above: 1.0e-9", more="ask: [sgd]")
+    assert kfbench("compare", path, "--quick")[0] == 0
+    (written,) = Path("runs/compare-easy-smoke").glob("similarity-*/config.yaml")
+    again = load_config(written, command="similarity")
+    assert [method.opt for method in again.methods] == ["foof", "sgd"]
+    assert (again.similarity.follow, again.methods[0].options["T"]) == ("foof", 7)
 
 
 def test_a_folder_of_claims_runs_nothing(kfbench):
