@@ -8,6 +8,7 @@ from typing import Any
 from kfbench.results.sweep_tables import sweep_rows
 
 _SIDES = {"below": "<", "above": ">"}
+_COLOURS = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#777777"}
 
 
 def figure_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,29 +99,31 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         (record["id"], part)
         for record in records
         for part in record.get("parts", ())
-        if part["decides"] and 0 < part["ratio"] < math.inf and "toy" not in part["measure"]
+        if part["decides"] and math.isfinite(part["ratio"]) and "toy" not in part["measure"]
     ]
     if not parts:
         return
+    shown = [x for _, part in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
+    left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.32 * len(parts)), layout="constrained")
-    colours = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#777777"}
     for row, (_, part) in enumerate(reversed(parts)):
-        colour = colours[part["outcome"]]
+        colour = _COLOURS[part["outcome"]]
         if part["low"] is not None and part["high"] is not None:
-            axes.plot(
-                [max(part["low"], 1e-6), min(part["high"], 1e6)], [row, row], color=colour, linewidth=3, alpha=0.5
-            )
-        axes.plot(part["ratio"], row, "o", color=colour)
+            ends = [min(max(end, left), right) for end in (part["low"], part["high"])]
+            axes.plot(ends, [row, row], color=colour, linewidth=3, alpha=0.5)
+        if part["ratio"] > 0:
+            axes.plot(part["ratio"], row, "o", color=colour)
+        else:  # a negative progress has no place on this axis
+            axes.annotate(f"\N{LEFTWARDS ARROW} {part['ratio']:.3g}", (left, row), color=colour, va="center")
         threshold = part["below"] if "below" in part else part["above"]
         marker = "<" if "below" in part else ">"
         axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
     axes.set_yticks(range(len(parts)), [f"{id}: {part['measure'].replace('_', ' ')}" for id, part in reversed(parts)])
     axes.set(xscale="log", xlabel="measured ratio with its 95 % interval; hollow: the claimed side of the threshold")
-    shown = [x for _, part in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
-    axes.set_xlim(min(shown) / 3, max(shown) * 3)
+    axes.set_xlim(left, right)
     axes.axvline(1, color="black", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    for outcome, colour in colours.items():
+    for outcome, colour in _COLOURS.items():
         axes.plot([], [], "o", color=colour, label=outcome)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)

@@ -49,7 +49,7 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A geometric mean of ``n`` paired ratios and its 95 % interval; none where it cannot be known."""
+    """A mean of ``n`` paired ratios and its 95 % interval; none where it cannot be known."""
 
     mean: float
     low: float | None
@@ -80,10 +80,38 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
     mean = statistics.fmean(logs)
     if n == 1:
         return Ratio(_exp(mean), None, None, n)
+    half = _student(n) * statistics.stdev(logs) / math.sqrt(n)
+    return Ratio(_exp(mean), _exp(mean - half), _exp(mean + half), n)
+
+
+def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> Ratio:
+    """The same of figures that may be negative: the mean of ``a`` over that of ``b``, with Fieller's interval.
+
+    It holds every r for which Student's t test of the pairs a - r b does not refuse a mean of 0 (Fieller 1954).
+    A ratio to figures whose mean is not clearly above 0 means nothing: nan, without an interval; one pair has none
+    either. ValueError for sequences of unequal length, or of none.
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"a ratio needs pairs, at least one, got {len(a)} and {len(b)} figures")
+    n, top, bottom = len(a), statistics.fmean(a), statistics.fmean(b)
+    if n == 1 or not all(map(math.isfinite, [*a, *b])):
+        return Ratio(top / bottom if bottom > 0 else math.nan, None, None, n)
+    weight = _student(n) ** 2 / n
+    # The interval lies between the roots of A r^2 - 2 B r + C.
+    A = bottom**2 - weight * statistics.variance(b)
+    B = top * bottom - weight * statistics.covariance(a, b)
+    C = top**2 - weight * statistics.variance(a)
+    if bottom <= 0 or A <= 0:
+        return Ratio(math.nan, None, None, n)
+    half = math.sqrt(max(B**2 - A * C, 0.0)) / A
+    return Ratio(top / bottom, B / A - half, B / A + half, n)
+
+
+def _student(n: int) -> float:
+    """The quantile of Student's t that an interval of the mean of ``n`` figures takes."""
     from scipy.special import stdtrit  # slow to import
 
-    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * statistics.stdev(logs) / math.sqrt(n)
-    return Ratio(_exp(mean), _exp(mean - half), _exp(mean + half), n)
+    return float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
 
 
 def _log_ratio(x: float, y: float) -> float:

@@ -101,5 +101,13 @@ def test_a_method_that_always_diverges_is_certainly_worse():
     assert judge(part(), [math.inf] * 3, [math.inf] * 3)["outcome"] == OPEN
 
 
+def test_steps_that_raise_the_loss_make_less_progress():
+    progress = part(measure="progress", below=None, above=1.0, kind="rescaled")
+    judged = judge(progress, [-0.042, -0.040, -0.045], [0.027, 0.042, 0.032])
+    assert judged["outcome"] == REFUTED and judged["ratio"] == pytest.approx(-0.127 / 0.101)
+    assert judge(progress, [0.027, 0.042, 0.032], [-0.042, -0.040, -0.045])["outcome"] == OPEN, "a ratio to a loss"
+    assert judge(progress, [-0.3, 0.4, 0.2], [0.1, 0.1, 0.1])["outcome"] == OPEN
+
+
 def test_nothing_measured_decides_nothing():
     assert judge(part(), [], [])["outcome"] == OPEN
