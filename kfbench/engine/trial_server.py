@@ -10,8 +10,10 @@ import torch
 
 from kfbench.engine.executor import PRELOAD_VARIABLE
 from kfbench.engine.trial import preload_data
+from kfbench.results.environment import environment
 
 torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1)], lr=1.0)  # the first optimizer of a process imports torch's compiler: 1 to 2 s
+environment(torch.device("cpu"))  # versions and commit take longer to find than a short trial's updates
 if _given := os.environ.get(PRELOAD_VARIABLE):
     preload_data(json.loads(_given))

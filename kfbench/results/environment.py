@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ def _gpu_clock(device: "torch.device") -> int | None:
         return None
 
 
+# Asked once a process: what runs is what was imported. A fork inherits the answers.
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -58,6 +61,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -66,6 +70,7 @@ def _cpu_name() -> str:
         return platform.processor()
 
 
+@cache
 def _git() -> dict[str, Any]:
     """The commit of kfbench itself, where it runs from a checkout."""
     folder = Path(__file__).parent
