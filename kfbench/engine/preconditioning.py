@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured, capture
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import find_layers
+from kfbench.curvature.layers import Layer
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
 from kfbench.engine.clipping import scale_gradients, squared_norm
+from kfbench.engine.coverage import Coverage
 from kfbench.engine.isolation import forward_isolated
 from kfbench.engine.schedule import Amortisation
-from kfbench.engine.verification import warn_of_batch_mixing, why_wrong
 from kfbench.errors import described
 from kfbench.importing import import_object
 from kfbench.preconditioners.contract import Preconditioner
@@ -101,14 +101,23 @@ class Preconditioning:
         self.companions: list[Preconditioning] = []
         # Told of the direction right after ``apply``, before whatever comes later in the order.
         self.on_applied: Callable[[Direction], None] | None = None
-        self.layers, self.left_out = find_layers(model)
+        self.coverage = Coverage(model, getattr(self.method, "per_sample", False))
         device = next(model.parameters()).device
         self.label_generator = torch.Generator(device).manual_seed(seed)
         self._captured: Captured | None = None
-        self._verified = self._named = False
         self._gradients: list[dict[str, LayerGradient]] = []
         self._statistics: list[dict[str, LayerStatistics]] = []
         self._plain: list[tuple[int, list[Tensor | None]]] = []
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The preconditioned layers by name."""
+        return self.coverage.layers
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Modules that keep their plain gradient -> why."""
+        return self.coverage.left_out
 
     @property
     def observing(self) -> bool:
@@ -122,7 +131,7 @@ class Preconditioning:
 
     def capture(self) -> capture:
         """The context for one training forward (of one micro-batch)."""
-        block = capture(self.layers, self._plain_parameters())
+        block = capture(self.layers, self.coverage.plain_parameters())
         self._captured = block.captured
         return block
 
@@ -138,8 +147,8 @@ class Preconditioning:
         captured, self._captured = self._captured, None
         if captured is None:
             raise RuntimeError("no forward was captured: run the model inside 'with preconditioning.capture():'")
-        if not self._verified:
-            self._verify(captured, losses)
+        if not self.coverage.verified:
+            self.coverage.verify(captured, losses)
         together = (self, *self.companions)
         for each in together:  # labels are drawn first, and only the gradients may free the graph
             if each.observing:
@@ -197,14 +206,12 @@ class Preconditioning:
     def invite(self, companions: Sequence["Preconditioning"]) -> None:
         """From now on one captured forward serves these as well: each keeps its schedule and its order.
 
-        They take over this one's layers, so that what is verified for one is verified for all. Labels of
+        They share this one's coverage, so that what is verified for one is verified for all. Labels of
         one kind are drawn once a forward, by the first that observes it, this one before all others.
         """
         for companion in companions:
-            companion.layers, companion.left_out = self.layers, self.left_out
-            companion._verified = companion._named = True
-            if getattr(companion.method, "per_sample", False):
-                warn_of_batch_mixing(self.model)
+            self.coverage.per_sample |= companion.coverage.per_sample
+            companion.coverage = self.coverage
         self.companions = list(companions)
 
     def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]], counts: Sequence[int] | None = None) -> None:
@@ -226,7 +233,7 @@ class Preconditioning:
         for each, limit in zip(together, limits, strict=True):
             if min(seen, limit):
                 each._refresh()
-        self._verified = False  # the losses of the coming updates may hold more than the likelihood's
+        self.coverage.verified = False  # the losses of the coming updates may hold more than the likelihood's
 
     def state_dict(self) -> dict[str, Any]:
         """Everything from which an interrupted run continues bit for bit, but the model."""
@@ -243,8 +250,7 @@ class Preconditioning:
         self.method.load_state_dict(state["method"])
         self.step, self._refreshed = state["step"], state["refreshed"]
         self.label_generator.set_state(state["labels"].cpu())
-        self.layers = {name: self.layers[name] for name in state["layers"]}
-        self._verified = True
+        self.coverage.keep(state["layers"])
 
     def _forward_captured(self, x: Tensor, y: Tensor) -> tuple[Captured, Tensor, Tensor]:
         """(captured, losses [N], output) of a batch that no update is made of."""
@@ -253,8 +259,8 @@ class Preconditioning:
         captured, self._captured = self._captured, None
         assert captured is not None
         losses = self.likelihood.loss(output, y)
-        if not self._verified:
-            self._verify(captured, losses)
+        if not self.coverage.verified:
+            self.coverage.verify(captured, losses)
         return captured, losses, output
 
     def _own_statistics(self) -> dict[str, LayerStatistics]:
@@ -313,7 +319,7 @@ class Preconditioning:
         for name, layer in self.layers.items():
             yield from zip(layer.parameters, layer.split(directions[name]), strict=True)
         total = sum(n for n, _ in self._plain)
-        for index, parameter in enumerate(self._plain_parameters()):
+        for index, parameter in enumerate(self.coverage.plain_parameters()):
             parts = [(n, g) for n, grads in self._plain if (g := grads[index]) is not None]
             plain = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
             yield parameter, plain
@@ -323,36 +329,9 @@ class Preconditioning:
         self, gradients: dict[str, LayerGradient], directions: dict[str, Tensor], factor: Callable[[Tensor], Tensor]
     ) -> None:
         products = [gradients[name].inner(direction) for name, direction in directions.items()]
-        plain = [p.grad for p in self._plain_parameters() if p.grad is not None]
+        plain = [p.grad for p in self.coverage.plain_parameters() if p.grad is not None]
         products += [squared_norm(plain)] if plain else []
         scale_gradients(self.model.parameters(), factor(torch.stack(products).sum()))
-
-    def _plain_parameters(self) -> list[nn.Parameter]:
-        covered = {id(p) for layer in self.layers.values() for p in layer.parameters}
-        return [p for p in self.model.parameters() if p.requires_grad and id(p) not in covered]
-
-    def _verify(self, captured: Captured, losses: Tensor) -> None:
-        """Leave out every layer whose captured gradient is not autograd's; warn of those not named before.
-
-        This finds, whatever the reason, weights that are also used past the layer's own forward
-        (tied weights, penalties inside the loss, modules that bypass hooks) and batches that do
-        not lie along the first dimension.
-        """
-        before = len(self.left_out) if self._named else 0
-        for name in list(self.layers):
-            if reason := why_wrong(self.layers[name], captured, losses):
-                self.left_out[name] = reason
-                del self.layers[name]
-                captured.exclude(name)
-        captured.plain[:] = self._plain_parameters()
-        if not self._named and getattr(self.method, "per_sample", False):
-            warn_of_batch_mixing(self.model)
-        self._verified = True
-        self._named = True
-        if len(self.left_out) > before:
-            found = list(self.left_out.items())[before:]
-            listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in found)
-            warnings.warn(f"not preconditioned, plain gradient instead: {listed}", stacklevel=4)
 
 
 def _ask(those: Sequence[Preconditioning]) -> None:
