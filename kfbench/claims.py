@@ -11,13 +11,19 @@ from typing import Any
 from kfbench.config import dump, load_config
 from kfbench.errors import UsageError, shown
 from kfbench.identity import budget, fingerprint
+from kfbench.methods import parse_spec
 from kfbench.scales import SCALES, changes
 from kfbench.sections import Claim, ClaimPart, Config, Similarity
 from kfbench.validation import validated
 from kfbench.yaml_file import read_yaml
 
-# What only tells people about a claim; all else decides the numbers or the verdict.
-_PROSE = ("source", "says", "notes")
+# What only tells people about a claim, or is told in full beside it; all else decides the numbers or the verdict.
+_NOT_HASHED = ("source", "says", "notes", "small", "published", "ask")
+# Raised where a measure or the arithmetic of verdicts changes its meaning: those of before are then judged anew.
+_RULES = 2
+# What a method that is asked takes from the followed one unless its SPEC says otherwise.
+SHARED = ("lr", "damping", "T", "S")
+_OF_TIME = {"seconds_per_update", "seconds_to_loss"}
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,31 @@ class ClaimFile:
             asked["wallclock"] = dump(self.settings("wallclock"), "wallclock")["wallclock"]
         if "sweep" in blocks:
             asked["sweep"] = settings.sweep.model_dump(exclude={"jobs", "trial_timeout"})
+        if self.measures & _OF_TIME:
+            asked["machine"] = [settings.run.device, settings.run.threads]
         return fingerprint(
             {
+                "rules": _RULES,
                 "scale": self.scale,
                 "budget": budget(settings),
+                "seeds": [settings.run.seed, settings.run.seeds],
                 "methods": self._decided(settings),
+                "published": [self._resolved(spec) for spec in self.claim.published],
+                "ask": [self._resolved(spec, SHARED) for spec in self.claim.ask],
                 **asked,
-                "claim": self.claim.model_dump(exclude=set(_PROSE)),
+                "claim": self.claim.model_dump(exclude=set(_NOT_HASHED)),
             }
         )
+
+    def _resolved(self, spec: Any, from_elsewhere: Sequence[str] = ()) -> Any:
+        """A SPEC with its defaults, but for options that it gets elsewhere; a label of the tuning as it is."""
+        try:
+            opt, given = parse_spec(spec)
+        except UsageError:
+            return spec
+        defaults = load_config(specs=[spec]).methods[0].options
+        own = {name: value for name, value in defaults.items() if name in given or name not in from_elsewhere}
+        return {"opt": opt, **own}
 
     def _decided(self, settings: Config) -> list[dict[str, Any]]:
         """The methods without the swept parameters, whose defaults no trial takes, and without labels of them."""

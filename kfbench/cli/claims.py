@@ -1,5 +1,6 @@
 """The part of `kfbench compare` that judges published claims."""
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from kfbench.results.verdicts import REFUTED
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
 _PICTURES = "*.png"
 # Flags that a claim takes beside its scale.
-PLACES = ("data_dir", "device", "threads", "deterministic")
+PLACES = ("data_dir", "device", "threads")
+# Folders of a claim's runs that cannot be continued.
+_RUNS_OF_A_CLAIM = ("similarity-", "wallclock-")
 
 
 def claim_paths(what: Sequence[Path]) -> tuple[list[Path], bool]:
@@ -65,7 +68,7 @@ def judge(
 
 def _show_all(files: Sequence[ClaimFile], choice: Choice) -> list[dict[str, Any]]:
     """The table of all verdicts that are known at a scale; runs nothing."""
-    records = [_known(file) or _unknown(file) for file in files]
+    records = [_known(file, _own_folder(file)) or _unknown(file) for file in files]
     print_table(verdict_rows(records), choice.format, {"scale": choice.scale, "claims": records})
     for file, record in zip(files, records, strict=True):
         if record.get("hash") not in (None, file.hash):
@@ -80,28 +83,36 @@ def _show_all(files: Sequence[ClaimFile], choice: Choice) -> list[dict[str, Any]
 
 def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, Any]:
     """Run what is missing for one claim, print the figure's data and the verdict; returns the record."""
-    record = {} if choice.overwrite else _known(file)
-    directory = out or RUNS / f"compare-{file.claim.id}-{file.scale}"
+    directory = out or _own_folder(file)
     _check_folder(directory, file)
+    record = {} if choice.overwrite else _known(file, directory)
     if record.get("hash") == file.hash:
-        print("judged before with this configuration; --overwrite judges again", file=sys.stderr)
+        print("judged before with this configuration; --overwrite follows, times and judges again", file=sys.stderr)
     else:
-        record = _judged(file, directory)
+        record = _judged(file, directory, choice.overwrite)
     here = _read_verdict(directory / "verdict.json").get("hash") == file.hash
     if choice.plot and here:
         plot_ratios([record], directory / "ratios.png")
     _report(record, choice.format)
     if choice.keep is not None and here:
         _keep(directory, choice.keep / file.scale / file.claim.id)
+    if not here and (out is not None or choice.keep is not None or choice.plot):
+        print(f"the committed verdict is shown and nothing is written: {_committed_folder(file)}", file=sys.stderr)
     return record
 
 
+def _own_folder(file: ClaimFile) -> Path:
+    return RUNS / f"compare-{file.claim.id}-{file.scale}"
+
+
 def _check_folder(directory: Path, file: ClaimFile) -> None:
-    """Only a new folder, or one of this very claim, is written to."""
-    found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    begun = any(name.startswith(("similarity-", "wallclock-")) for name in found)
-    own = _read_verdict(directory / "verdict.json").get("id") == file.claim.id
-    if directory.exists() and found and not own and not (begun and "config.yaml" not in found):
+    """Only a new folder, one of this very claim, or what is left of a claim that was stopped, is written to."""
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"--out {directory} is a file, expected a folder")
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    left = all(name in _KEPT or name.startswith(_RUNS_OF_A_CLAIM) for name in names)
+    own = _read_verdict(directory / "verdict.json").get("id", file.claim.id if left else None) == file.claim.id
+    if names and not own:
         raise UsageError(f"{directory} holds something else than claim {file.claim.id!r}; give another --out")
 
 
@@ -112,12 +123,15 @@ def _read_verdict(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read ({error}); remove it, then the claim is judged again") from error
 
 
-def _judged(file: ClaimFile, directory: Path) -> dict[str, Any]:
+def _judged(file: ClaimFile, directory: Path, anew: bool) -> dict[str, Any]:
     from kfbench.cli.progress import progress_observer
     from kfbench.cli.sweep_progress import sweep_observer
     from kfbench.engine.claims import ClaimInterruptedError, Surroundings, judge_claim
 
     directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir() if anew else ():
+        if path.name.startswith(_RUNS_OF_A_CLAIM):
+            shutil.rmtree(path)
     observer = sweep_observer()
     around = Surroundings(
         lambda config: shared_folder(None, "sweep", config, overwrite=False),
@@ -158,12 +172,12 @@ def _committed_folder(file: ClaimFile) -> Path:
     return _results(file.path) / file.scale / file.claim.id
 
 
-def _known(file: ClaimFile) -> dict[str, Any]:
-    """The verdict of the last run here, else the committed one; of this configuration, if there is one."""
-    here = _read_verdict(RUNS / f"compare-{file.claim.id}-{file.scale}" / "verdict.json")
+def _known(file: ClaimFile, directory: Path) -> dict[str, Any]:
+    """The verdict of the last run there, else the committed one; of this configuration, if there is one."""
+    here = _read_verdict(directory / "verdict.json")
     kept = _read_verdict(_committed_folder(file) / "verdict.json")
     same = [record for record in (here, kept) if record.get("hash") == file.hash]
-    return next(iter([*same, here, kept]))
+    return next((record for record in (*same, here, kept) if record), {})
 
 
 def _unknown(file: ClaimFile) -> dict[str, Any]:

@@ -45,7 +45,8 @@ Html = Annotated[bool, typer.Option("--html", help="write compare.html, one page
 
 
 Scale = Annotated[
-    Literal["smoke", "small", "full"], typer.Option("--scale", help="of a claim: 20 updates, minutes, or as published")
+    Optional[Literal["smoke", "small", "full"]],
+    typer.Option("--scale", help="of a claim: 20 updates, minutes, or as published (default: small)"),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="of a claim: exit 1 where it is not reproduced")]
 Keep = Annotated[
@@ -64,7 +65,7 @@ def compare(
     plot: Plot = False,
     html: Html = False,
     format: Format = "table",
-    scale: Scale = "small",
+    scale: Scale = None,
     strict: Strict = False,
     keep: Keep = None,
     debug: Debug = False,
@@ -81,12 +82,15 @@ def compare(
     Example: kfbench compare --opt foof --opt sgd --width 250 --html
     """
     values = single_values(flags, "compare")
+    _check_existence(what or [])
     claims, whole_folder = claim_paths([*(what or []), *([config] if config else [])])
     if claims:
-        choice = Choice("smoke" if values.pop("quick", None) else scale, keep, overwrite, plot, format)
+        choice = Choice("smoke" if values.pop("quick", None) else scale or "small", keep, overwrite, plot, format)
         if given := _not_applying(values, PLACES, {"--opt": opt, "--set": set_, "--html": html}):
             raise UsageError(f"a claim is run as its file says: {given} cannot change it; use --scale")
         raise typer.Exit(judge(claims, whole_folder, choice, out, strict, values))
+    if given := _not_applying({}, (), {"--scale": scale, "--strict": strict, "--keep": keep}):
+        raise UsageError(f"{given} is for published claims, and none is given")
     folders, file = _sorted(what or [], config)
     if folders:
         if given := _not_applying(values, _OF_FINISHED_RUNS, {"--opt": opt, "--config": config, "--set": set_}):
@@ -99,11 +103,14 @@ def compare(
     raise typer.Exit(code)
 
 
-def _sorted(what: Sequence[Path], config: Path | None) -> tuple[list[Path], Path | None]:
-    """Folders of runs, or the one file that names what to run."""
+def _check_existence(what: Sequence[Path]) -> None:
     for path in what:
         if not path.exists():
             raise UsageError(f"{path} does not exist; compare takes folders of finished runs, or one YAML file")
+
+
+def _sorted(what: Sequence[Path], config: Path | None) -> tuple[list[Path], Path | None]:
+    """Folders of runs, or the one file that names what to run."""
     files = [path for path in what if not path.is_dir()]
     if not files:
         return list(what), config

@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kfbench.claims import ClaimFile
+import torch
+
+from kfbench.claims import SHARED, ClaimFile
 from kfbench.config import load_config
+from kfbench.curvature.layers import find_layers
+from kfbench.engine.build import build_data, build_network
 from kfbench.engine.sweep_plan import method_label, plan
 from kfbench.errors import UsageError, unknown
 from kfbench.methods import find_method, parse_spec
 from kfbench.results.measures import DIRECTIONS, PAIR
 from kfbench.sections import Config
 
-# What an asked method takes from the followed one, unless its SPEC says otherwise.
-_SHARED = ("lr", "damping", "T", "S")
+_OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
 
 
 def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
@@ -28,7 +31,13 @@ def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
     if looks.follow not in known:
         raise unknown(f"method that {file.path.name} follows,", looks.follow, known)
     followed = known[looks.follow]
-    entries = {looks.follow: followed} | dict(_asked(spec, known, followed) for spec in file.claim.ask)
+    entries = {looks.follow: followed}
+    for label, entry in (_asked(spec, known, followed) for spec in file.claim.ask):
+        if label in entries:
+            raise UsageError(
+                f"{file.path.name} asks {label!r} twice, or follows it too: labels leave out lr and damping"
+            )
+        entries[label] = entry
     run = settings.run
     seeds = {"seed": run.seed + run.seeds, "seeds": settings.sweep.final_seeds} if tuning else {}
     config = file.settings("sweep", list(entries.values()), **seeds)
@@ -40,13 +49,41 @@ def check_directions(file: ClaimFile) -> None:
     """UsageError for labels that will not be among the methods, and SPECs that do not fit, before anything runs."""
     methods = plan(file.settings("sweep")) if file.tunes() else ()
     untuned = {m.label: {"opt": m.opt, "best": m.options(m.cells()[0])} for m in methods}
-    labels = [method.label for method in asked_config(file, untuned).methods]
+    config = asked_config(file, untuned)
+    labels = [method.label for method in config.methods]
     for part in file.claim.parts:
         for label in f"{part.of}{PAIR}{part.to}".split(PAIR) if part.measure in DIRECTIONS else ():
             if label not in labels:
                 raise unknown(f"method in {file.path.name}", label, labels)
-    if "cosine_distance" in file.measures and "foof" not in file.similarity.metric:
-        raise UsageError(f"{file.path.name}: cosine_distance needs similarity.metric 'foof'")
+    _check_looks(file, config)
+
+
+def _check_looks(file: ClaimFile, config: Config) -> None:
+    """That `similarity` will look at what the measures need."""
+    name, looks = file.path.name, file.similarity
+    if "cosine_distance" in file.measures and "foof" not in looks.metric:
+        raise UsageError(f"{name}: cosine_distance needs similarity.metric 'foof'")
+    if "foof" in looks.metric and not any(method.opt == "foof" for method in config.methods):
+        raise UsageError(f"{name}: similarity.metric 'foof' takes its curvature from a foof; follow or ask one")
+    if "progress" in file.measures and not looks.progress:
+        raise UsageError(f"{name}: the measure progress needs similarity.progress true, got false")
+    if file.measures & set(_OF_SPECTRA) and not looks.spectrum:
+        raise UsageError(
+            f"{name}: {', '.join(sorted(file.measures & set(_OF_SPECTRA)))} needs layers in similarity.spectrum"
+        )
+
+
+def check_layers(file: ClaimFile) -> None:
+    """UsageError for layers that the network does not have: after hours of tuning it would be too late."""
+    wanted = file.similarity.spectrum
+    if not wanted:
+        return
+    config, device = file.settings("sweep"), torch.device("cpu")
+    network = build_network(config.problem, config.run, build_data(config, device), device, config.run.seed)
+    layers, _ = find_layers(network)
+    for layer in wanted:
+        if layer not in layers:
+            raise unknown(f"layer in {file.path.name}", layer, layers)
 
 
 def _entry_of(opt: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,5 +101,5 @@ def _asked(spec: Any, known: Mapping[str, Any], followed: Mapping[str, Any]) -> 
         return spec, known[spec]
     opt, options = parse_spec(spec)
     label = _label(opt, load_config(specs=[spec]).methods[0].options)
-    shared = {name: followed[name] for name in _SHARED if name in followed and find_method(opt).accepts(name)}
+    shared = {name: followed[name] for name in SHARED if name in followed and find_method(opt).accepts(name)}
     return label, {"opt": opt, **shared, **options}

@@ -11,7 +11,7 @@ import torch
 
 from kfbench.claims import ClaimFile
 from kfbench.config import dump
-from kfbench.engine.claim_directions import asked_config, check_directions
+from kfbench.engine.claim_directions import asked_config, check_directions, check_layers
 from kfbench.engine.ledger import adopt
 from kfbench.engine.observer import Observer
 from kfbench.engine.similarity import followed_config, similarity
@@ -39,7 +39,7 @@ from kfbench.results.verdicts import judge, verdict
 from kfbench.sections import Config
 
 # What a verdict keeps of the runs with fresh seeds, so that it can be judged anew where these are not.
-_EPOCHS = ("method", "seed", "update", "train_loss", "seconds_updates")
+_EPOCHS = ("method", "run_dir", "seed", "update", "train_loss", "seconds_updates")
 # Of a method in a sweep's summary, what would only make a verdict long: trials.csv has it.
 _NOT_TOLD = ("losses", "losses_by_seed", "per_epoch")
 
@@ -65,6 +65,7 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
     UsageError for what does not fit, before anything runs. Raises ClaimInterruptedError.
     """
     check_claim(file)
+    check_layers(file)
     measures = file.measures
     evidence = Evidence()
     record: dict[str, Any] = {"status": "done"}
@@ -129,17 +130,18 @@ def _parts(file: ClaimFile, evidence: Evidence) -> list[dict[str, Any]]:
 def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """The published options, and the tuned ones, of every method, with fresh seeds."""
     with around.sweep_folder(file.settings("sweep")) as folder:
-        adopt(folder, earlier / "trials.csv")
+        adopted = adopt(folder, earlier / "trials.csv")
         summaries = [_swept(_fixed(file, spec), folder, around) for spec in file.claim.published]
         evidence.published = {label: m for summary in summaries for label, m in summary["methods"].items()}
         summaries.append(_swept(file.settings("sweep"), folder, around))
         evidence.tuning = summaries[-1]["methods"]
-        evidence.epochs = _final_epochs(folder, evidence.tuning, (directory, earlier))
+        evidence.epochs, kept = _final_epochs(folder, evidence.tuning, (directory, earlier))
         _keep_trials(folder / "trials.csv", directory / "trials.csv", [*evidence.tuning, *evidence.published])
-    _write_epochs(directory / "epochs.csv", evidence.epochs)
+    write_csv(directory / "epochs.csv", _EPOCHS if kept else [], kept)
     failed = any(summary["status"] == "failed" for summary in summaries)
     return {
         "status": "failed" if failed else "done",
+        "adopted_trials": adopted,
         "methods": _told(evidence.tuning),
         "published": _told(evidence.published),
     }
@@ -168,32 +170,30 @@ def _keep_trials(source: Path, target: Path, labels: Sequence[str]) -> None:
     write_csv(target, list(rows[0]) if rows else [], rows)
 
 
-def _final_epochs(folder: Path, methods: Mapping[str, Any], kept: Sequence[Path]) -> dict[str, dict[int, list]]:
-    """Label -> seed -> rows of epochs.csv of the best point's runs, from their folders or from a kept epochs.csv."""
-    found: dict[str, dict[int, list]] = {}
+def _final_epochs(
+    folder: Path, methods: Mapping[str, Any], kept: Sequence[Path]
+) -> tuple[dict[str, dict[int, list[dict[str, float]]]], list[dict[str, Any]]]:
+    """Of the best point's runs: label -> seed -> numbers of epochs.csv, and the rows that a verdict keeps.
+
+    They come from the folders of the runs, else from the first kept epochs.csv that has the very run.
+    """
+    found: dict[str, dict[int, list[dict[str, float]]]] = {}
+    rows = []
     for label, method in methods.items():
         final = method["final"] or {"seeds": [], "run_dirs": []}
         for seed, run in zip(final["seeds"], final["run_dirs"], strict=True):
+            key = {"method": label, "run_dir": run, "seed": str(seed)}
             own = read_rows(folder / run / f"seed-{seed}" / "epochs.csv")
-            known = (row for path in kept for row in read_rows(path / "epochs.csv"))
-            rows = own or [row for row in known if (row["method"], row["seed"]) == (label, str(seed))]
-            if rows:
-                found.setdefault(label, {})[seed] = [_numbers(row) for row in rows]
-    return found
+            known = ([row for row in read_rows(path / "epochs.csv") if key.items() <= row.items()] for path in kept)
+            of_run = own or next(filter(None, known), [])
+            if of_run:
+                found.setdefault(label, {})[seed] = [_numbers(row) for row in of_run]
+                rows += [{**{name: row[name] for name in _EPOCHS[3:]}, **key} for row in of_run]
+    return found, rows
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(row[name] or "nan") for name in _EPOCHS[2:]}
-
-
-def _write_epochs(path: Path, epochs: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]) -> None:
-    rows = [
-        {"method": label, "seed": seed, **row}
-        for label, by_seed in epochs.items()
-        for seed, rows in by_seed.items()
-        for row in rows
-    ]
-    write_csv(path, _EPOCHS if rows else [], rows)
+    return {name: float(row[name] or "nan") for name in _EPOCHS[3:]}
 
 
 def _told(methods: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,8 +91,19 @@ class Ledger:
         return [content for _, _, content in sorted(found, key=lambda item: item[:2])]
 
 
-def adopt(directory: Path, path: Path) -> None:
-    """Take over the trials of another trials.csv (none where there is none) that this folder does not know yet."""
+def adopt(directory: Path, path: Path) -> int:
+    """Take over the trials of another trials.csv (none where there is none) that this folder does not know yet.
+
+    Returns how many. UsageError while another command writes there.
+    """
+    handle = lock(directory)
+    try:
+        return _adopt(directory, path)
+    finally:
+        os.close(handle)
+
+
+def _adopt(directory: Path, path: Path) -> int:
     own = read_rows(directory / _NAME)
     known = {row["config_hash"] for row in own}
     complete = [row for row in read_rows(path) if {*FIXED_BEFORE, *FIXED_AFTER} <= row.keys()]
@@ -102,6 +113,7 @@ def adopt(directory: Path, path: Path) -> None:
         first = 1 + max((int(row["trial"]) for row in own), default=-1)
         numbered = [{**row, "trial": str(number)} for number, row in enumerate(new, first)]
         write_csv(directory / _NAME, _columns(directory / _NAME, swept), [*own, *numbered])
+    return len(new)
 
 
 def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:

@@ -137,7 +137,10 @@ class Spectrum:
         self._first_use: dict[str, int] = {}
         for tracked in self.tracked.values():
             fisher = tracked.preconditioning.method.fisher
-            _check_rows(trainee.run.batch_size * vectors_of(fisher, trainee.data.outputs), fisher)
+            points = trainee.run.batch_size
+            if not isinstance(tracked.preconditioning.method, KFAC | EKFAC):  # whose curvature is rows as well
+                points = max(points, tracked.preconditioning.points_of_a_refresh(points))
+            _check_rows(points * vectors_of(fisher, trainee.data.outputs), fisher)
             if fisher not in self.keepers:
                 self._add_keeper(fisher, every)
         panel.listeners = (*panel.listeners, self._listen)
@@ -206,6 +209,7 @@ _WITH_APPROXIMATION = (KFAC, EKFAC, NaturalGradient, GaussNewtonCG)
 def _check_rows(rows: int, fisher: str) -> None:
     if rows > MAX_ROWS:
         raise UsageError(
-            f"--spectrum: a batch has {rows} rows with labels {fisher!r}, whose Gram matrix takes {8e-9 * rows**2:.1f} "
-            f"GB; at most {MAX_ROWS} rows are accepted: use a smaller batch_size or fisher 'sampled'"
+            f"--spectrum: the Fisher has {rows} rows with labels {fisher!r}, whose Gram matrix takes "
+            f"{8e-9 * rows**2:.1f} GB; at most {MAX_ROWS} rows are accepted: use a smaller batch_size or "
+            "fisher_data, or fisher 'sampled'"
         )

@@ -62,6 +62,9 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
             )
         if method["failed"]:
             found.append(f"{method['failed']} trials of {label} failed")
+    if record.get("adopted_trials") and any(part["measure"] == "seconds_to_loss" for part in record["parts"]):
+        found.append(f"{record['adopted_trials']} committed trials have the seconds of the machine that ran them")
+    found += record.get("wallclock", {}).get("warnings", [])
     followed = record.get("similarity", {})
     if followed.get("status", "done") != "done":
         found.append(f"the run of {followed['follow']} that was followed {followed['status']} with some seed")

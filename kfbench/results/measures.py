@@ -56,11 +56,13 @@ def _missing(label: str, found: Iterable[str]) -> ValueError:
 
 
 def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
-    """By seed, of the tuned or the published options, whichever are lower on average; infinite where none survives."""
+    """By seed, of the tuned or the published options, whichever are lower on average; infinite where all diverge."""
     candidates = [_looked_up(evidence.tuning, label)["final"]]
     if label in evidence.published:
         candidates.append(evidence.published[label]["final"])
     known = [final for final in candidates if final is not None]
+    if not known and evidence.tuning[label]["failed"]:
+        return {}  # it crashed: that says nothing of its loss
     if not known:
         seeds: list[int] = next((other["final"]["seeds"] for other in evidence.tuning.values() if other["final"]), [])
         return dict.fromkeys(seeds, math.inf)
@@ -80,7 +82,8 @@ def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     for seed in ours.keys() & theirs.keys():
         last = theirs[seed][-1]
         reached = [row["seconds_updates"] for row in ours[seed] if row["train_loss"] <= last["train_loss"]]
-        of[seed], to[seed] = min(reached, default=math.inf), last["seconds_updates"]
+        found = min(reached, default=math.inf) if math.isfinite(last["train_loss"]) else math.nan
+        of[seed], to[seed] = found, last["seconds_updates"]
     return _paired(of, to)
 
 
@@ -92,6 +95,8 @@ def _least_damping(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     of, to = (_looked_up(evidence.tuning, part[side]) for side in ("of", "to"))
     ours, theirs = _least_dampings(of), _least_dampings(to)
     half = math.sqrt(_step(of) * _step(to))
+    if not ours or not theirs:
+        return _paired({}, {})
     censored = [min(found.values()) <= min(m["axes"]["damping"]) for found, m in ((ours, of), (theirs, to))]
     return _paired(ours, theirs, (0.0 if censored[0] else 1 / half, math.inf if censored[1] else half))
 
@@ -133,7 +138,8 @@ def _progress(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     rows = [row for row in evidence.similarity["progress"] if row["kind"] == part["kind"]]
     by_method: dict[str, dict[int, float]] = {}
     for row in rows:
-        by_method.setdefault(row["method"], {})[row["seed"]] = _or_nan(row["mean"])
+        # A step after which the loss is no number is worse than any mean of the others says.
+        by_method.setdefault(row["method"], {})[row["seed"]] = math.nan if row["not_finite"] else _or_nan(row["mean"])
     return _paired(_looked_up(by_method, part["of"]), _looked_up(by_method, part["to"]))
 
 
@@ -178,20 +184,36 @@ def _layer_means(rows: Iterable[Mapping[str, Any]], key: str) -> dict[tuple[int,
 def _over_layers(values: Mapping[tuple[int, str], float]) -> dict[int, float]:
     """Seed -> geometric mean over layers, which are no replicates."""
     seeds = {seed for seed, _ in values}
-    return {seed: geometric_mean(v for (s, _), v in values.items() if s == seed) for seed in seeds}
+    by_seed = {seed: [v for (s, _), v in values.items() if s == seed] for seed in seeds}
+    return {seed: geometric_mean(own) if min(own) > 0 else min(own) for seed, own in by_seed.items()}
 
 
 def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Figures:
-    """How many times as large the error is in the last fifth of a refresh's life as at the refresh; by seed."""
+    """How many times as large the error is in the last fifth of a refresh's life as when it is first looked at."""
     return _paired(_grown(part["of"], evidence), _grown(part["to"], evidence))
 
 
 def _grown(label: str, evidence: Evidence) -> dict[int, float]:
-    by_age = [(int(row["updates_since_refresh"]), row) for row in _looks(label, evidence)]
-    oldest = max(age for age, _ in by_age)
-    young = _layer_means((row for age, row in by_age if age == 0), "frobenius_error")
-    old = _layer_means((row for age, row in by_age if age and age >= oldest * 4 / 5), "frobenius_error")
-    return _over_layers({place: old[place] / young[place] for place in young.keys() & old.keys()})
+    looks = _looks(label, evidence)
+    oldest = max(map(_age, looks))
+    young = _layer_means(_first_looks(looks), "frobenius_error")
+    old = _layer_means((row for row in looks if _age(row) and _age(row) >= oldest * 4 / 5), "frobenius_error")
+    grown = {place: old[place] / young[place] if young[place] else math.inf for place in young.keys() & old.keys()}
+    return _over_layers(grown)
+
+
+def _first_looks(looks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first look at every refresh: looks need not meet the very update at which it is first used."""
+    found, last = [], dict[tuple[int, str], int]()
+    for row in sorted(looks, key=lambda row: int(row["update"])):
+        if _age(row) <= last.get(_place(row), _age(row)):
+            found.append(row)
+        last[_place(row)] = _age(row)
+    return found
+
+
+def _age(row: Mapping[str, Any]) -> int:
+    return int(row["updates_since_refresh"])
 
 
 def _cost_ratio(part: Mapping[str, Any], evidence: Evidence) -> Figures:

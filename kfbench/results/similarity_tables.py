@@ -68,6 +68,9 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     bad = sum(entry["not_finite"] for entry in summary["cosines"])
     if bad:
         lines.append(f"{bad} cosines are not numbers (a direction was zero) and are left out of the means")
+    bad = sum(entry["not_finite"] for entry in summary["progress"])
+    if bad:
+        lines.append(f"{bad} steps lead to a loss that is no number and are left out of the mean progress")
     for run in summary["runs"]:
         if run["reason"]:
             lines.append(f"seed {run['seed']} {run['status']}: {run['reason']}")

@@ -88,23 +88,24 @@ def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> Ratio:
     """The same of figures that may be negative: the mean of ``a`` over that of ``b``, with Fieller's interval.
 
     It holds every r for which Student's t test of the pairs a - r b does not refuse a mean of 0 (Fieller 1954).
-    A ratio to figures whose mean is not clearly above 0 means nothing: nan, without an interval; one pair has none
-    either. ValueError for sequences of unequal length, or of none.
+    To figures whose mean is not clearly above 0 there is no interval, and below 0 no ratio (nan); one pair has no
+    interval either. ValueError for sequences of unequal length, or of none.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"a ratio needs pairs, at least one, got {len(a)} and {len(b)} figures")
     n, top, bottom = len(a), statistics.fmean(a), statistics.fmean(b)
+    mean = top / bottom if bottom > 0 else math.nan
     if n == 1 or not all(map(math.isfinite, [*a, *b])):
-        return Ratio(top / bottom if bottom > 0 else math.nan, None, None, n)
+        return Ratio(mean, None, None, n)
     weight = _student(n) ** 2 / n
     # The interval lies between the roots of A r^2 - 2 B r + C.
     A = bottom**2 - weight * statistics.variance(b)
     B = top * bottom - weight * statistics.covariance(a, b)
     C = top**2 - weight * statistics.variance(a)
     if bottom <= 0 or A <= 0:
-        return Ratio(math.nan, None, None, n)
+        return Ratio(mean, None, None, n)
     half = math.sqrt(max(B**2 - A * C, 0.0)) / A
-    return Ratio(top / bottom, B / A - half, B / A + half, n)
+    return Ratio(mean, B / A - half, B / A + half, n)
 
 
 def _student(n: int) -> float:

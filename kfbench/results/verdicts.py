@@ -2,8 +2,8 @@
 
 A claim is a list of parts, each a ratio of two measured figures with a threshold written before the
 run. The figures are paired by seed and their ratio is averaged in the logarithm, with a 95 % interval of
-Student's t; where some are negative it is the ratio of their means, with Fieller's interval; of times it is
-the median over rounds, with order statistics. An interval that contains the threshold decides nothing.
+Student's t; of progress, which may be negative, it is the ratio of means, with Fieller's interval; of rounds
+of timing it is the median, with order statistics. An interval that contains the threshold decides nothing.
 """
 
 import math
@@ -48,9 +48,9 @@ def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], si
     rounds = part["measure"] == "seconds_per_update"
     if not of:
         return Ratio(math.nan, None, None, 0)
+    if part["measure"] == "progress":  # negative where a step raises the loss: no logarithm, whatever its signs are
+        return ratio_of_means(of, to)
     if not rounds and not part["everywhere"]:
-        if min(*of, *to) < 0:  # progress may be: a step that raises the loss
-            return ratio_of_means(of, to)
         return _certain(paired_ratio(of, to), of, to)
     ratios = [a / b if b else math.inf for a, b in zip(of, to, strict=True)]
     if any(map(math.isnan, ratios)):

@@ -131,6 +131,23 @@ def test_the_hash_does_not_depend_on_defaults_of_swept_parameters(monkeypatch):
     assert with_default("T", 7) != claimed
 
 
+def test_the_hash_knows_what_decides(tmp_path):
+    def hash(text=CLAIM, **changes):
+        return read_claim(write(text, **changes), "full").hash
+
+    same = hash()
+    assert hash(CLAIM.replace("updates: 15", "seeds: 3, updates: 15")) != same, "the seeds of tuning"
+    assert hash(CLAIM.replace("updates: 15", "seed: 5, updates: 15")) != same
+    assert hash(more="notes: in other words") == same
+    assert hash(more="small: {run.updates: 9}") == same, "that of another scale"
+    asked = hash(more="ask: [kfac]")
+    assert asked != same and hash(more="ask: ['kfac:fisher=sampled']") == asked, "the default, spelled out"
+    assert hash(more="ask: ['kfac:fisher=full']") != asked
+    assert hash(more="published: ['foof:lr=0.1']") != hash(more="published: ['foof:lr=0.2']")
+    of_time = write(measure="seconds_to_loss")
+    assert read_claim(of_time, "full").hash != read_claim(of_time, "full", {"device": "cuda"}).hash
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "part"),
     [
@@ -146,8 +163,18 @@ def test_the_hash_does_not_depend_on_defaults_of_swept_parameters(monkeypatch):
         ({"measure": "progress"}, [], "unknown method in easy.yaml 'sgd'"),
         ({"measure": "seconds_per_update", "of": "adam"}, [], "unknown method in easy.yaml 'adam'"),
         ({"side": "below: 1, decides: false"}, [], "no part decides"),
+        ({"measure": "progress", "more": "ask: [sgd, sgd]"}, [], "asks 'sgd' twice"),
+        ({"measure": "frobenius_error", "more": "ask: [sgd]"}, [], "needs layers in similarity.spectrum"),
+        (
+            {"measure": "cosine_distance", "of": "foof ~ sgd", "to": "foof ~ sgd"},
+            [],
+            "unknown method in easy.yaml 'sgd'",
+        ),
         ({"more": "small: {run.epoch: 3}"}, [], "unknown key of a claim's small 'run.epoch'"),
         ({}, ["--out", "configs"], "holds something else than claim 'easy'"),
+        ({}, ["--out", "configs/easy.yaml"], "is a file, expected a folder"),
+        ({}, ["configs/typo.yaml"], "typo.yaml does not exist"),
+        ({}, ["--deterministic"], "--deterministic cannot change it"),
         ({}, ["--epochs", "3"], "--epochs cannot change it; use --scale"),
         ({}, ["--opt", "adam"], "--opt cannot change it"),
         ({}, ["--scale", "huge"], "huge"),
@@ -158,6 +185,40 @@ def test_what_does_not_fit_is_one_sentence(kfbench, changes, words, part):
     assert (code, out) == (2, "")
     assert part in err, err
     assert not Path("runs").exists() or not list(Path("runs").glob("*/*"))
+
+
+def test_layers_are_checked_before_anything_is_tuned(kfbench):
+    text = CLAIM.replace("progress: true", "spectrum: ['9']").replace("[foof, sgd]", "[kfac, sgd]")
+    text = text.replace("follow: foof", "follow: kfac")
+    path = write(text, measure="frobenius_error", of="kfac", to="kfac", more="ask: [sgd]")
+    code, _, err = kfbench("compare", path, "--scale", "full")
+    assert code == 2 and "unknown layer in easy.yaml '9'" in err
+    assert not list(Path("runs").glob("*/*"))
+
+
+def test_flags_of_claims_are_refused_where_there_is_none(kfbench):
+    for flags in (["--strict"], ["--scale", "full"], ["--keep", "there"]):
+        code, _, err = kfbench("compare", "--quick", *flags)
+        assert code == 2 and f"{flags[0]} is for published claims" in err
+
+
+def test_what_is_left_of_a_claim_that_was_stopped_is_gone_on_with(kfbench):
+    path, folder = write(), Path("runs/compare-easy-smoke")
+    folder.mkdir(parents=True)
+    (folder / "trials.csv").touch()
+    (folder / "config.yaml").touch()
+    assert kfbench("compare", path, "--quick")[0] == 0
+    assert json.loads((folder / "verdict.json").read_text())["id"] == "easy"
+
+
+def test_a_stale_committed_verdict_is_shown_with_a_warning(kfbench):
+    file, kept = read_claim(write(), "small"), Path("docs/results/small/easy/verdict.json")
+    kept.parent.mkdir(parents=True)
+    record = {**file.claim.model_dump(include={"id", "source", "says"}), "scale": "small", "hash": "another"}
+    kept.write_text(json.dumps({**record, "verdict": "reproduced", "parts": []}))
+    code, out, err = kfbench("compare", "configs", "--format", "csv")
+    assert code == 0 and "easy,nowhere," in out and ",small,reproduced," in out
+    assert "easy was judged with another configuration" in err
 
 
 def test_every_committed_claim_is_sound(request):

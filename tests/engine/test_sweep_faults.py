@@ -190,6 +190,20 @@ def test_two_sweeps_do_not_share_a_folder_at_the_same_time(tmp_path):
     assert run(tmp_path / "s", "sgd")["status"] == "done"
 
 
+def test_committed_trials_are_not_taken_over_while_another_sweep_writes(tmp_path):
+    run(tmp_path / "earlier", "sgd")
+    folder = tmp_path / "s"
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UsageError, match="is in use by another command"):
+        ledger_module.adopt(folder, tmp_path / "earlier" / "trials.csv")
+    assert not list(folder.iterdir())
+    os.close(handle)
+    assert ledger_module.adopt(folder, tmp_path / "earlier" / "trials.csv") == 3
+    assert ledger_module.adopt(folder, tmp_path / "earlier" / "trials.csv") == 0 and len(losses(folder)) == 3
+
+
 def _command(folder, marker):
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in {**SMALL, "updates": 12}.items()]
     spec = f"{BEATING}:marker={marker}"

@@ -26,8 +26,13 @@ def test_final_losses_are_paired_by_seed():
 
 
 def test_a_method_without_a_surviving_point_is_infinitely_bad():
-    methods = {"a": {"final": None}, "b": final([1, 2], [1.0, 2.0])}
+    methods = {"a": {"final": None, "failed": 0}, "b": final([1, 2], [1.0, 2.0])}
     assert both(part("final_train_loss"), Evidence(tuning=methods)) == ([math.inf] * 2, [1.0, 2.0])
+
+
+def test_a_method_that_crashed_has_no_loss():
+    methods = {"a": {"final": None, "failed": 12}, "b": final([1, 2], [1.0, 2.0])}
+    assert both(part("final_train_loss"), Evidence(tuning=methods)) == ([], [])
 
 
 def test_the_better_of_tuned_and_published_options_counts():
@@ -54,6 +59,11 @@ def test_seconds_to_the_loss_at_which_the_other_ended():
         }
     )
     assert both(part("seconds_to_loss"), found) == ([3.0, math.inf], [10.0, 10.0])
+
+
+def test_no_time_leads_to_the_loss_of_a_run_that_diverged():
+    diverged = Evidence(epochs={"a": {1: epochs((2.0, 0.0))}, "b": {1: epochs((2.0, 0.0), (math.inf, 3.0))}})
+    assert math.isnan(figures(part("seconds_to_loss"), diverged).of[0])
 
 
 def swept(dampings, *cells):
@@ -85,6 +95,11 @@ def test_least_damping_at_the_lower_end_of_a_grid_may_be_lower_still():
     assert figures(part("least_damping"), Evidence(tuning={"a": high, "b": low})).slack[1] == math.inf
 
 
+def test_there_is_no_least_damping_where_all_diverge():
+    tuning = {"a": swept([1e-3], (1.0, 1e-3, 0, math.inf)), "b": swept([1e-3], (1.0, 1e-3, 0, 0.1))}
+    assert both(part("least_damping"), Evidence(tuning=tuning)) == ([], [])
+
+
 def test_distance_of_two_pairs():
     rows = [
         {"seed": 1, "layer": "*", "metric": "foof", "method_a": "foof", "method_b": "a", "mean": 0.9},
@@ -102,7 +117,7 @@ def test_distance_of_two_pairs():
 
 def test_progress_of_one_kind():
     rows = [
-        {"seed": s, "method": m, "kind": k, "mean": v}
+        {"seed": s, "method": m, "kind": k, "mean": v, "not_finite": 0}
         for s, m, k, v in [(1, "a", "rescaled", 0.2), (1, "a", "as-is", 9.0), (1, "b", "rescaled", 0.1)]
     ]
     assert both(part("progress"), Evidence(similarity={"progress": rows})) == ([0.2], [0.1])
@@ -136,9 +151,28 @@ def test_growth_of_an_error_over_the_life_of_a_refresh():
     assert (of, to) == (pytest.approx([4.0]), pytest.approx([2.0]))
 
 
+def test_growth_counts_every_refresh_from_the_first_look_at_it():
+    """Looks every 5 updates of refreshes at 0, 9 and 19: the latter two are first seen at age 1."""
+    errors = [(0, 0, 1.0), (5, 5, 9.0), (10, 1, 3.0), (15, 6, 9.0), (20, 1, 5.0), (25, 6, 12.0)]
+    rows = [look("a", age, error, update=update) for update, age, error in errors]
+    rows += [look("b", age, 1.0, update=update) for update, age, _ in errors]
+    of, to = both(part("error_growth"), Evidence(spectrum=rows[::-1]))
+    assert (of, to) == (pytest.approx([10.0 / 3.0]), pytest.approx([1.0]))
+
+
+def test_an_exact_approximation_has_an_error_of_zero():
+    rows = [look("a", 0, 0.0), look("a", 9, 0.0, update=9), look("b", 0, 0.1), look("b", 9, 0.2, update=9)]
+    found = Evidence(spectrum=rows)
+    assert both(part("frobenius_error"), found)[0] == [0.0]
+    assert both(part("error_growth"), found)[0] == [math.inf]
+
+
 def test_a_mean_of_no_finite_look_is_none():
-    rows = [{"seed": 1, "method": m, "kind": "rescaled", "mean": v} for m, v in [("a", None), ("b", 0.1)]]
-    assert math.isnan(figures(part("progress"), Evidence(similarity={"progress": rows})).of[0])
+    values = [("a", None, 0), ("b", 0.1, 0), ("c", 0.5, 3)]
+    rows = [{"seed": 1, "method": m, "kind": "rescaled", "mean": v, "not_finite": bad} for m, v, bad in values]
+    found = Evidence(similarity={"progress": rows})
+    assert math.isnan(figures(part("progress"), found).of[0])
+    assert math.isnan(figures(part("progress", of="c"), found).of[0]), "steps that blew up are not left out"
 
 
 def test_rounds_and_the_toy():

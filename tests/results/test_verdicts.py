@@ -109,5 +109,11 @@ def test_steps_that_raise_the_loss_make_less_progress():
     assert judge(progress, [-0.3, 0.4, 0.2], [0.1, 0.1, 0.1])["outcome"] == OPEN
 
 
+def test_a_hair_above_zero_and_a_hair_below_say_the_same_of_progress():
+    progress = part(measure="progress", below=None, above=1.0, kind="rescaled")
+    below, above = (judge(progress, [hair, 0.09, 0.1], [0.05] * 3) for hair in (-1e-6, 1e-6))
+    assert below["ratio"] == pytest.approx(above["ratio"], rel=1e-3)
+
+
 def test_nothing_measured_decides_nothing():
     assert judge(part(), [], [])["outcome"] == OPEN

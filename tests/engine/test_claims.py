@@ -1,0 +1,37 @@
+"""What a verdict keeps of the runs of the best points."""
+
+from kfbench.engine.claims import _final_epochs
+from kfbench.results.records import write_csv
+from kfbench.results.trials import read_rows
+
+COLUMNS = ("method", "run_dir", "seed", "update", "train_loss", "seconds_updates")
+METHODS = {"foof": {"final": {"seeds": [1], "run_dirs": ["foof/trial-a"]}}, "sgd": {"final": None}}
+
+
+def _rows(run, *losses):
+    return [
+        {"method": "foof", "run_dir": run, "seed": 1, "update": i, "train_loss": loss, "seconds_updates": i}
+        for i, loss in enumerate(losses)
+    ]
+
+
+def test_epochs_come_from_one_place_and_of_the_very_run(tmp_path):
+    """Kept twice they are not doubled, and an earlier best point's curve does not stand in for the new one's."""
+    for name, run, losses in (("here", "foof/trial-b", (9.0,)), ("kept", "foof/trial-a", (2.0, 1.0))):
+        (tmp_path / name).mkdir()
+        write_csv(tmp_path / name / "epochs.csv", COLUMNS, _rows(run, *losses))
+    places = [tmp_path / name for name in ("here", "kept", "kept")]
+    found, rows = _final_epochs(tmp_path / "sweep", METHODS, places)
+    assert [row["train_loss"] for row in found["foof"][1]] == [2.0, 1.0] and len(rows) == 2
+    write_csv(tmp_path / "again.csv", COLUMNS, rows)
+    assert read_rows(tmp_path / "again.csv") == read_rows(tmp_path / "kept" / "epochs.csv")
+
+
+def test_folders_of_runs_win(tmp_path):
+    folder = tmp_path / "sweep" / "foof" / "trial-a" / "seed-1"
+    folder.mkdir(parents=True)
+    write_csv(folder / "epochs.csv", COLUMNS, _rows("", 5.0))
+    (tmp_path / "kept").mkdir()
+    write_csv(tmp_path / "kept" / "epochs.csv", COLUMNS, _rows("foof/trial-a", 2.0))
+    found, rows = _final_epochs(tmp_path / "sweep", METHODS, [tmp_path / "kept"])
+    assert found["foof"][1][0]["train_loss"] == 5.0 and rows[0]["run_dir"] == "foof/trial-a"
