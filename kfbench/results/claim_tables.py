@@ -1,6 +1,7 @@
 """Tables and pictures of claims, from verdict.json alone. Needs no torch."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.3g}"
 
 
+def _compared(part: Mapping[str, Any]) -> str:
+    """The measure, and the names of the methods alone."""
+    of, to = (re.sub(r"-\w+=[^ ]*", "", part[side]) for side in ("of", "to"))
+    return f"{part['measure'].replace('_', ' ')}, {of} / {to}" if of != to else part["measure"].replace("_", " ")
+
+
 def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Every part of the claims that was judged: its ratio with interval beside its threshold, on a log axis."""
     import matplotlib
@@ -108,7 +115,7 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         return
     shown = [x for _, part in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
     left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.32 * len(parts)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 0.27 * len(parts)), layout="constrained")
     for row, (_, part) in enumerate(reversed(parts)):
         colour = _COLOURS[part["outcome"]]
         if part["low"] is not None and part["high"] is not None:
@@ -121,8 +128,9 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         threshold = part["below"] if "below" in part else part["above"]
         marker = "<" if "below" in part else ">"
         axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
-    axes.set_yticks(range(len(parts)), [f"{id}: {part['measure'].replace('_', ' ')}" for id, part in reversed(parts)])
-    axes.set(xscale="log", xlabel="measured ratio with its 95 % interval; hollow: the claimed side of the threshold")
+    axes.set_yticks(range(len(parts)), [f"{id}: {_compared(part)}" for id, part in reversed(parts)])
+    axes.set_ylim(-0.7, len(parts) - 0.3)
+    axes.set(xscale="log", xlabel="measured ratio, 95 % interval; hollow: the claimed side of its threshold")
     axes.set_xlim(left, right)
     axes.axvline(1, color="black", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
