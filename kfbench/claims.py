@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,8 +129,14 @@ def holds_claim(path: Path) -> bool:
 
 
 def claims_in(folder: Path) -> list[Path]:
-    """The YAML files of a folder that hold a claim, by name."""
-    return [path for path in sorted(folder.glob("*.yaml")) if holds_claim(path)]
+    """The YAML files of a folder that hold a claim, by name; one that cannot be read is named and left out."""
+    found = []
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            found += [path] if holds_claim(path) else []
+        except UsageError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return found
 
 
 def _claim_block(path: Path) -> Any:
@@ -138,5 +145,7 @@ def _claim_block(path: Path) -> Any:
 
 
 def _check_part(part: ClaimPart, where: str) -> None:
+    if part.of == part.to:
+        raise UsageError(f"{where}: {part.measure} of {part.of!r} to itself is always 1; name two that differ")
     if (part.below is None) == (part.above is None):
         raise UsageError(f"{where}: give below or above for {part.measure} of {part.of!r}, got both or none")

@@ -18,6 +18,7 @@ from kfbench.results.verdicts import REFUTED
 # Of what a claim leaves, the small things that are worth a commit.
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
 _PICTURES = "*.png"
+_STALE = "stale"
 # Flags that a claim takes beside its scale.
 PLACES = ("data_dir", "device", "threads")
 # Folders of a claim's runs that cannot be continued.
@@ -60,6 +61,10 @@ def judge(
         raise UsageError(f"two of these files hold a claim {twice!r}: {', '.join(map(str, paths))}")
     if whole_folder and (choice.keep is not None or choice.overwrite):
         raise UsageError("a folder of claims is only shown: give --keep and --overwrite with one file")
+    if choice.keep is not None and (
+        file := next((p for p in (choice.keep, *choice.keep.parents) if p.is_file()), None)
+    ):
+        raise UsageError(f"--keep {choice.keep}: {file} is a file, expected a folder")
     records = _show_all(files, choice) if whole_folder else [_judge_one(file, choice, out) for file in files]
     if strict and any(record["verdict"] == REFUTED for record in records):
         return 1  # else a refuted claim is a result like any other
@@ -68,17 +73,24 @@ def judge(
 
 def _show_all(files: Sequence[ClaimFile], choice: Choice) -> list[dict[str, Any]]:
     """The table of all verdicts that are known at a scale; runs nothing."""
-    records = [_known(file, _own_folder(file)) or _unknown(file) for file in files]
+    records = [_shown_of_folder(file) for file in files]
     print_table(verdict_rows(records), choice.format, {"scale": choice.scale, "claims": records})
-    for file, record in zip(files, records, strict=True):
-        if record.get("hash") not in (None, file.hash):
-            print(f"Warning: {file.claim.id} was judged with another configuration; run it again", file=sys.stderr)
+    if stale := [record["id"] for record in records if record["verdict"].startswith(_STALE)]:
+        print(f"Warning: judged with another configuration, run again: {', '.join(stale)}", file=sys.stderr)
     if choice.plot:
         path = RUNS / f"verdicts-{choice.scale}.png"
         path.parent.mkdir(exist_ok=True)
         plot_ratios(records, path)
         print(f"picture: {path}", file=sys.stderr)
     return records
+
+
+def _shown_of_folder(file: ClaimFile) -> dict[str, Any]:
+    """What is known of a claim; a verdict on another configuration says so."""
+    record = _known(file, _own_folder(file)) or _unknown(file)
+    if record.get("hash") in (None, file.hash):
+        return record
+    return {**record, "verdict": f"{_STALE} ({record['verdict']})"}
 
 
 def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, Any]:

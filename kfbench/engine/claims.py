@@ -98,7 +98,8 @@ def check_claim(file: ClaimFile) -> None:
     settings = file.settings("sweep")
     labels = [method.label for method in plan(settings)] if file.tunes() else []
     if file.measures & set(TUNED) and not labels:
-        raise UsageError(f"{file.path.name} has no sweep block, which its measures need")
+        needed = ", ".join(sorted(file.measures & set(TUNED)))
+        raise UsageError(f"{file.path.name} has no sweep block, which {needed} needs: what is tuned, over which grids")
     _check_labels(file, TUNED, labels)
     fixed = [plan(_fixed(file, spec))[0].label for spec in file.claim.published]
     for index, label in enumerate(fixed):

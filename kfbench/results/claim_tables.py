@@ -73,7 +73,7 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
 
 
 def _short(part: Mapping[str, Any]) -> str:
-    return f"{_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}"
+    return f"{_pair(part)} {_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}".lstrip()
 
 
 def _claimed(part: Mapping[str, Any]) -> str:
@@ -94,8 +94,13 @@ def _number(value: float) -> str:
 
 def _compared(part: Mapping[str, Any]) -> str:
     """The measure, and the names of the methods alone."""
+    return ", ".join(filter(None, (part["measure"].replace("_", " "), _pair(part))))
+
+
+def _pair(part: Mapping[str, Any]) -> str:
+    """The names of both methods without their options, or nothing where these alone tell them apart."""
     of, to = (re.sub(r"-\w+=[^ ]*", "", part[side]) for side in ("of", "to"))
-    return f"{part['measure'].replace('_', ' ')}, {of} / {to}" if of != to else part["measure"].replace("_", " ")
+    return f"{of} / {to}" if of != to else ""
 
 
 def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -68,9 +68,19 @@ def gather(
 # What lies under a folder.
 
 
+# What else kfbench leaves, by a file that only it has.
+_OTHERS = {
+    "verdict.json": "holds the verdict on a claim, no runs; give the claim's YAML",
+    "similarity.csv": "holds a run of similarity, whose seconds include the methods that were asked",
+    "windows.csv": "holds timings of wallclock, no runs",
+}
+
+
 def _sources(directory: Path, damaged: list[str]) -> Iterator[_Source]:
     try:
-        if any(directory.glob("seed-*")):
+        if other := next((what for name, what in _OTHERS.items() if (directory / name).is_file()), None):
+            damaged.append(f"{directory}: {other}")
+        elif any(directory.glob("seed-*")):
             yield _Source((directory,))
         elif (directory / "trials.csv").is_file():
             yield from _of_sweep(directory, damaged)

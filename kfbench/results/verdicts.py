@@ -56,7 +56,9 @@ def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], si
     if any(map(math.isnan, ratios)):
         return Ratio(math.nan, None, None, len(ratios))
     if rounds:
-        return Ratio(median(ratios), *median_interval(ratios), len(ratios))
+        low, high = median_interval(ratios)
+        known = math.isfinite(low) and math.isfinite(high)
+        return Ratio(median(ratios), low if known else None, high if known else None, len(ratios))
     # Of an inequality that must hold everywhere: there is no sampling error.
     worst = max(ratios) if side == "below" else min(ratios)
     return Ratio(worst, worst, worst, len(ratios))

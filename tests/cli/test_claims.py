@@ -157,6 +157,8 @@ def test_the_hash_knows_what_decides(tmp_path):
         ({"of": "fooof"}, [], "unknown method in easy.yaml 'fooof' (did you mean 'foof'?)"),
         ({"more": "askk: [sgd]"}, [], "unknown option of claim 'easy' of easy.yaml 'askk' (did you mean 'ask'?)"),
         ({"of": "[1]"}, [], "of should be"),
+        ({"of": "sgd"}, [], "final_train_loss of 'sgd' to itself is always 1"),
+        ({}, ["--keep", "configs/easy.yaml/there"], "configs/easy.yaml is a file, expected a folder"),
         ({"more": "published: [sgd]"}, [], "sweep needs the name of a parameter"),
         ({"more": "published: ['foof:dampin=1']"}, [], "unknown option of 'foof' 'dampin'"),
         ({"measure": "progress", "more": "ask: [foo]"}, [], "unknown method 'foo'"),
@@ -187,6 +189,13 @@ def test_what_does_not_fit_is_one_sentence(kfbench, changes, words, part):
     assert not Path("runs").exists() or not list(Path("runs").glob("*/*"))
 
 
+def test_a_folder_with_a_ruined_yaml_shows_the_others(kfbench):
+    write()
+    Path("configs/ruined.yaml").write_text("compare: [")
+    code, out, err = kfbench("compare", "configs", "--format", "csv")
+    assert code == 0 and "easy," in out and "left out: config configs/ruined.yaml cannot be read" in err
+
+
 def test_layers_are_checked_before_anything_is_tuned(kfbench):
     text = CLAIM.replace("progress: true", "spectrum: ['9']").replace("[foof, sgd]", "[kfac, sgd]")
     text = text.replace("follow: foof", "follow: kfac")
@@ -215,10 +224,11 @@ def test_a_stale_committed_verdict_is_shown_with_a_warning(kfbench):
     file, kept = read_claim(write(), "small"), Path("docs/results/small/easy/verdict.json")
     kept.parent.mkdir(parents=True)
     record = {**file.claim.model_dump(include={"id", "source", "says"}), "scale": "small", "hash": "another"}
-    kept.write_text(json.dumps({**record, "verdict": "reproduced", "parts": []}))
+    kept.write_text(json.dumps({**record, "verdict": "not reproduced", "parts": []}))
     code, out, err = kfbench("compare", "configs", "--format", "csv")
-    assert code == 0 and "easy,nowhere," in out and ",small,reproduced," in out
-    assert "easy was judged with another configuration" in err
+    assert code == 0 and "easy,nowhere," in out and ",small,stale (not reproduced)," in out
+    assert "judged with another configuration, run again: easy" in err
+    assert kfbench("compare", "configs", "--strict")[0] == 0, "a stale refutation refutes nothing"
 
 
 def test_every_committed_claim_is_sound(request):

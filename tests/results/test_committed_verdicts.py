@@ -1,12 +1,12 @@
 """The committed verdicts are those of today's YAMLs, and the table in the docs says what they say."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from kfbench.claims import read_claim
 from kfbench.results.claim_tables import verdict_rows
+from kfbench.results.records import read_json
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -22,7 +22,7 @@ def table_row(record):
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.parent.name}-{path.parent.name}")
 def test_verdict_is_current_and_told(path):
-    record = json.loads(path.read_text())
+    record = read_json(path)
     file = read_claim(ROOT / "configs" / f"{record['id']}.yaml", record["scale"])
     assert record["hash"] == file.hash, f"run kfbench compare configs/{record['id']}.yaml --keep docs/results again"
     assert record["says"] == file.claim.says

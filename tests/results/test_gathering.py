@@ -213,6 +213,20 @@ RUIN = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("verdict.json", "give the claim's YAML"),
+        ("similarity.csv", "a run of similarity"),
+        ("windows.csv", "wallclock"),
+    ],
+)
+def test_what_other_commands_leave_is_named(tmp_path, name, part):
+    (tmp_path / name).touch()
+    (tmp_path / "seed-0").mkdir()
+    assert part in gather([tmp_path]).damaged[0]
+
+
 @pytest.mark.parametrize("ruin", RUIN.values(), ids=RUIN)
 def test_a_ruined_run_is_named_and_left_out(tmp_path, ruin):
     run, sound = write_method(tmp_path / "run", "foof", CURVES), write_method(tmp_path / "sound")

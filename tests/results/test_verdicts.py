@@ -91,6 +91,8 @@ def test_times_are_medians_over_rounds():
     judged = judge(part(measure="seconds_per_update", below=2.0), rounds, [1.0] * 11)
     assert (judged["ratio"], judged["low"], judged["high"]) == (1.5, 1.5, 1.5)
     assert judged["outcome"] == REPRODUCED
+    few = judge(part(measure="seconds_per_update", below=2.0), rounds[:3], [1.0] * 3)
+    assert (few["low"], few["high"], few["outcome"]) == (None, None, OPEN)
 
 
 def test_a_method_that_always_diverges_is_certainly_worse():
