@@ -142,7 +142,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="gradient descent on neurons: G (A + lambda I)^-1",
             paper=f"{_BENZING}, eq 6, Algorithm 1",
             path="foof:FOOF",
-            options={**PRECONDITIONED_OPTIONS, "lr": 0.1, "damping": 0.01},
+            options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 0.1},
             constructor=("ema",),
         ),
         "kfac": _preconditioned(
