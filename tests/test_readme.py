@@ -67,7 +67,7 @@ def test_configs_parse_and_begin_with_their_command(path):
 
 
 SWEPT = {name: "defaults" for name in ("sgd", "adam", "foof", "kfac")}
-# The lowest cell of that sweep diverges on the embedded data with a seed of three, this one with none (docs/defaults.md).
+# Its lowest cell diverges on the embedded data with one seed of three, this one with none (docs/defaults.md).
 ROBUST = {"foof": {"lr": 0.3, "damping": 0.1}}
 SWEPT |= {name: "methods-fashion-mnist" for name in ("foof-per-sample", "ekfac", "ekfac-ra", "natural", "gn-cg")}
 
