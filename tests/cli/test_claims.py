@@ -168,7 +168,7 @@ def test_the_hash_knows_what_decides(tmp_path):
         ({"measure": "progress", "more": "ask: [sgd, sgd]"}, [], "asks 'sgd' twice"),
         ({"measure": "frobenius_error", "more": "ask: [sgd]"}, [], "needs layers in similarity.spectrum"),
         (
-            {"measure": "cosine_distance", "of": "foof ~ sgd", "to": "foof ~ sgd"},
+            {"measure": "cosine_distance", "of": "foof ~ sgd", "to": "foof ~ adam"},
             [],
             "unknown method in easy.yaml 'sgd'",
         ),
@@ -199,7 +199,7 @@ def test_a_folder_with_a_ruined_yaml_shows_the_others(kfbench):
 def test_layers_are_checked_before_anything_is_tuned(kfbench):
     text = CLAIM.replace("progress: true", "spectrum: ['9']").replace("[foof, sgd]", "[kfac, sgd]")
     text = text.replace("follow: foof", "follow: kfac")
-    path = write(text, measure="frobenius_error", of="kfac", to="kfac", more="ask: [sgd]")
+    path = write(text, measure="frobenius_error", of="kfac", to="ekfac", more="ask: [ekfac]")
     code, _, err = kfbench("compare", path, "--scale", "full")
     assert code == 2 and "unknown layer in easy.yaml '9'" in err
     assert not list(Path("runs").glob("*/*"))

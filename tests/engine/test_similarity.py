@@ -352,7 +352,11 @@ class Refuses:
             {"spectrum": ["4"], "train_samples": 500, "batch_size": 500, "warmup_batches": None},
             "takes 0.2 GB; at most 4000 rows",
         ),
-        (["natural:fisher=full,fisher_data=401", "sgd"], {"spectrum": ["4"]}, "the Fisher has 4010 rows"),
+        (
+            ["natural:fisher=full,fisher_data=401", "sgd"],
+            {"spectrum": ["4"], "train_samples": 500, "warmup_batches": None},
+            "the Fisher has 4010 rows",
+        ),
     ],
 )
 def test_what_does_not_fit_fails_before_anything_is_written(tmp_path, specs, flags, sentence):
