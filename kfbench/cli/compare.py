@@ -180,6 +180,8 @@ def _train_and_compare(settings: Config, out: Path | None, overwrite: bool, plot
         from kfbench.engine.compare import compare as train_missing
 
         trained = train_missing(settings, directory, progress_observer)
+    if trained["reused"]:
+        print(f"{trained['reused']} of {len(settings.methods)} methods had been run before", file=sys.stderr)
     seeds = range(settings.run.seed, settings.run.seed + settings.run.seeds)
     names = {folder: label for label, folder in trained["folders"].items()}
     comparison = gather([folder for folder in names if folder.is_dir()], seeds, names)

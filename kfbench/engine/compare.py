@@ -22,7 +22,8 @@ from kfbench.sections import Config
 def compare(config: Config, directory: Path, observer: Callable[[Config], Observer]) -> dict[str, Any]:
     """Train every method and seed that has not ended into ``directory``, which exists; one method after the other.
 
-    Returns ``status`` ("done" or "interrupted") and ``folders``, method label -> folder of its run.
+    Returns ``status`` ("done" or "interrupted"), ``folders``, method label -> folder of its run, and how many
+    methods were ``reused`` because all their seeds had ended before.
     ``observer`` makes one for the configuration of each method. UsageError for what does not fit,
     before the first update of any.
     """
@@ -51,7 +52,7 @@ def compare(config: Config, directory: Path, observer: Callable[[Config], Observ
                     break
     finally:
         os.close(handle)
-    return {"status": status, "folders": folders}
+    return {"status": status, "folders": folders, "reused": len(singles) - len(missing)}
 
 
 def run_folder(single: Config, directory: Path) -> Path:

@@ -47,7 +47,7 @@ def _difference(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _significance(row: Mapping[str, Any]) -> str:
     if row["n"] < ENOUGH_PAIRS:
-        return f"unknown: {row['n']} of {ENOUGH_PAIRS} seeds needed"
+        return f"unknown: {row['n']} seeds, {ENOUGH_PAIRS} needed"
     return "yes" if row["significant"] else "no"
 
 

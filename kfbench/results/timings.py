@@ -102,7 +102,7 @@ def warnings_of(
             f"the load average reached {max(loads):.1f} while {threads} of {cpu_count} cores were used: other programs "
             "run; close them, or trust ratios rather than milliseconds"
         )
-    if threads + max(others, 0) > cpu_count:
+    if threads > 1 and threads + max(others, 0) > cpu_count:
         found.append(
             f"{threads} threads beside a load of {max(others, 0):.1f} exceed the {cpu_count} cores: "
             "contended threads can run tens of times slower; use --threads 1"

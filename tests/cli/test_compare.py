@@ -100,8 +100,9 @@ def test_trains_three_seeds_once_and_continues(kfbench):
     assert folder.name.startswith("compare-") and (folder / "compare.html").is_file()
     assert json.loads((folder / "summary.json").read_text())["methods"]["sgd"]["seeds"] == [0, 1, 2]
     before = {path: path.read_bytes() for path in folder.glob("*/seed-*/*")}
-    code, again, _ = kfbench(*TWO)
+    code, again, repeated = kfbench(*TWO)
     assert (code, again) == (0, out)
+    assert "2 of 2 methods had been run before" in repeated and "had been run before" not in err
     code, more, _ = kfbench(*TWO, "--opt", "adamw", "--seeds", "1", "--reference", "sgd")
     assert code == 0 and len(more.splitlines()) == 4 + 1 + 3 and len(list(Path("runs").iterdir())) == 1
     assert {path: path.read_bytes() for path in before} == before

@@ -119,6 +119,9 @@ def test_warnings_say_what_was_seen(change, sentence):
 def test_threads_beyond_free_cores_warn():
     rows = _rows({"sgd": 0.01})
     assert any("exceed the 2 cores" in w for w in warnings_of(rows, per_update(rows), "sgd", cpu_count=2, threads=4))
+    busy = [{**row, "load_average": 5.0} for row in rows]
+    found = warnings_of(busy, per_update(busy), "sgd", cpu_count=2, threads=1)
+    assert not any("--threads 1" in w for w in found), "that is what was used"
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1, 2.5])
