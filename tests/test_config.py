@@ -192,7 +192,7 @@ def test_a_spec_makes_no_warning_of_its_own():
         (["foof:lr=0.5"], ["foof"]),
         (["foof", "kfac:lr=0.5"], ["foof", "kfac"]),
         (["foof:lr=0.5", "foof:lr=0.25"], ["foof-lr=0.5", "foof-lr=0.25"]),
-        (["foof", "foof:T=10,lr=0.25", "sgd"], ["foof-lr=0.1-T=100", "foof-lr=0.25-T=10", "sgd"]),
+        (["foof:lr=0.1", "foof:T=10,lr=0.25", "sgd"], ["foof-lr=0.1-T=100", "foof-lr=0.25-T=10", "sgd"]),
         (["torch.optim:SGD", "torch.optim:Adam"], ["torch.optim.SGD", "torch.optim.Adam"]),
     ],
 )

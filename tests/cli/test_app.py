@@ -31,7 +31,7 @@ QUICK = ["--quick", "--width", "20"]
         (["--version"], ["kfbench 0."]),
         (["list"], [*METHODS, *MODELS, *DATASETS]),
         (["list", "--cite"], ["Benzing 2022", "Martens & Grosse 2015", "Kingma & Ba 2015", "Xiao"]),
-        (["list", "--defaults"], ["T=100", "damping=0.01"]),
+        (["list", "--defaults"], ["T=100", f"damping={METHODS['foof'].options['damping']}"]),
         (["list"], ["synthetic images of curves"]),
         (["data", "list"], ["fashion-mnist-1k", "mnist", "60000", "curves", "synthetic", "kfbench data fetch curves"]),
         (["data", "check", "fashion-mnist-1k"], ["train-images-idx3-ubyte.gz", "ok"]),
