@@ -84,6 +84,12 @@ def _check_similarity(similarity: Similarity, methods: Sequence[Method]) -> None
     named = ", ".join(method.label for method in methods)
     if len(methods) < 2:
         raise UsageError(f"similarity compares two methods or more, got {named} alone; name others with --opt")
+    check_metric(similarity, methods)
+
+
+def check_metric(similarity: Similarity, methods: Sequence[Method]) -> None:
+    """UsageError where FOOF's inner product has no foof to take its curvature from."""
+    named = ", ".join(method.label for method in methods)
     if "foof" in similarity.metric and not any(method.opt == "foof" for method in methods):
         raise UsageError(f"metric 'foof' takes its curvature from a foof, which is none of the methods: {named}")
 

@@ -10,7 +10,7 @@ from typing import Any
 from kfbench.claims import ClaimFile, claims_in, holds_claim, read_claim
 from kfbench.errors import UsageError
 from kfbench.results.claim_tables import caveats, figure_rows, part_rows, plot_ratios, verdict_rows
-from kfbench.results.folders import RUNS, shared_folder
+from kfbench.results.folders import RUNS, refuse_file, shared_folder
 from kfbench.results.records import json_or_empty, write_atomically
 from kfbench.results.tables import print_table
 from kfbench.results.verdicts import REFUTED
@@ -18,7 +18,6 @@ from kfbench.results.verdicts import REFUTED
 # Of what a claim leaves, the small things that are worth a commit.
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
 _PICTURES = "*.png"
-_STALE = "stale"
 # Flags that a claim takes beside its scale.
 PLACES = ("data_dir", "device", "threads")
 # Folders of a claim's runs that cannot be continued.
@@ -61,10 +60,8 @@ def judge(
         raise UsageError(f"two of these files hold a claim {twice!r}: {', '.join(map(str, paths))}")
     if whole_folder and (choice.keep is not None or choice.overwrite):
         raise UsageError("a folder of claims is only shown: give --keep and --overwrite with one file")
-    if choice.keep is not None and (
-        file := next((p for p in (choice.keep, *choice.keep.parents) if p.is_file()), None)
-    ):
-        raise UsageError(f"--keep {choice.keep}: {file} is a file, expected a folder")
+    for folder in (choice.keep, *choice.keep.parents) if choice.keep is not None else ():
+        refuse_file(folder, "--keep")
     records = _show_all(files, choice) if whole_folder else [_judge_one(file, choice, out) for file in files]
     if strict and any(record["verdict"] == REFUTED for record in records):
         return 1  # else a refuted claim is a result like any other
@@ -73,24 +70,20 @@ def judge(
 
 def _show_all(files: Sequence[ClaimFile], choice: Choice) -> list[dict[str, Any]]:
     """The table of all verdicts that are known at a scale; runs nothing."""
-    records = [_shown_of_folder(file) for file in files]
+    records = [_known(file, _own_folder(file)) or _unknown(file) for file in files]
+    stale = [record for file, record in zip(files, records, strict=True) if record.get("hash") not in (None, file.hash)]
+    for record in stale:
+        record["verdict"] = f"stale ({record['verdict']})"
     print_table(verdict_rows(records), choice.format, {"scale": choice.scale, "claims": records})
-    if stale := [record["id"] for record in records if record["verdict"].startswith(_STALE)]:
-        print(f"Warning: judged with another configuration, run again: {', '.join(stale)}", file=sys.stderr)
+    if stale:
+        ids = ", ".join(record["id"] for record in stale)
+        print(f"Warning: judged with another configuration, run again: {ids}", file=sys.stderr)
     if choice.plot:
         path = RUNS / f"verdicts-{choice.scale}.png"
         path.parent.mkdir(exist_ok=True)
         plot_ratios(records, path)
         print(f"picture: {path}", file=sys.stderr)
     return records
-
-
-def _shown_of_folder(file: ClaimFile) -> dict[str, Any]:
-    """What is known of a claim; a verdict on another configuration says so."""
-    record = _known(file, _own_folder(file)) or _unknown(file)
-    if record.get("hash") in (None, file.hash):
-        return record
-    return {**record, "verdict": f"{_STALE} ({record['verdict']})"}
 
 
 def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, Any]:
@@ -119,8 +112,7 @@ def _own_folder(file: ClaimFile) -> Path:
 
 def _check_folder(directory: Path, file: ClaimFile) -> None:
     """Only a new folder, one of this very claim, or what is left of a claim that was stopped, is written to."""
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"--out {directory} is a file, expected a folder")
+    refuse_file(directory, "--out")
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     left = all(name in _KEPT or name.startswith(_RUNS_OF_A_CLAIM) for name in names)
     own = _read_verdict(directory / "verdict.json").get("id", file.claim.id if left else None) == file.claim.id

@@ -12,6 +12,7 @@ from kfbench.engine.build import build_data, build_network
 from kfbench.engine.sweep_plan import method_label, plan
 from kfbench.errors import UsageError, unknown
 from kfbench.methods import find_method, parse_spec
+from kfbench.resolution import check_metric
 from kfbench.results.measures import DIRECTIONS, PAIR
 from kfbench.sections import Config
 
@@ -63,14 +64,12 @@ def _check_looks(file: ClaimFile, config: Config) -> None:
     name, looks = file.path.name, file.similarity
     if "cosine_distance" in file.measures and "foof" not in looks.metric:
         raise UsageError(f"{name}: cosine_distance needs similarity.metric 'foof'")
-    if "foof" in looks.metric and not any(method.opt == "foof" for method in config.methods):
-        raise UsageError(f"{name}: similarity.metric 'foof' takes its curvature from a foof; follow or ask one")
+    check_metric(looks, config.methods)
     if "progress" in file.measures and not looks.progress:
         raise UsageError(f"{name}: the measure progress needs similarity.progress true, got false")
-    if file.measures & set(_OF_SPECTRA) and not looks.spectrum:
-        raise UsageError(
-            f"{name}: {', '.join(sorted(file.measures & set(_OF_SPECTRA)))} needs layers in similarity.spectrum"
-        )
+    of_spectra = sorted(file.measures & set(_OF_SPECTRA))
+    if of_spectra and not looks.spectrum:
+        raise UsageError(f"{name}: {', '.join(of_spectra)} needs layers in similarity.spectrum")
 
 
 def check_layers(file: ClaimFile) -> None:

@@ -39,7 +39,8 @@ from kfbench.results.verdicts import judge, verdict
 from kfbench.sections import Config
 
 # What a verdict keeps of the runs with fresh seeds, so that it can be judged anew where these are not.
-_EPOCHS = ("method", "run_dir", "seed", "update", "train_loss", "seconds_updates")
+_NUMBERS = ("update", "train_loss", "seconds_updates")
+_EPOCHS = ("method", "run_dir", "seed", *_NUMBERS)
 # Of a method in a sweep's summary, what would only make a verdict long: trials.csv has it.
 _NOT_TOLD = ("losses", "losses_by_seed", "per_epoch")
 
@@ -136,7 +137,8 @@ def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings,
         evidence.published = {label: m for summary in summaries for label, m in summary["methods"].items()}
         summaries.append(_swept(file.settings("sweep"), folder, around))
         evidence.tuning = summaries[-1]["methods"]
-        evidence.epochs, kept = _final_epochs(folder, evidence.tuning, (directory, earlier))
+        kept = _final_epochs(folder, evidence.tuning, (directory, earlier))
+        evidence.epochs = _by_seed(kept)
         _keep_trials(folder / "trials.csv", directory / "trials.csv", [*evidence.tuning, *evidence.published])
     write_csv(directory / "epochs.csv", _EPOCHS if kept else [], kept)
     failed = any(summary["status"] == "failed" for summary in summaries)
@@ -171,14 +173,11 @@ def _keep_trials(source: Path, target: Path, labels: Sequence[str]) -> None:
     write_csv(target, list(rows[0]) if rows else [], rows)
 
 
-def _final_epochs(
-    folder: Path, methods: Mapping[str, Any], kept: Sequence[Path]
-) -> tuple[dict[str, dict[int, list[dict[str, float]]]], list[dict[str, Any]]]:
-    """Of the best point's runs: label -> seed -> numbers of epochs.csv, and the rows that a verdict keeps.
+def _final_epochs(folder: Path, methods: Mapping[str, Any], kept: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of epochs.csv of the best points' runs, as a verdict keeps them.
 
     They come from the folders of the runs, else from the first kept epochs.csv that has the very run.
     """
-    found: dict[str, dict[int, list[dict[str, float]]]] = {}
     rows = []
     for label, method in methods.items():
         final = method["final"] or {"seeds": [], "run_dirs": []}
@@ -187,14 +186,17 @@ def _final_epochs(
             own = read_rows(folder / run / f"seed-{seed}" / "epochs.csv")
             known = ([row for row in read_rows(path / "epochs.csv") if key.items() <= row.items()] for path in kept)
             of_run = own or next(filter(None, known), [])
-            if of_run:
-                found.setdefault(label, {})[seed] = [_numbers(row) for row in of_run]
-                rows += [{**{name: row[name] for name in _EPOCHS[3:]}, **key} for row in of_run]
-    return found, rows
+            rows += [{**{name: row[name] for name in _NUMBERS}, **key} for row in of_run]
+    return rows
 
 
-def _numbers(row: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(row[name] or "nan") for name in _EPOCHS[3:]}
+def _by_seed(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[int, list[dict[str, float]]]]:
+    """Label -> seed -> the numbers of each row."""
+    found: dict[str, dict[int, list[dict[str, float]]]] = {}
+    for row in rows:
+        numbers = {name: float(row[name] or "nan") for name in _NUMBERS}
+        found.setdefault(row["method"], {}).setdefault(int(row["seed"]), []).append(numbers)
+    return found
 
 
 def _told(methods: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
 
 
 def _short(part: Mapping[str, Any]) -> str:
-    return f"{_pair(part)} {_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}".lstrip()
+    measured = f"{_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}"
+    return " ".join(filter(None, (_pair(part), measured)))
 
 
 def _claimed(part: Mapping[str, Any]) -> str:

@@ -65,8 +65,7 @@ def shared_folder(out: Path | None, command: str, config: Config, overwrite: boo
         with output_folder(directory, command, False, overwrite) as directory:
             yield directory
         return
-    if not directory.is_dir():
-        raise UsageError(f"--out {directory} is a file, expected a folder")
+    refuse_file(directory, "--out")
     file = directory / "config.yaml"
     has_trials = command == "sweep" and (directory / "trials.csv").is_file()
     if not has_trials and (not file.is_file() or command not in read_yaml(file)):
@@ -74,6 +73,12 @@ def shared_folder(out: Path | None, command: str, config: Config, overwrite: boo
     if file.is_file():
         refuse_other(budget(load_config(file, command=command)), shared, directory, command)
     yield directory
+
+
+def refuse_file(path: Path, flag: str) -> None:
+    """UsageError where there is a file at the path of a folder."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{flag} {path} is a file, expected a folder")
 
 
 def _holds_something(directory: Path) -> bool:
@@ -86,8 +91,7 @@ def _check_existing(out: Path, resume: bool, overwrite: bool, can_resume: bool) 
         raise UsageError(f"--resume: {out} holds no run (no config.yaml)")
     if not out.exists():
         return
-    if not out.is_dir():
-        raise UsageError(f"--out {out} is a file, expected a folder")
+    refuse_file(out, "--out")
     empty = not _holds_something(out)
     if not (resume or overwrite or empty):
         ways = "--resume to continue it or --overwrite to replace it" if can_resume else "--overwrite to replace it"

@@ -1,6 +1,6 @@
 """What a verdict keeps of the runs of the best points."""
 
-from kfbench.engine.claims import _final_epochs
+from kfbench.engine.claims import _by_seed, _final_epochs
 from kfbench.results.records import write_csv
 from kfbench.results.trials import read_rows
 
@@ -21,7 +21,8 @@ def test_epochs_come_from_one_place_and_of_the_very_run(tmp_path):
         (tmp_path / name).mkdir()
         write_csv(tmp_path / name / "epochs.csv", COLUMNS, _rows(run, *losses))
     places = [tmp_path / name for name in ("here", "kept", "kept")]
-    found, rows = _final_epochs(tmp_path / "sweep", METHODS, places)
+    rows = _final_epochs(tmp_path / "sweep", METHODS, places)
+    found = _by_seed(rows)
     assert [row["train_loss"] for row in found["foof"][1]] == [2.0, 1.0] and len(rows) == 2
     write_csv(tmp_path / "again.csv", COLUMNS, rows)
     assert read_rows(tmp_path / "again.csv") == read_rows(tmp_path / "kept" / "epochs.csv")
@@ -33,5 +34,6 @@ def test_folders_of_runs_win(tmp_path):
     write_csv(folder / "epochs.csv", COLUMNS, _rows("", 5.0))
     (tmp_path / "kept").mkdir()
     write_csv(tmp_path / "kept" / "epochs.csv", COLUMNS, _rows("foof/trial-a", 2.0))
-    found, rows = _final_epochs(tmp_path / "sweep", METHODS, [tmp_path / "kept"])
+    rows = _final_epochs(tmp_path / "sweep", METHODS, [tmp_path / "kept"])
+    found = _by_seed(rows)
     assert found["foof"][1][0]["train_loss"] == 5.0 and rows[0]["run_dir"] == "foof/trial-a"
