@@ -1,5 +1,6 @@
 """What README and docs show is true: the code runs, the tree exists, the configs parse."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -35,8 +36,8 @@ def test_python_of_the_readme_runs():
         subprocess.run([sys.executable, "-c", block], check=True, timeout=120)
 
 
-def test_tree_of_the_readme_is_the_tree():
-    """Every file of the package is named with one clause, and every name exists."""
+def test_folders_of_the_readme_are_the_folders():
+    """Every folder of the package is named with one clause, and every name exists."""
     tree = next(block for block in _blocks(README, "text") if "kfbench/" in block)
     named, folders = set(), []
     for line in tree.splitlines():
@@ -47,8 +48,21 @@ def test_tree_of_the_readme_is_the_tree():
         path = "/".join(folders)
         assert (ROOT / path).exists(), f"{path} does not exist"
         named.add(path)
-    files = {str(path.relative_to(ROOT)) for path in (ROOT / "kfbench").rglob("*.py") if path.name != "__init__.py"}
-    assert files <= named, f"not in the tree: {sorted(files - named)}"
+    packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "kfbench").rglob("__init__.py")}
+    assert packages <= named, f"not in the tree: {sorted(packages - named)}"
+
+
+def test_house_of_the_docs_names_every_file():
+    """With the first line of its docstring, which is where that clause is written."""
+    page = (ROOT / "docs" / "house.md").read_text()
+    for path in (ROOT / "kfbench").rglob("*.py"):
+        clause = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+        named = clause if path.name == "__init__.py" else f"- `{path.name}` {clause}"
+        section = page.partition(f"## `{path.parent.relative_to(ROOT)}/`\n")[2].partition("\n## ")[0]
+        assert f"\n{named}\n" in section + "\n", f"docs/house.md has not of {path.relative_to(ROOT)}: {named}"
+    for folder, name in re.findall(r"\n## `(kfbench[\w/]*)/`|\n- `([\w.]+)`", page):
+        here = folder or here
+        assert (ROOT / here / name).exists(), f"{here}/{name} does not exist"
 
 
 def test_names_of_the_readme_are_the_names():
