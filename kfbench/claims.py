@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump, load_config
+from kfbench.config.identity import budget, fingerprint
+from kfbench.config.load import dump, load_config
+from kfbench.config.schema import Claim, ClaimPart, Config, Similarity
+from kfbench.config.specs import parse_spec
+from kfbench.config.validation import validated
+from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown
-from kfbench.identity import budget, fingerprint
-from kfbench.methods import parse_spec
 from kfbench.scales import SCALES, changes
-from kfbench.sections import Claim, ClaimPart, Config, Similarity
-from kfbench.validation import validated
-from kfbench.yaml_file import read_yaml
 
 # What only tells people about a claim, or is told in full beside it; all else decides the numbers or the verdict.
 _NOT_HASHED = ("source", "says", "notes", "small", "published", "ask")

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kfbench.config.method_table import DATASETS, MODELS
+from kfbench.config.schema import SECTIONS, Config
 from kfbench.errors import unknown
-from kfbench.registry import DATASETS, MODELS
-from kfbench.sections import SECTIONS, Config
 
 SCALES = ("smoke", "small", "full")
 # Scale small: hidden widths divided by 4, a sixth of the images, three epochs; full batches of 200 images.

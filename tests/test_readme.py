@@ -11,8 +11,8 @@ import pytest
 
 from kfbench import load
 from kfbench.cli.app import main
-from kfbench.config import load_config
-from kfbench.registry import DATASETS, METHODS, MODELS
+from kfbench.config.load import load_config
+from kfbench.config.method_table import DATASETS, METHODS, MODELS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

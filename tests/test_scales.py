@@ -2,7 +2,7 @@
 
 import pytest
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from kfbench.errors import UsageError
 from kfbench.scales import changes
 

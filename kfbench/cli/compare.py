@@ -19,11 +19,11 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import dump, load_config
+from kfbench.config.load import dump, load_config
+from kfbench.config.schema import Compare, Config
+from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
 from kfbench.results.folders import output_folder, shared_folder
-from kfbench.sections import Compare, Config
-from kfbench.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from kfbench.results.comparison import Comparison

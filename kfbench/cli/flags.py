@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from kfbench.config.method_table import DATASETS, METHODS, MODELS
+from kfbench.config.schema import SECTIONS, Section
 from kfbench.errors import UsageError
-from kfbench.registry import DATASETS, METHODS, MODELS
-from kfbench.sections import SECTIONS, Section
 
 _PANELS = {
     "problem": "Problem",

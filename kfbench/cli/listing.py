@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from kfbench.cli.flags import Debug, Format
-from kfbench.registry import DATASETS, METHODS, MODELS
+from kfbench.config.method_table import DATASETS, METHODS, MODELS
 
 
 def list_names(

@@ -19,10 +19,10 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import load_config
+from kfbench.config.load import load_config
+from kfbench.config.schema import Config
+from kfbench.config.yaml_file import read_yaml
 from kfbench.results.folders import output_folder
-from kfbench.sections import Config
-from kfbench.yaml_file import read_yaml
 
 # Who is asked where nobody is named.
 _DEFAULT = ("foof", "sgd")

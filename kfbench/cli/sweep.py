@@ -18,13 +18,13 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import load_config, without_flagged
+from kfbench.config.load import load_config, without_flagged
+from kfbench.config.schema import Config
+from kfbench.config.specs import parse_spec
+from kfbench.config.yaml_file import read_yaml
 from kfbench.engine.sweep_plan import plan
 from kfbench.errors import UsageError, shown
-from kfbench.methods import parse_spec
 from kfbench.results.folders import shared_folder
-from kfbench.sections import Config
-from kfbench.yaml_file import read_yaml
 
 # More than this asks for --yes-many: the product of a few grids grows faster than one thinks.
 _MANY_CELLS = 10_000

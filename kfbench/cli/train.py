@@ -18,10 +18,10 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import load_config
+from kfbench.config.load import load_config
+from kfbench.config.schema import Config
 from kfbench.errors import UsageError
 from kfbench.results.folders import output_folder
-from kfbench.sections import Config
 
 
 @with_config_flags("problem", "method", "run")

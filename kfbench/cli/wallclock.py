@@ -20,12 +20,12 @@ from kfbench.cli.flags import (
     single_values,
     with_config_flags,
 )
-from kfbench.config import dump, load_config, without_flagged
+from kfbench.config.load import dump, load_config, without_flagged
+from kfbench.config.schema import Config, MethodOptions
+from kfbench.config.specs import find_method, parse_spec
+from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
-from kfbench.methods import find_method, parse_spec
 from kfbench.results.folders import output_folder
-from kfbench.sections import Config, MethodOptions
-from kfbench.yaml_file import read_yaml
 
 # The paper's table (FOOF paper, Figure 4A), with S = T as for its fully connected layers.
 _DEFAULT = ("adam", "foof", "kfac")

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from kfbench.config import dump
+from kfbench.config.load import dump
+from kfbench.config.schema import Config
 from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
 from kfbench.engine.costs import measured_tasks, predicted_tasks
 from kfbench.engine.memory_probe import probe_memory
@@ -15,7 +16,6 @@ from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
 from kfbench.results.timings import PARTS
-from kfbench.sections import Config
 
 Progress = Callable[[str], None]
 

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 from kfbench.claims import SHARED, ClaimFile
-from kfbench.config import load_config
+from kfbench.config.load import load_config
+from kfbench.config.methods import check_metric
+from kfbench.config.schema import Config
+from kfbench.config.specs import find_method, parse_spec
 from kfbench.curvature.layers import find_layers
 from kfbench.engine.build import build_data, build_network
 from kfbench.engine.sweep_plan import method_label, plan
 from kfbench.errors import UsageError, unknown
-from kfbench.methods import find_method, parse_spec
-from kfbench.resolution import check_metric
 from kfbench.results.measures import DIRECTIONS, PAIR
-from kfbench.sections import Config
 
 _OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
 

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 from kfbench.claims import ClaimFile
-from kfbench.config import dump
+from kfbench.config.identity import fingerprint
+from kfbench.config.load import dump
+from kfbench.config.schema import Config
+from kfbench.config.specs import parse_spec
 from kfbench.engine.claim_directions import asked_config, check_directions, check_layers
 from kfbench.engine.ledger import adopt
 from kfbench.engine.observer import Observer
@@ -20,8 +23,6 @@ from kfbench.engine.sweep_plan import plan
 from kfbench.engine.toy import toy_losses
 from kfbench.engine.wallclock import wallclock
 from kfbench.errors import UsageError, unknown
-from kfbench.identity import fingerprint
-from kfbench.methods import parse_spec
 from kfbench.results.environment import environment
 from kfbench.results.measures import DIRECTIONS, TUNED, Evidence, figures
 from kfbench.results.records import (
@@ -36,7 +37,6 @@ from kfbench.results.records import (
 from kfbench.results.timings import CONTROL, per_update, ratios
 from kfbench.results.trials import read_rows
 from kfbench.results.verdicts import judge, verdict
-from kfbench.sections import Config
 
 # What a verdict keeps of the runs with fresh seeds, so that it can be judged anew where these are not.
 _NUMBERS = ("update", "train_loss", "seconds_updates")

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump, load_config
+from kfbench.config.identity import fingerprint, trajectory
+from kfbench.config.load import dump, load_config
+from kfbench.config.schema import Config
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.interruption import Interruption
 from kfbench.engine.ledger import lock
@@ -13,10 +15,8 @@ from kfbench.engine.observer import Observer
 from kfbench.engine.trainee import Trainee
 from kfbench.engine.training import train
 from kfbench.errors import UsageError
-from kfbench.identity import fingerprint, trajectory
 from kfbench.results.environment import environment
 from kfbench.results.records import ENDED, json_or_empty, write_json, write_yaml
-from kfbench.sections import Config
 
 
 def compare(config: Config, directory: Path, observer: Callable[[Config], Observer]) -> dict[str, Any]:

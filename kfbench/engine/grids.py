@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from kfbench.config.schema import MethodOptions
+from kfbench.config.yaml_file import parse_yaml
 from kfbench.errors import UsageError, shown
-from kfbench.sections import MethodOptions
-from kfbench.yaml_file import parse_yaml
 
 # The step relative to the damping: lr = alpha * damping (FOOF paper, appendix D.3). For large damping
 # every direction tends to G / damping, so that a rectangle of lr would leave most rows without their optimum.

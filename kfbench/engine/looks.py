@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfbench.config.schema import Similarity
 from kfbench.engine.cosines import FOOFInnerProduct, cosines
 from kfbench.engine.loss_decrease import LossDecrease, RandomState, rescaled
 from kfbench.engine.panel import Panel
 from kfbench.engine.spectrum import Spectrum
 from kfbench.results.similarities import WHOLE
-from kfbench.sections import Similarity
 
 Rows = list[dict[str, Any]]
 

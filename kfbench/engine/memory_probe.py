@@ -4,7 +4,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from kfbench.config import undump
+from kfbench.config.load import undump
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.contestants import preload
 from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfbench.config.schema import Method
+from kfbench.config.specs import find_method
 from kfbench.curvature.layers import Layer
 from kfbench.engine.batches import LABELS, Batch, stream_seed
 from kfbench.engine.build import build_method, check_method
@@ -14,9 +16,7 @@ from kfbench.engine.preconditioning import Direction, Preconditioning
 from kfbench.engine.schedule import learning_rate_factor
 from kfbench.engine.shadow import Shadow
 from kfbench.engine.trainee import Trainee
-from kfbench.methods import find_method
 from kfbench.preconditioners.plain import PlainGradient
-from kfbench.sections import Method
 
 # What the plain gradient is called among the preconditioned; no label of a method looks like this.
 _GRADIENT = " gradient"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfbench.config.importing import import_object
+from kfbench.config.method_table import METHODS
 from kfbench.curvature.capture import Captured, capture
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.layers import Layer
@@ -17,10 +19,8 @@ from kfbench.engine.coverage import Coverage
 from kfbench.engine.isolation import forward_isolated
 from kfbench.engine.schedule import Amortisation
 from kfbench.errors import described
-from kfbench.importing import import_object
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
-from kfbench.registry import METHODS
 
 # Refresh number -> (inputs, targets) of the points that a method draws for itself.
 FisherBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from kfbench.registry import DEFAULT_S
+from kfbench.config.method_table import DEFAULT_S
 
 
 @dataclass(frozen=True)

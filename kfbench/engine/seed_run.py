@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from kfbench.config.identity import refuse_other, trajectory
+from kfbench.config.schema import Config
 from kfbench.engine.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from kfbench.engine.clock import Clocks
 from kfbench.engine.interruption import Interruption
@@ -15,9 +17,7 @@ from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
 from kfbench.engine.observer import Observer
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import KfbenchError, described
-from kfbench.identity import refuse_other, trajectory
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
-from kfbench.sections import Config
 
 # Losses stay on the device for this many updates, then one transfer reads them all.
 BLOCK = 50

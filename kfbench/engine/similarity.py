@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfbench.config import dump
+from kfbench.config.load import dump
+from kfbench.config.methods import labels
+from kfbench.config.schema import Config, Method
 from kfbench.engine.batches import warmup_batches
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.interruption import Interruption
@@ -16,7 +18,6 @@ from kfbench.engine.panel import Panel
 from kfbench.engine.seed_run import SeedRun
 from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
-from kfbench.resolution import labels
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
 from kfbench.results.similarities import (
@@ -26,7 +27,6 @@ from kfbench.results.similarities import (
     SimilaritySummary,
 )
 from kfbench.results.statistics import over_seeds
-from kfbench.sections import Config, Method
 
 
 def similarity(config: Config, directory: Path, observer: Observer) -> dict[str, Any]:

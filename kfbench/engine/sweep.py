@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump
+from kfbench.config.load import dump
+from kfbench.config.schema import Config
 from kfbench.engine.executor import Executor, Job, Outcome, ProcessExecutor
 from kfbench.engine.interruption import Interruption
 from kfbench.engine.ledger import Ledger
@@ -19,7 +20,6 @@ from kfbench.engine.tuning import Tuning
 from kfbench.errors import UsageError
 from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
 from kfbench.results.trials import Row, key
-from kfbench.sections import Config
 
 _RUN, _PROBE = "kfbench.engine.trial:run_trial", "kfbench.engine.trial:probe_trial"
 # A timeout meant for hanging trials does not end the first look at a method before this.

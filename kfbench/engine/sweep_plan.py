@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import load_config
+from kfbench.config.identity import fingerprint, trajectory
+from kfbench.config.load import load_config
+from kfbench.config.method_table import DEFAULT_S
+from kfbench.config.methods import labels
+from kfbench.config.schema import Config, Method
+from kfbench.config.specs import find_method
 from kfbench.engine.grids import ALPHA, Axis, default_axis, parse_axis
 from kfbench.errors import UsageError, unknown
-from kfbench.identity import fingerprint, trajectory
-from kfbench.methods import find_method
-from kfbench.registry import DEFAULT_S
-from kfbench.resolution import labels
-from kfbench.sections import Config, Method
 
 Point = dict[str, Any]
 _LARGEST_SEED = 2**32 - 1

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump
+from kfbench.config.load import dump
+from kfbench.config.schema import Config
 from kfbench.engine.sweep_plan import Point, Swept, Trial, trial
 from kfbench.engine.tuning import Rows, Tuning
 from kfbench.results.records import SCHEMA_VERSION, json_or_empty, write_json, write_yaml
 from kfbench.results.statistics import mean_and_deviation
 from kfbench.results.trials import Row, key, robustness
-from kfbench.sections import Config
 
 
 def write_report(directory: Path, config: Config, tunings: Sequence[Tuning], rows: Rows, status: str) -> dict[str, Any]:

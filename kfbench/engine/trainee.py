@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from kfbench.config.schema import Config
 from kfbench.engine.batches import LABELS, Batch, fisher_batches, stream_seed, training_batches, warmup_batches
 from kfbench.engine.build import (
     build_clipping,
@@ -24,7 +25,6 @@ from kfbench.engine.preconditioning import Preconditioning
 from kfbench.engine.schedule import learning_rate_factor
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
-from kfbench.sections import Config
 
 
 class Trainee:

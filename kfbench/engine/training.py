@@ -4,18 +4,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump, load_config
+from kfbench.config.identity import refuse_other, trajectory
+from kfbench.config.load import dump, load_config
+from kfbench.config.schema import Config
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.interruption import Interruption
 from kfbench.engine.observer import Observer
 from kfbench.engine.seed_run import SeedRun
 from kfbench.engine.trainee import Trainee
-from kfbench.identity import refuse_other, trajectory
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import ENDED, SCHEMA_VERSION, json_or_empty, write_json, write_yaml
 from kfbench.results.statistics import over_seeds
-from kfbench.sections import Config
 
 
 def train(

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from kfbench.config import undump
+from kfbench.config.load import undump
+from kfbench.config.schema import Config
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.checkpoint import remove_checkpoints
 from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
@@ -18,7 +19,6 @@ from kfbench.engine.training import train
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.timings import PARTS
-from kfbench.sections import Config
 
 _KEYS = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "dtype", "batch_size", "eval_samples")
 # Read before the fork, so that trials share it: the complete Fashion-MNIST takes 0.9 s.

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump, load_config
+from kfbench.config.load import dump, load_config
+from kfbench.config.schema import Config
 from kfbench.engine.bench import Bench, Progress
 from kfbench.engine.build import build_data, check_sizes, prepare_torch
 from kfbench.engine.interruption import Interruption
@@ -25,7 +26,6 @@ from kfbench.results.timings import (
     summarise,
     warnings_of,
 )
-from kfbench.sections import Config
 
 
 def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> dict[str, Any]:

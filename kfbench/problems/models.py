@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kfbench.config.importing import import_object
 from kfbench.errors import UsageError
-from kfbench.importing import import_object
 
 HIDDEN_LAYERS = 3
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kfbench.config import load_config
+from kfbench.config.identity import budget, fingerprint, refuse_other
+from kfbench.config.load import load_config
+from kfbench.config.schema import Config
+from kfbench.config.yaml_file import read_yaml
 from kfbench.engine.ledger import lock
 from kfbench.errors import UsageError
-from kfbench.identity import budget, fingerprint, refuse_other
-from kfbench.sections import Config
-from kfbench.yaml_file import read_yaml
 
 RUNS = Path("runs")
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import load_config
+from kfbench.config.identity import budget, differing_keys
+from kfbench.config.load import load_config
+from kfbench.config.methods import labels
+from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
-from kfbench.identity import budget, differing_keys
-from kfbench.resolution import labels
 from kfbench.results.comparison import Comparison, MethodRuns, SeedRecord
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, UPDATE_COLUMNS, json_or_empty, read_json
 from kfbench.results.trials import Row, best_of, mean_loss, parse_row, read_rows
-from kfbench.yaml_file import read_yaml
 
 
 class _DamagedError(Exception):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kfbench.config.method_table import DATASETS, METHODS, MODELS
 from kfbench.errors import UsageError
-from kfbench.registry import DATASETS, METHODS, MODELS
 from tests.results.run_folders import tree
 
 QUICK = ["--quick", "--width", "20"]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kfbench import methods, registry
 from kfbench.claims import read_claim
-from kfbench.config import load_config
+from kfbench.config.load import load_config
+from kfbench.config import method_table as registry
+from kfbench.config import specs as methods
 from tests.results.run_folders import tree
 
 # foof beats sgd with a step that hardly moves, in few updates of a tiny network: an easy claim, and its contrary.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 
 SMALL = ["--width", "6", "--train-samples", "40", "--eval-samples", "20", "--batch-size", "20", "--updates", "6"]
 PLAIN = ["similarity", *SMALL, "--T", "3", "--warmup-batches", "1"]

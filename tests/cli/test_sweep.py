@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from tests.results.run_folders import tree
 
 SMALL = ["--width", "8", "--train-samples", "60", "--eval-samples", "20", "--batch-size", "20", "--updates", "6"]

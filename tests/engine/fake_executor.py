@@ -2,7 +2,7 @@
 
 import math
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from kfbench.engine.executor import Outcome
 from kfbench.engine.interruption import Interruption
 from kfbench.engine.ledger import Ledger

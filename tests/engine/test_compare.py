@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from kfbench.engine.compare import compare
 from kfbench.engine.observer import Observer
 from kfbench.errors import UsageError

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from kfbench.cli.app import main
+from kfbench.config.identity import differing_keys
 from kfbench.engine import checkpoint, seed_run
 from kfbench.engine.checkpoint import CHECKPOINT, RESERVE, load_checkpoint, save_checkpoint
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
-from kfbench.identity import differing_keys
 from tests.engine.conftest import SMALL, STEPS, epochs, updates
 from tests.engine.test_training import SPECS
 

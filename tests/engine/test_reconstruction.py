@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from kfbench.config import dump
+from kfbench.config.load import dump
 from kfbench.engine.build import build_data
 from kfbench.engine.memory_probe import probe_memory
 from kfbench.engine.trainee import Trainee

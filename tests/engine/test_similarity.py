@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from kfbench.engine.build import build_data
 from kfbench.engine.looks import default_every
 from kfbench.engine.loss_decrease import best_of_half_decades

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from kfbench.engine.sweep_plan import plan, trial
 from kfbench.errors import UsageError
 from tests.engine.fake_executor import fake_sweep

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from kfbench.engine import ledger as ledger_module
 from kfbench.engine.sweep import SweepObserver, sweep
 from kfbench.errors import UsageError

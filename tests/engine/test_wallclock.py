@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kfbench.cli.app import main
-from kfbench.config import load_config
+from kfbench.config.load import load_config
+from kfbench.config.method_table import METHODS
 from kfbench.curvature.counts import LayerShape
 from kfbench.engine.bench import Bench
 from kfbench.engine.build import build_data
@@ -18,7 +19,6 @@ from kfbench.engine.contestants import PartContestant, TraineeContestant, preloa
 from kfbench.engine.costs import TASKS, measured_tasks, predicted_tasks
 from kfbench.engine.trainee import Trainee
 from kfbench.preconditioners.natural import NaturalGradient
-from kfbench.registry import METHODS
 from kfbench.results.timings import PARTS, WINDOW_COLUMNS
 from tests.engine.conftest import STEPS
 from tests.properties import equal

@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from kfbench.cli.progress import _PlainLines
-from kfbench.config import load_config
+from kfbench.config.load import load_config
 from kfbench.engine.build import build_data, build_network
 from kfbench.engine.contestants import preload
 from kfbench.engine.training import train

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from kfbench.config.method_table import DATASETS
 from kfbench.problems.curves import curves, positions
 from kfbench.problems.idx import idx_bytes
-from kfbench.registry import DATASETS
 
 _SEED, _STEPS = 2006, 1024
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kfbench.config.method_table import DATASETS
 from kfbench.errors import UsageError
 from kfbench.problems.curves import curves
 from kfbench.problems.datasets import (
@@ -24,7 +25,6 @@ from kfbench.problems.datasets import (
     load_dataset,
 )
 from kfbench.problems.idx import read_idx
-from kfbench.registry import DATASETS
 from tests.fuzzing import fuzz, result_or_one_sentence
 from tests.problems.idx_files import idx_bytes, small_arrays, write_files
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from kfbench.config.method_table import MODELS
 from kfbench.problems.models import build_model
-from kfbench.registry import MODELS
 
 AUTOENCODERS = ("autoencoder", "autoencoder-sigmoid")
 IMAGE = (1, 28, 28)

@@ -2,7 +2,7 @@
 
 import math
 
-from kfbench.config import dump, load_config
+from kfbench.config.load import dump, load_config
 from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, CsvLog, write_json, write_yaml
 
 # Updates between two evaluations.

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from kfbench.registry import METHODS
+from kfbench.config.method_table import METHODS
 from kfbench.results.looks import _VARIANTS, LOOKS, looks, method_name
 from kfbench.results.plots import styles
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from kfbench.config.schema import TOP_KEYS
 from kfbench.errors import UsageError
-from kfbench.sections import TOP_KEYS
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

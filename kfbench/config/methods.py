@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from kfbench.config.method_table import DEFAULT_S, METHODS, MethodEntry
+from kfbench.config.schema import Method, MethodOptions, Similarity
+from kfbench.config.specs import find_method, parse_spec
+from kfbench.config.validation import validated
 from kfbench.errors import UsageError, shown, unknown
-from kfbench.methods import find_method, parse_spec
-from kfbench.registry import DEFAULT_S, METHODS, MethodEntry
-from kfbench.sections import Method, MethodOptions, Similarity
-from kfbench.validation import validated
 
 
 def resolve_methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kfbench.config import dump
+from kfbench.config.load import dump
+from kfbench.config.schema import Config
 from kfbench.errors import UsageError
-from kfbench.sections import Config
 
 # Keys of `run` that name a seed or a place, or are only looked at afterwards.
 _NOT_NUMBERS = ("seed", "seeds", "target_loss")

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from kfbench.config.schema import Section
 from kfbench.errors import UsageError, shown, unknown
-from kfbench.sections import Section
 
 _S = TypeVar("_S", bound=Section)
 

@@ -10,11 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.errors import UsageError, shown, unknown
-from kfbench.methods import parse_spec
-from kfbench.registry import DATASETS, MODELS
-from kfbench.resolution import resolve_methods, resolve_roles
-from kfbench.sections import (
+from kfbench.config.method_table import DATASETS, MODELS
+from kfbench.config.methods import resolve_methods, resolve_roles
+from kfbench.config.schema import (
     COMMAND_BLOCKS,
     TOP_KEYS,
     Compare,
@@ -27,8 +25,10 @@ from kfbench.sections import (
     Sweep,
     Wallclock,
 )
-from kfbench.validation import validated
-from kfbench.yaml_file import parse_yaml, read_yaml
+from kfbench.config.specs import parse_spec
+from kfbench.config.validation import validated
+from kfbench.config.yaml_file import parse_yaml, read_yaml
+from kfbench.errors import UsageError, shown, unknown
 
 # The sections that flags fill directly; those of methods become defaults of every SPEC.
 _FLAG_SECTIONS: dict[str, type[Section]] = {

@@ -9,12 +9,12 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kfbench.config import dump, load_config
+from kfbench.config.load import dump, load_config
+from kfbench.config.method_table import DATASETS, METHODS, MODELS
+from kfbench.config.schema import COMMAND_BLOCKS, MethodOptions, Problem, Run
+from kfbench.config.specs import parse_spec
+from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import KfbenchError, UsageError
-from kfbench.methods import parse_spec
-from kfbench.registry import DATASETS, METHODS, MODELS
-from kfbench.sections import COMMAND_BLOCKS, MethodOptions, Problem, Run
-from kfbench.yaml_file import read_yaml
 from tests.fuzzing import fuzz, result_or_one_sentence
 
 _USER_MODULE = """

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from kfbench.config.importing import import_object
+from kfbench.config.method_table import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, STEP_OPTIONS, MethodEntry
 from kfbench.errors import UsageError, shown, unknown
-from kfbench.importing import import_object
-from kfbench.registry import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, STEP_OPTIONS, MethodEntry
 
 _CONTRACT = ("orders", "observe", "refresh", "apply", "state_dict", "load_state_dict")
 
