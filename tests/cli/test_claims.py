@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kfbench.claims import read_claim
-from kfbench.config.load import load_config
 from kfbench.config import method_table as registry
 from kfbench.config import specs as methods
+from kfbench.config.load import load_config
 from tests.results.run_folders import tree
 
 # foof beats sgd with a step that hardly moves, in few updates of a tiny network: an easy claim, and its contrary.

@@ -435,7 +435,7 @@ def test_likelihood_is_the_models_and_normalisation_follows(flags, likelihood, n
     assert dump(config)["problem"].get("likelihood", "categorical") == likelihood
 
 
-_RECORDS = sorted((Path(__file__).parent.parent / "docs" / "records").rglob("config.yaml"))
+_RECORDS = sorted((Path(__file__).parent.parent.parent / "docs" / "records").rglob("config.yaml"))
 
 
 @pytest.mark.parametrize("path", _RECORDS, ids=lambda path: path.parent.name)
