@@ -30,12 +30,12 @@ from kfbench.results.records import (
     SCHEMA_VERSION,
     json_or_empty,
     read_json,
+    read_rows,
     write_csv,
     write_json,
     write_yaml,
 )
 from kfbench.results.timings import CONTROL, per_update, ratios
-from kfbench.results.trials import read_rows
 from kfbench.results.verdicts import judge, verdict
 
 # What a verdict keeps of the runs with fresh seeds, so that it can be judged anew where these are not.

@@ -10,12 +10,12 @@ from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Config
 from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.interruption import Interruption
-from kfbench.engine.ledger import lock
 from kfbench.engine.observer import Observer
 from kfbench.engine.trainee import Trainee
 from kfbench.engine.training import train
 from kfbench.errors import UsageError
 from kfbench.results.environment import environment
+from kfbench.results.folders import lock
 from kfbench.results.records import ENDED, json_or_empty, write_json, write_yaml
 
 

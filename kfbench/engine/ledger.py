@@ -1,7 +1,6 @@
 """trials.csv: which trials ended, and how. It and the run folders are all that a sweep remembers."""
 
 import csv
-import fcntl
 import itertools
 import os
 from collections.abc import Sequence
@@ -10,9 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from kfbench.engine.sweep_plan import Trial
-from kfbench.errors import UsageError
-from kfbench.results.records import ENDED, CsvLog, json_or_empty, write_csv, write_json
-from kfbench.results.trials import FIXED_AFTER, FIXED_BEFORE, Row, parse_row, read_rows
+from kfbench.results.folders import lock
+from kfbench.results.records import ENDED, CsvLog, json_or_empty, read_rows, write_csv, write_json
+from kfbench.results.trials import FIXED_AFTER, FIXED_BEFORE, Row, parse_row
 
 _NAME = "trials.csv"
 
@@ -122,14 +121,3 @@ def _columns(path: Path, swept: Sequence[str]) -> tuple[str, ...]:
         old = next(csv.reader(file), [])
     earlier = [name for name in old if name not in (*FIXED_BEFORE, *FIXED_AFTER)]
     return (*FIXED_BEFORE, *dict.fromkeys([*earlier, *swept]), *FIXED_AFTER)
-
-
-def lock(directory: Path) -> int:
-    """Held until the process ends, however it ends."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UsageError(f"{directory} is in use by another command; wait for it, or give another --out") from error
-    return handle

@@ -20,13 +20,13 @@ from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
+from kfbench.results.seeds import over_seeds
 from kfbench.results.similarities import (
     PROGRESS_COLUMNS,
     SIMILARITY_COLUMNS,
     SPECTRUM_COLUMNS,
     SimilaritySummary,
 )
-from kfbench.results.statistics import over_seeds
 
 
 def similarity(config: Config, directory: Path, observer: Observer) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from kfbench.config.schema import Config
 from kfbench.engine.sweep_plan import Point, Swept, Trial, trial
 from kfbench.engine.tuning import Rows, Tuning
 from kfbench.results.records import SCHEMA_VERSION, json_or_empty, write_json, write_yaml
-from kfbench.results.statistics import mean_and_deviation
+from kfbench.results.seeds import mean_and_deviation
 from kfbench.results.trials import Row, key, robustness
 
 

@@ -15,7 +15,7 @@ from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import ENDED, SCHEMA_VERSION, json_or_empty, write_json, write_yaml
-from kfbench.results.statistics import over_seeds
+from kfbench.results.seeds import over_seeds
 
 
 def train(

@@ -9,7 +9,7 @@ from typing import Any
 
 from kfbench.errors import UsageError, unknown
 from kfbench.results.records import SCHEMA_VERSION
-from kfbench.results.statistics import over_seeds, paired_ratio
+from kfbench.results.seeds import over_seeds, paired_ratio
 
 Row = dict[str, Any]
 

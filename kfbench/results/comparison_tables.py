@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kfbench.results.statistics import ENOUGH_PAIRS
+from kfbench.results.seeds import ENOUGH_PAIRS
 from kfbench.results.tables import number
 
 

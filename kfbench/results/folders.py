@@ -1,5 +1,6 @@
 """Output folders: a new one by default, and nothing replaced unless asked."""
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -12,7 +13,6 @@ from kfbench.config.identity import budget, fingerprint, refuse_other
 from kfbench.config.load import load_config
 from kfbench.config.schema import Config
 from kfbench.config.yaml_file import read_yaml
-from kfbench.engine.ledger import lock
 from kfbench.errors import UsageError
 
 RUNS = Path("runs")
@@ -131,3 +131,14 @@ def _set_aside(directory: Path) -> Path:
     aside = directory.with_name(f".{directory.name}.replaced")
     shutil.rmtree(aside, ignore_errors=True)
     return directory.rename(aside)
+
+
+def lock(directory: Path) -> int:
+    """Held until the process ends, however it ends."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(f"{directory} is in use by another command; wait for it, or give another --out") from error
+    return handle

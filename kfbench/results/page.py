@@ -10,9 +10,8 @@ from typing import Any
 
 from kfbench.results.comparison import Comparison, MethodRuns, mean_curve
 from kfbench.results.comparison_tables import comparison_rows, difference_rows, target_sentence
-from kfbench.results.looks import Look, looks
-from kfbench.results.plots import title
 from kfbench.results.records import write_atomically
+from kfbench.results.styles import Look, looks, title
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 # How far colours go towards white on a dark page, and the black of SGD.

@@ -1,24 +1,16 @@
 """Plots from records. One style for one method everywhere; colours a colour-blind reader can tell apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kfbench.results.comparison import Comparison
-from kfbench.results.looks import looks
 from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, Records
+from kfbench.results.styles import styles, title
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-
-def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What matplotlib draws the line of each label with."""
-    return {
-        label: {"color": look.colour, "linestyle": (0, look.dashes) if look.dashes else "-"}
-        for label, look in looks(labels).items()
-    }
 
 
 def records_of(comparison: Comparison) -> list[Records]:
@@ -69,15 +61,6 @@ def plot_losses(records: Sequence[Records], path: Path) -> None:
     figure.suptitle(title(records[0].config["problem"], records[0].config["run"]), fontsize=10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-
-
-def title(problem: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """What was trained, and for how long."""
-    budget = f"{run['epochs']} epochs" if run.get("epochs") else f"{run['updates']} updates"
-    quick = " (quick run, not for comparison)" if run.get("quick") else ""
-    part = f" (first {problem['train_samples']})" if problem.get("train_samples") else ""
-    width = f" of width {problem['width']}" if problem.get("width") else ""
-    return f"{problem['dataset']}{part}, {problem['model']}{width}, batch size {run['batch_size']}, {budget}{quick}"
 
 
 def _epoch_line(axes: "Axes", own: "pd.DataFrame", x: str, label: str, look: dict[str, str]) -> None:

@@ -213,3 +213,12 @@ def _table(path: Path, name: str, columns: Sequence[str]) -> "pd.DataFrame":
     begun = [file for file in sorted(path.glob(f"**/seed-*/{name}")) if file.stat().st_size]
     tables = [table for file in begun if len(table := pd.read_csv(file))]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole lines of a CSV, as text, none without a file; the torn last line of a killed run is left out."""
+    if not path.is_file():
+        return []
+    content = path.read_text(encoding="utf-8")
+    whole = content[: content.rfind("\n") + 1]
+    return list(csv.DictReader(whole.splitlines()))

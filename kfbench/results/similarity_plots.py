@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfbench.results.plots import styles
 from kfbench.results.similarities import WHOLE
+from kfbench.results.styles import styles
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kfbench.results.seeds import mean_and_deviation
 from kfbench.results.similarities import WHOLE
-from kfbench.results.statistics import mean_and_deviation
 from kfbench.results.tables import number
 
 # More layers than a terminal is wide for stand in similarity.csv alone.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfbench.results.plots import styles, title
+from kfbench.results.styles import styles, title
 from kfbench.results.sweep_tables import map_of
 from kfbench.results.trials import best_of, tuned_curve
 

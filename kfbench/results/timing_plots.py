@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfbench.results.plots import styles
+from kfbench.results.styles import styles
 from kfbench.results.timing_tables import varying_axes
 
 if TYPE_CHECKING:

@@ -1,9 +1,7 @@
 """Arithmetic over the trials of a sweep: the loss of a cell, the best one, edges, robustness. Needs no torch."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
@@ -26,15 +24,6 @@ _NUMBERS = ("final_train_loss", "best_train_loss", "test_accuracy", "updates", "
 
 # A cell within this factor of the best loss counts as nearly as good (robustness).
 ROBUST = 2.0
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a CSV, as text, none without a file; the torn last line of a killed run is left out."""
-    if not path.is_file():
-        return []
-    content = path.read_text(encoding="utf-8")
-    whole = content[: content.rfind("\n") + 1]
-    return list(csv.DictReader(whole.splitlines()))
 
 
 def parse_row(row: Mapping[str, str]) -> Row:

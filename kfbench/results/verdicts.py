@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from kfbench.results.intervals import median, median_interval
-from kfbench.results.statistics import Ratio, paired_ratio, ratio_of_means
+from kfbench.results.seeds import Ratio, paired_ratio, ratio_of_means
 
 REPRODUCED, REFUTED, OPEN = "reproduced", "not reproduced", "inconclusive"
 

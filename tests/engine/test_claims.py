@@ -1,8 +1,7 @@
 """What a verdict keeps of the runs of the best points."""
 
 from kfbench.engine.claims import _by_seed, _final_epochs
-from kfbench.results.records import write_csv
-from kfbench.results.trials import read_rows
+from kfbench.results.records import read_rows, write_csv
 
 COLUMNS = ("method", "run_dir", "seed", "update", "train_loss", "seconds_updates")
 METHODS = {"foof": {"final": {"seeds": [1], "run_dirs": ["foof/trial-a"]}}, "sgd": {"final": None}}

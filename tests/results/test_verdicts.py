@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kfbench.results.statistics import Ratio
+from kfbench.results.seeds import Ratio
 from kfbench.results.verdicts import OPEN, REFUTED, REPRODUCED, judge, outcome, verdict
 
 PART = {

@@ -1,11 +1,12 @@
-"""One look for one method in every plot and page: a colour and dashes, told apart by colour-blind readers too.
+"""One style for one method everywhere: a colour and dashes, told apart by colour-blind readers too; titles of plots.
 
 Families share a colour (Okabe & Ito 2008, Color Universal Design); dashes tell their members apart.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 _SOLID: tuple[float, ...] = ()
@@ -65,3 +66,20 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 def method_name(label: str) -> str:
     """The method of a label, NAME[-key=value...] or with a folder's name behind it."""
     return re.split(r"-[^-=]+=| \(", label, maxsplit=1)[0]
+
+
+def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What matplotlib draws the line of each label with."""
+    return {
+        label: {"color": look.colour, "linestyle": (0, look.dashes) if look.dashes else "-"}
+        for label, look in looks(labels).items()
+    }
+
+
+def title(problem: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """What was trained, and for how long."""
+    budget = f"{run['epochs']} epochs" if run.get("epochs") else f"{run['updates']} updates"
+    quick = " (quick run, not for comparison)" if run.get("quick") else ""
+    part = f" (first {problem['train_samples']})" if problem.get("train_samples") else ""
+    width = f" of width {problem['width']}" if problem.get("width") else ""
+    return f"{problem['dataset']}{part}, {problem['model']}{width}, batch size {run['batch_size']}, {budget}{quick}"

@@ -1,4 +1,4 @@
-"""Summaries over seeds, and ratios paired by seed."""
+"""Means and deviations over seeds, and ratios paired by seed."""
 
 import math
 import statistics

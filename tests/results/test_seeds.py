@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from kfbench.results.statistics import Ratio, paired_ratio, ratio_of_means
+from kfbench.results.seeds import Ratio, paired_ratio, ratio_of_means
 
 
 def test_by_hand():

@@ -5,8 +5,7 @@ import itertools
 import pytest
 
 from kfbench.config.method_table import METHODS
-from kfbench.results.looks import _VARIANTS, LOOKS, looks, method_name
-from kfbench.results.plots import styles
+from kfbench.results.styles import _VARIANTS, LOOKS, looks, method_name, styles
 
 
 def test_every_method_has_its_own():
