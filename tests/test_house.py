@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "kfbench"
 # A file imports its own folder, or what stands to the left.
-ORDER = "errors config scales claims results problems curvature preconditioners engine cli"
+ORDER = "errors config results problems curvature preconditioners engine compare claims cli"
 
 
 def _imports(path):

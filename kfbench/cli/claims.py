@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kfbench.claims import ClaimFile, claims_in, holds_claim, read_claim
+from kfbench.claims.file import ClaimFile, claims_in, holds_claim, read_claim
+from kfbench.claims.tables import caveats, figure_rows, part_rows, plot_ratios, verdict_rows
+from kfbench.claims.verdicts import REFUTED
 from kfbench.errors import UsageError
-from kfbench.results.claim_tables import caveats, figure_rows, part_rows, plot_ratios, verdict_rows
 from kfbench.results.folders import RUNS, refuse_file, shared_folder
 from kfbench.results.records import json_or_empty, write_atomically
 from kfbench.results.tables import print_table
-from kfbench.results.verdicts import REFUTED
 
 # Of what a claim leaves, the small things that are worth a commit.
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
@@ -128,9 +128,9 @@ def _read_verdict(path: Path) -> dict[str, Any]:
 
 
 def _judged(file: ClaimFile, directory: Path, anew: bool) -> dict[str, Any]:
+    from kfbench.claims.run import ClaimInterruptedError, Surroundings, judge_claim
     from kfbench.cli.progress import progress_observer
     from kfbench.cli.sweep_progress import sweep_observer
-    from kfbench.engine.claims import ClaimInterruptedError, Surroundings, judge_claim
 
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir() if anew else ():

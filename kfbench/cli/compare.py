@@ -26,7 +26,7 @@ from kfbench.errors import UsageError
 from kfbench.results.folders import output_folder, shared_folder
 
 if TYPE_CHECKING:
-    from kfbench.results.comparison import Comparison
+    from kfbench.compare.comparison import Comparison
 
 # What is compared when no method is named: the two that everybody knows, and the two that they are held against.
 _DEFAULT = ("sgd", "adam", "foof", "kfac")
@@ -128,7 +128,7 @@ def _not_applying(values: Mapping[str, Any], allowed: Collection[str], named: Ma
 
 
 def _settings(file: Path | None, values: Mapping[str, Any], specs: Sequence[str], assignments: Sequence[str]) -> Config:
-    from kfbench.results.comparison import find_reference
+    from kfbench.compare.comparison import find_reference
 
     methods = specs or (() if file is not None and "methods" in read_yaml(file) else _DEFAULT)
     settings = load_config(file, values, methods, assignments, "compare")
@@ -139,8 +139,8 @@ def _settings(file: Path | None, values: Mapping[str, Any], specs: Sequence[str]
 def _compare_finished(
     folders: Sequence[Path], settings: Config, out: Path | None, overwrite: bool, plot: bool, html: bool, format: str
 ) -> int:
-    from kfbench.results.comparison import summarise
-    from kfbench.results.gathering import gather
+    from kfbench.compare.comparison import summarise
+    from kfbench.compare.gathering import gather
     from kfbench.results.records import write_yaml
 
     _keep_apart(out, folders)
@@ -172,12 +172,12 @@ def _tree(comparison: "Comparison", settings: Config) -> dict[str, Any]:
 
 
 def _train_and_compare(settings: Config, out: Path | None, overwrite: bool, plot: bool, html: bool, format: str) -> int:
-    from kfbench.results.comparison import summarise
-    from kfbench.results.gathering import gather
+    from kfbench.compare.comparison import summarise
+    from kfbench.compare.gathering import gather
 
     with shared_folder(out, "compare", settings, overwrite) as directory:
         from kfbench.cli.progress import progress_observer
-        from kfbench.engine.compare import compare as train_missing
+        from kfbench.compare.run import compare as train_missing
 
         trained = train_missing(settings, directory, progress_observer)
     if trained["reused"]:
@@ -211,11 +211,12 @@ def _write(comparison: "Comparison", summary: Mapping[str, Any], directory: Path
 
     write_json(directory / "summary.json", summary)
     if plot:
-        from kfbench.results.plots import plot_losses, records_of
+        from kfbench.compare.plots import records_of
+        from kfbench.results.plots import plot_losses
 
         plot_losses(records_of(comparison), directory / "loss.png")
     if html:
-        from kfbench.results.page import write_page
+        from kfbench.compare.page import write_page
 
         write_page(comparison, summary, directory / "compare.html")
         print(f"page: {directory / 'compare.html'}", file=sys.stderr)
@@ -223,7 +224,7 @@ def _write(comparison: "Comparison", summary: Mapping[str, Any], directory: Path
 
 def _report(summary: Mapping[str, Any], format: str) -> int:
     """Print tables and what must be known beside them; returns the exit code."""
-    from kfbench.results.comparison_tables import comparison_rows, difference_rows, target_sentence
+    from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
     from kfbench.results.tables import print_table
 
     print_table(comparison_rows(summary), format, summary)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kfbench.claims import read_claim
+from kfbench.claims.file import read_claim
 from kfbench.config import method_table as registry
 from kfbench.config import specs as methods
 from kfbench.config.load import load_config
@@ -234,8 +234,8 @@ def test_a_stale_committed_verdict_is_shown_with_a_warning(kfbench):
 
 def test_every_committed_claim_is_sound(request):
     """Labels, measures, grids: what a claim names is what it runs, at both scales."""
-    from kfbench.claims import claims_in
-    from kfbench.engine.claims import check_claim
+    from kfbench.claims.file import claims_in
+    from kfbench.claims.run import check_claim
     from kfbench.engine.sweep_plan import plan
 
     paths = claims_in(request.config.rootpath / "configs")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.results.comparable_runs import write_method
+from tests.compare.comparable_runs import write_method
 from tests.results.run_folders import tree
 
 SMALL = ["--width", "8", "--train-samples", "60", "--eval-samples", "20", "--batch-size", "20", "--updates", "6"]

@@ -9,22 +9,23 @@ from typing import Any
 
 import torch
 
-from kfbench.claims import ClaimFile
+from kfbench.claims.directions import asked_config, check_directions, check_layers
+from kfbench.claims.file import ClaimFile
+from kfbench.claims.measures import DIRECTIONS, TUNED, Evidence, figures
+from kfbench.claims.toy import toy_losses
+from kfbench.claims.verdicts import judge, verdict
 from kfbench.config.identity import fingerprint
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
 from kfbench.config.specs import parse_spec
-from kfbench.engine.claim_directions import asked_config, check_directions, check_layers
 from kfbench.engine.ledger import adopt
 from kfbench.engine.observer import Observer
 from kfbench.engine.similarity import followed_config, similarity
 from kfbench.engine.sweep import SweepObserver, sweep
 from kfbench.engine.sweep_plan import plan
-from kfbench.engine.toy import toy_losses
 from kfbench.engine.wallclock import wallclock
 from kfbench.errors import UsageError, unknown
 from kfbench.results.environment import environment
-from kfbench.results.measures import DIRECTIONS, TUNED, Evidence, figures
 from kfbench.results.records import (
     ENDED,
     SCHEMA_VERSION,
@@ -36,7 +37,6 @@ from kfbench.results.records import (
     write_yaml,
 )
 from kfbench.results.timings import CONTROL, per_update, ratios
-from kfbench.results.verdicts import judge, verdict
 
 # What a verdict keeps of the runs with fresh seeds, so that it can be judged anew where these are not.
 _NUMBERS = ("update", "train_loss", "seconds_updates")

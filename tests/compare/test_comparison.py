@@ -6,13 +6,14 @@ import math
 
 import pytest
 
+from kfbench.compare.comparison import mean_curve, summarise
+from kfbench.compare.gathering import gather
+from kfbench.compare.plots import records_of
+from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
 from kfbench.errors import UsageError
-from kfbench.results.comparison import mean_curve, summarise
-from kfbench.results.comparison_tables import comparison_rows, difference_rows, target_sentence
-from kfbench.results.gathering import gather
-from kfbench.results.plots import plot_losses, records_of
+from kfbench.results.plots import plot_losses
 from kfbench.results.tables import print_table
-from tests.results.comparable_runs import STEP, write_method
+from tests.compare.comparable_runs import STEP, write_method
 
 INF = math.inf
 

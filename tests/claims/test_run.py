@@ -1,6 +1,6 @@
 """What a verdict keeps of the runs of the best points."""
 
-from kfbench.engine.claims import _by_seed, _final_epochs
+from kfbench.claims.run import _by_seed, _final_epochs
 from kfbench.results.records import read_rows, write_csv
 
 COLUMNS = ("method", "run_dir", "seed", "update", "train_loss", "seconds_updates")

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kfbench.claims.scales import SCALES, changes
 from kfbench.config.identity import budget, fingerprint
 from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Claim, ClaimPart, Config, Similarity
@@ -16,7 +17,6 @@ from kfbench.config.specs import parse_spec
 from kfbench.config.validation import validated
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown
-from kfbench.scales import SCALES, changes
 
 # What only tells people about a claim, or is told in full beside it; all else decides the numbers or the verdict.
 _NOT_HASHED = ("source", "says", "notes", "small", "published", "ask")

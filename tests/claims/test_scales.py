@@ -2,9 +2,9 @@
 
 import pytest
 
+from kfbench.claims.scales import changes
 from kfbench.config.load import load_config
 from kfbench.errors import UsageError
-from kfbench.scales import changes
 
 
 def small(overrides=None, scale="small", **flags):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, judge, outcome, verdict
 from kfbench.results.seeds import Ratio
-from kfbench.results.verdicts import OPEN, REFUTED, REPRODUCED, judge, outcome, verdict
 
 PART = {
     "measure": "final_train_loss",

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kfbench.compare.comparison import Comparison, MethodRuns, SeedRecord
 from kfbench.config.identity import budget, differing_keys
 from kfbench.config.load import load_config
 from kfbench.config.methods import labels
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
-from kfbench.results.comparison import Comparison, MethodRuns, SeedRecord
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, UPDATE_COLUMNS, json_or_empty, read_json, read_rows
 from kfbench.results.trials import Row, best_of, mean_loss, parse_row
 

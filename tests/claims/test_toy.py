@@ -2,7 +2,7 @@
 
 import pytest
 
-from kfbench.engine.toy import losses, toy_losses, updates
+from kfbench.claims.toy import losses, toy_losses, updates
 
 
 def test_one_step_of_each_method():

@@ -5,11 +5,11 @@ import os
 
 import pytest
 
+from kfbench.compare.gathering import gather
+from kfbench.compare.run import compare
 from kfbench.config.load import load_config
-from kfbench.engine.compare import compare
 from kfbench.engine.observer import Observer
 from kfbench.errors import UsageError
-from kfbench.results.gathering import gather
 from kfbench.results.records import read_json
 from tests.engine.conftest import SMALL
 

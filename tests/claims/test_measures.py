@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kfbench.results.measures import Evidence, figures
+from kfbench.claims.measures import Evidence, figures
 
 
 def part(measure, of="a", to="b", **more):

@@ -9,10 +9,10 @@ import subprocess
 
 import pytest
 
-from kfbench.results.comparison import summarise
-from kfbench.results.gathering import gather
-from kfbench.results.page import page, write_page
-from tests.results.comparable_runs import write_method
+from kfbench.compare.comparison import summarise
+from kfbench.compare.gathering import gather
+from kfbench.compare.page import page, write_page
+from tests.compare.comparable_runs import write_method
 
 _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 _NASTY = "</script><b>\"'&{{data}}"

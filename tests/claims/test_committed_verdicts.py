@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kfbench.claims import read_claim
-from kfbench.results.claim_tables import verdict_rows
+from kfbench.claims.file import read_claim
+from kfbench.claims.tables import verdict_rows
 from kfbench.results.records import read_json
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.results.comparison import Comparison, MethodRuns, mean_curve
-from kfbench.results.comparison_tables import comparison_rows, difference_rows, target_sentence
+from kfbench.compare.comparison import Comparison, MethodRuns, mean_curve
+from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
 from kfbench.results.records import write_atomically
 from kfbench.results.styles import Look, looks, title
 

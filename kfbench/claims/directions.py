@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from kfbench.claims import SHARED, ClaimFile
+from kfbench.claims.file import SHARED, ClaimFile
+from kfbench.claims.measures import DIRECTIONS, PAIR
 from kfbench.config.load import load_config
 from kfbench.config.methods import check_metric
 from kfbench.config.schema import Config
@@ -14,7 +15,6 @@ from kfbench.curvature.layers import find_layers
 from kfbench.engine.build import build_data, build_network
 from kfbench.engine.sweep_plan import method_label, plan
 from kfbench.errors import UsageError, unknown
-from kfbench.results.measures import DIRECTIONS, PAIR
 
 _OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
 

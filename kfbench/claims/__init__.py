@@ -1,0 +1,1 @@
+"""Does a published claim hold: runs what is missing, measures, judges."""

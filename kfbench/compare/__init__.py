@@ -1,0 +1,1 @@
+"""Who wins: trains what is missing, gathers runs, ranks and pairs them."""

@@ -1,0 +1,22 @@
+"""TODO."""
+
+from kfbench.compare.comparison import Comparison
+from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, Records
+
+
+def records_of(comparison: Comparison) -> list[Records]:
+    """The runs of a comparison, each method under its label, as ``plot_losses`` takes them."""
+    import pandas as pd
+
+    config = {"problem": comparison.problem, "run": comparison.run}
+    found = []
+    for method in comparison.methods:
+        epochs = [row | {"method": method.label} for record in method.seeds for row in record.epochs]
+        losses = [
+            {"method": method.label, "seed": record.seed, "update": update, "loss": loss}
+            for record in method.seeds
+            for update, loss in record.losses
+        ]
+        tables = (pd.DataFrame(losses, columns=list(UPDATE_COLUMNS)), pd.DataFrame(epochs, columns=list(EPOCH_COLUMNS)))
+        found.append(Records(method.seeds[0].folder.parent, config, method.environment, {}, *tables))
+    return found
