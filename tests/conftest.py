@@ -14,6 +14,8 @@ install_import_hook(
 import pytest
 import torch
 
+from tests.runs import runs  # noqa: F401 - the fixture, for all folders
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_empty_folder(tmp_path, monkeypatch):
@@ -25,5 +27,5 @@ def _one_thread_and_empty_folder(tmp_path, monkeypatch):
 
 def pytest_collection_modifyitems(items):
     """Fast ones first: what trains and what is killed comes last."""
-    slow = ("tests/engine", "tests/cli", "tests/test_properties", "tests/test_mutants", "tests/test_readme")
-    items.sort(key=lambda item: any(part in item.path.as_posix() for part in slow))
+    slow = ("engine", "wallclock", "similarity", "sweep", "compare", "cli", "test_properties", "test_mutants", "test_readme")
+    items.sort(key=lambda item: any(f"tests/{part}" in item.path.as_posix() for part in slow))

@@ -13,8 +13,8 @@ from kfbench.config.schema import Config
 from kfbench.config.specs import find_method, parse_spec
 from kfbench.curvature.layers import find_layers
 from kfbench.engine.build import build_data, build_network
-from kfbench.engine.sweep_plan import method_label, plan
 from kfbench.errors import UsageError, unknown
+from kfbench.sweep.plan import method_label, plan
 
 _OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
 

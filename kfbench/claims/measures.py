@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, geometric_mean
 from typing import Any
 
-from kfbench.results.trials import ROBUST
+from kfbench.sweep.losses import ROBUST
 
 # Between the two labels of a pair.
 PAIR = " ~ "

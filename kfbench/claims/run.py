@@ -18,12 +18,7 @@ from kfbench.config.identity import fingerprint
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
 from kfbench.config.specs import parse_spec
-from kfbench.engine.ledger import adopt
 from kfbench.engine.observer import Observer
-from kfbench.engine.similarity import followed_config, similarity
-from kfbench.engine.sweep import SweepObserver, sweep
-from kfbench.engine.sweep_plan import plan
-from kfbench.engine.wallclock import wallclock
 from kfbench.errors import UsageError, unknown
 from kfbench.results.environment import environment
 from kfbench.results.records import (
@@ -36,7 +31,12 @@ from kfbench.results.records import (
     write_json,
     write_yaml,
 )
-from kfbench.results.timings import CONTROL, per_update, ratios
+from kfbench.similarity.run import followed_config, similarity
+from kfbench.sweep.ledger import adopt
+from kfbench.sweep.plan import plan
+from kfbench.sweep.run import SweepObserver, sweep
+from kfbench.wallclock.ratios import CONTROL, per_update, ratios
+from kfbench.wallclock.run import wallclock
 
 # What a verdict keeps of the runs with fresh seeds, so that it can be judged anew where these are not.
 _NUMBERS = ("update", "train_loss", "seconds_updates")

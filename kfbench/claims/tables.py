@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.results.sweep_tables import sweep_rows
+from kfbench.sweep.tables import sweep_rows
 
 _SIDES = {"below": "<", "above": ">"}
 _COLOURS = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#777777"}

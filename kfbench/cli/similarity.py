@@ -62,8 +62,8 @@ def similarity(
         out, f"similarity-{settings.similarity.follow}", False, overwrite, can_resume=False
     ) as directory:
         from kfbench.cli.progress import progress_observer
-        from kfbench.engine.similarity import followed_config
-        from kfbench.engine.similarity import similarity as run_similarity
+        from kfbench.similarity.run import followed_config
+        from kfbench.similarity.run import similarity as run_similarity
 
         summary = run_similarity(settings, directory, progress_observer(followed_config(settings)))
     _show(summary, directory, plot, format)
@@ -92,8 +92,8 @@ def _settings(
 
 
 def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) -> None:
-    from kfbench.results.similarity_tables import cosine_rows, notes, progress_rows, spectrum_rows
     from kfbench.results.tables import print_table
+    from kfbench.similarity.tables import cosine_rows, notes, progress_rows, spectrum_rows
 
     print_table(cosine_rows(summary), format, summary)
     if format in ("table", "markdown"):
@@ -104,7 +104,7 @@ def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) 
     for line in notes(summary):
         print(line, file=sys.stderr)
     if plot:
-        from kfbench.results.similarity_plots import plot_similarity
+        from kfbench.similarity.plots import plot_similarity
 
         plot_similarity(directory, summary)
     print(f"records: {directory}", file=sys.stderr)

@@ -22,9 +22,9 @@ from kfbench.config.load import load_config, without_flagged
 from kfbench.config.schema import Config
 from kfbench.config.specs import parse_spec
 from kfbench.config.yaml_file import read_yaml
-from kfbench.engine.sweep_plan import plan
 from kfbench.errors import UsageError, shown
 from kfbench.results.folders import shared_folder
+from kfbench.sweep.plan import plan
 
 # More than this asks for --yes-many: the product of a few grids grows faster than one thinks.
 _MANY_CELLS = 10_000
@@ -80,7 +80,7 @@ def sweep(
     _warn(settings)
     with shared_folder(out, "sweep", settings, overwrite) as directory:
         from kfbench.cli.sweep_progress import sweep_observer
-        from kfbench.engine.sweep import sweep as run_sweep
+        from kfbench.sweep.run import sweep as run_sweep
 
         observer = sweep_observer()
         try:
@@ -148,9 +148,9 @@ def _warn(settings: Config) -> None:
 
 
 def _print_plan(settings: Config, format: str) -> None:
-    from kfbench.engine.sweep import predict
-    from kfbench.results.sweep_tables import cell_rows
     from kfbench.results.tables import print_table
+    from kfbench.sweep.run import predict
+    from kfbench.sweep.tables import cell_rows
 
     predicted = predict(settings)
     rows = cell_rows([(method.label, method.cells(), method.options) for method, _, _ in predicted])
@@ -167,8 +167,8 @@ def _print_plan(settings: Config, format: str) -> None:
 
 
 def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) -> None:
-    from kfbench.results.sweep_tables import notes, print_maps, sweep_rows
     from kfbench.results.tables import print_table
+    from kfbench.sweep.tables import notes, print_maps, sweep_rows
 
     if format == "table":
         print_maps(summary)
@@ -176,7 +176,7 @@ def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) 
     for line in notes(summary):
         print(line, file=sys.stderr)
     if plot:
-        from kfbench.results.sweep_plots import plot_sweep
+        from kfbench.sweep.plots import plot_sweep
 
         plot_sweep(summary, directory)
     if any(method["best"] is not None for method in summary["methods"].values()):

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from kfbench.cli.progress import clock
-from kfbench.engine.sweep import SweepObserver
-from kfbench.results.trials import Row
+from kfbench.sweep.losses import Row
+from kfbench.sweep.run import SweepObserver
 
 # Without a terminal: at most one line in this many seconds.
 _PLAIN_SECONDS = 10.0

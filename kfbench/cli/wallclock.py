@@ -65,14 +65,14 @@ def wallclock(
 
     Example: kfbench wallclock --width 250
     """
-    from kfbench.results.gate import check_baseline, gate, read_percent
+    from kfbench.wallclock.gate import check_baseline, gate, read_percent
 
     allowed = read_percent(max_regression)
     cells = _cells(config, opt or [], set_ or [], flags)
     if baseline is not None:
         check_baseline(baseline, dump(cells[0], "wallclock"))  # fails now, not after minutes of timing
     with output_folder(out, "wallclock", False, overwrite, can_resume=False) as directory:
-        from kfbench.engine.wallclock import wallclock as run_wallclock
+        from kfbench.wallclock.run import wallclock as run_wallclock
 
         summary = run_wallclock(cells, directory, lambda line: print(line, file=sys.stderr, flush=True))
     if summary["cells"]:
@@ -141,7 +141,7 @@ def _with_T(specs: Any, T_values: Sequence[str]) -> list[tuple[str, dict[str, An
 
 def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) -> None:
     from kfbench.results.tables import print_table
-    from kfbench.results.timing_tables import exponent_rows, task_rows, timing_rows
+    from kfbench.wallclock.tables import exponent_rows, task_rows, timing_rows
 
     cells = summary["cells"]
     print_table(timing_rows(cells), format, summary)
@@ -151,7 +151,7 @@ def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) 
                 print()
                 print_table(extra, format, {})
     if plot:
-        from kfbench.results.timing_plots import plot_timings
+        from kfbench.wallclock.plots import plot_timings
 
         plot_timings(cells, directory / "wallclock.png")
     for note in dict.fromkeys(note for cell in cells for note in cell["warnings"]):

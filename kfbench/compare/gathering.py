@@ -13,7 +13,7 @@ from kfbench.config.methods import labels
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, UPDATE_COLUMNS, json_or_empty, read_json, read_rows
-from kfbench.results.trials import Row, best_of, mean_loss, parse_row
+from kfbench.sweep.losses import Row, best_of, mean_loss, parse_row
 
 
 class _DamagedError(Exception):

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from kfbench.engine.batches import Batch, training_batches
 from kfbench.engine.clock import synchronise
-from kfbench.engine.schedule import Amortisation
+from kfbench.engine.schedule import PARTS, Amortisation
 from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
-from kfbench.results.timings import PARTS
 
 # Preloaded batches: enough that their order is no pattern, few enough to stay in memory.
 _PRELOADED = 100

@@ -54,3 +54,7 @@ def learning_rate_factor(schedule: str, decay: float, step: int, total: int, per
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1.0
+
+
+# Parts of a composed method are recorded as METHOD + one of these.
+PARTS = ("/plain", "/observing", "/refresh")

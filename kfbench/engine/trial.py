@@ -14,11 +14,11 @@ from kfbench.engine.build import build_data, prepare_torch
 from kfbench.engine.checkpoint import remove_checkpoints
 from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
 from kfbench.engine.observer import Observer
+from kfbench.engine.schedule import PARTS
 from kfbench.engine.trainee import Trainee
 from kfbench.engine.training import train
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
-from kfbench.results.timings import PARTS
 
 _KEYS = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "dtype", "batch_size", "eval_samples")
 # Read before the fork, so that trials share it: the complete Fashion-MNIST takes 0.9 s.

@@ -8,8 +8,8 @@ import os
 
 import torch
 
-from kfbench.engine.executor import PRELOAD_VARIABLE
 from kfbench.engine.trial import preload_data
+from kfbench.executors.processes import PRELOAD_VARIABLE
 from kfbench.results.environment import environment
 
 torch.set_num_threads(1)

@@ -236,7 +236,7 @@ def test_every_committed_claim_is_sound(request):
     """Labels, measures, grids: what a claim names is what it runs, at both scales."""
     from kfbench.claims.file import claims_in
     from kfbench.claims.run import check_claim
-    from kfbench.engine.sweep_plan import plan
+    from kfbench.sweep.plan import plan
 
     paths = claims_in(request.config.rootpath / "configs")
     assert len(paths) >= 20

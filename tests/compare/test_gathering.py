@@ -9,7 +9,7 @@ import yaml
 from kfbench.compare.gathering import gather
 from kfbench.errors import UsageError
 from kfbench.results.records import CsvLog, write_yaml
-from kfbench.results.trials import FIXED_AFTER, FIXED_BEFORE
+from kfbench.sweep.losses import FIXED_AFTER, FIXED_BEFORE
 from tests.compare.comparable_runs import write_method
 
 CURVES = [(2.0, 1.0), (2.0, 1.5)]

@@ -11,7 +11,7 @@ from kfbench.config.load import load_config
 from kfbench.engine.observer import Observer
 from kfbench.errors import UsageError
 from kfbench.results.records import read_json
-from tests.engine.conftest import SMALL
+from tests.runs import SMALL
 
 FLAGS = {k: v for k, v in SMALL.items() if k != "warmup_batches"} | {"updates": 4, "seeds": 2}
 

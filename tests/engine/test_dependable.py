@@ -18,8 +18,8 @@ from kfbench.engine import checkpoint, seed_run
 from kfbench.engine.checkpoint import CHECKPOINT, RESERVE, load_checkpoint, save_checkpoint
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
-from tests.engine.conftest import SMALL, STEPS, epochs, updates
 from tests.engine.test_training import SPECS
+from tests.runs import SMALL, STEPS, epochs, updates
 
 UPDATES = 24
 

@@ -15,8 +15,8 @@ from kfbench.engine.schedule import Amortisation
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from kfbench.preconditioners.natural import NaturalGradient
-from tests.engine.conftest import epochs, updates
 from tests.properties import equal
+from tests.runs import epochs, updates
 
 CPU = torch.device("cpu")
 

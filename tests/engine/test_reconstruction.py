@@ -12,14 +12,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from kfbench.config.load import dump
 from kfbench.engine.build import build_data
-from kfbench.engine.memory_probe import probe_memory
 from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from kfbench.results.plots import plot_losses
 from kfbench.results.records import load
 from kfbench.results.tables import summary_rows
-from tests.engine.conftest import epochs, updates
+from kfbench.wallclock.memory_probe import probe_memory
 from tests.properties import assert_close
+from tests.runs import epochs, updates
 
 CPU = torch.device("cpu")
 GAUSSIAN, BERNOULLI = {"model": "autoencoder"}, {"model": "autoencoder-sigmoid"}

@@ -17,7 +17,7 @@ from kfbench.engine.observer import Observer
 from kfbench.engine.trainee import Trainee
 from kfbench.engine.training import train
 from kfbench.errors import UsageError
-from tests.engine.conftest import epochs, updates
+from tests.runs import epochs, updates
 
 SPECS = ["sgd", "adam", "adamw", "foof:T=3,S=2", "kfac:T=3", "kfac:T=2,damping_kind=standard", "kfac:ema=0,fisher=full"]
 SPECS += ["ekfac:T=6", "ekfac:T=6,S=4,fisher=sampled,order=independent", "ekfac-ra:T=6,S=2"]
@@ -335,7 +335,7 @@ def test_ours_can_be_named_by_path(runs):
 
 
 def test_seed_that_has_left_for_good_is_stopped(runs):
-    spec = "tests.engine.faulty:Ascending:lr=1.0"
+    spec = "tests.sweep.faulty:Ascending:lr=1.0"
     summary, folder = runs.train(spec, updates=400, divergence_factor=3)
     (run,) = summary["runs"]
     assert run["status"] == "diverged" and run["final_train_loss"] == math.inf
@@ -344,7 +344,7 @@ def test_seed_that_has_left_for_good_is_stopped(runs):
 
 
 def test_one_terrible_update_stops_nobody(runs):
-    spec = "tests.engine.faulty:Spiking:lr=0.01"
+    spec = "tests.sweep.faulty:Spiking:lr=0.01"
     summary, folder = runs.train(spec, updates=20, divergence_factor=3)
     losses = updates(folder)["loss"].astype(float)
     assert losses.max() > 30 * losses[0] and summary["status"] == "done"

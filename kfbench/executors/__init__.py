@@ -1,0 +1,1 @@
+"""Where jobs run: one kind of place, one file. No torch."""

@@ -1,0 +1,154 @@
+"""Several methods along one trajectory: one is followed, all are asked for their direction on the same gradient."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfbench.config.schema import Method
+from kfbench.config.specs import find_method
+from kfbench.curvature.layers import Layer
+from kfbench.engine.batches import LABELS, Batch, stream_seed
+from kfbench.engine.build import build_method, check_method
+from kfbench.engine.preconditioning import Direction, Preconditioning
+from kfbench.engine.schedule import learning_rate_factor
+from kfbench.engine.trainee import Trainee
+from kfbench.preconditioners.plain import PlainGradient
+from kfbench.similarity.shadow import Shadow
+
+# What the plain gradient is called among the preconditioned; no label of a method looks like this.
+_GRADIENT = " gradient"
+
+
+class Asked:
+    """One method, whichever kind: a preconditioned one, a torch optimizer's shadow, or neither: the gradient."""
+
+    def __init__(self, method: Method, preconditioning: Preconditioning | None, shadow: Shadow | None) -> None:
+        self.method, self.label = method, method.label
+        self.preconditioning, self.shadow = preconditioning, shadow
+
+    def lr(self, trainee: Trainee) -> float | None:
+        """The learning rate that it would have at the coming update; None for an optimizer without one."""
+        options, lr = self.method.options, self.method.options.get("lr")
+        if lr is None:
+            return None
+        epochs = options.get("lr_step_epochs")
+        period = None if epochs is None else epochs * trainee.per_epoch
+        schedule = options.get("lr_schedule") or "constant"
+        return float(lr) * learning_rate_factor(
+            schedule, options.get("lr_decay") or 1.0, trainee.step, trainee.total, period
+        )
+
+
+class Panel:
+    """The followed method of ``trainee`` and those asked beside it, in the order of ``methods``.
+
+    ``trainee.method`` is one of them. Every method has its own averages, schedule and order; what is
+    captured and backpropagated is shared. UsageError for what does not fit, before anything runs.
+    """
+
+    def __init__(self, methods: tuple[Method, ...], trainee: Trainee) -> None:
+        self.trainee = trainee
+        self.asked = [self._build(method) for method in methods]
+        named = self.preconditioned
+        self.followed = next(each for each in self.asked if each.label == trainee.method.label)
+        if any(each.preconditioning is None for each in self.asked):  # it is what these are made from
+            plain: Any = PlainGradient()
+            named[_GRADIENT] = Preconditioning(trainee.model, plain, damping=0.0, T=1)
+        ordered = sorted(named, key=lambda label: label != self.followed.label)
+        self.leader, self._others = named[ordered[0]], [named[label] for label in ordered[1:]]
+        self.leader.invite(self._others)
+        self._named = named
+        self.directions: dict[str, Direction] = {}
+
+    def add_observer(self, observer: Preconditioning) -> None:
+        """One more, who sees what is captured but gives no direction; its labels are drawn after all others'."""
+        self._others.append(observer)
+        self.leader.invite(self._others)
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Those that are captured: the network that all similarities are about."""
+        return self.leader.layers
+
+    @property
+    def preconditioned(self) -> dict[str, Preconditioning]:
+        """Those of the methods that have one, by label."""
+        return {each.label: each.preconditioning for each in self.asked if each.preconditioning}
+
+    def _build(self, method: Method) -> Asked:
+        trainee = self.trainee
+        if method.label == trainee.method.label:
+            preconditioning = trainee.preconditioning
+        elif find_method(method.opt).preconditioner:
+            preconditioning = self._build_preconditioning(method)
+        else:
+            preconditioning = None
+        plain = preconditioning is None and method.opt != "sgd"
+        return Asked(method, preconditioning, Shadow(method, trainee.model, trainee.likelihood) if plain else None)
+
+    def _build_preconditioning(self, method: Method) -> Preconditioning:
+        trainee = self.trainee
+
+        def own_points(refresh: int) -> Iterator[Batch]:
+            assert preconditioning is not None
+            return trainee.points_for(preconditioning, refresh)
+
+        seed = stream_seed(trainee.seed, LABELS)
+        _, preconditioning, _ = build_method(method, trainee.model, seed, trainee.likelihood, own_points)
+        assert preconditioning is not None
+        check_method(method, preconditioning, trainee.run, trainee.data)
+        return preconditioning
+
+    def warm_up_counts(self) -> list[int]:
+        """How many warm-up batches the leader takes, and each of the others."""
+        found = {
+            id(each.preconditioning): each.method.options.get("warmup_batches") or 0
+            for each in self.asked
+            if each.preconditioning
+        }
+        return [found.get(id(each), 0) for each in (self.leader, *self._others)]
+
+    def prepare(self, looking: bool) -> None:
+        """Before the turns of an update: whose direction will be kept."""
+        self.directions = {}
+        for label, preconditioning in self._named.items():
+            # Shadows need every gradient; of the rest only looks want to know.
+            wanted = looking or (label == _GRADIENT and any(each.shadow for each in self.asked))
+            preconditioning.on_applied = partial(self._keep, label) if wanted else None
+
+    def _keep(self, label: str, direction: Direction) -> None:
+        self.directions[label] = direction
+        for listen in self.listeners:
+            listen(label)
+
+    # Called with a label right after that method gave its direction, in the state that gave it.
+    listeners: tuple[Callable[[str], None], ...] = ()
+
+    def complete(self) -> None:
+        """After the turns, before the weights move: the directions of those without a preconditioning."""
+        gradient = self.directions.pop(_GRADIENT, None)
+        written = {p: p.grad for p in self.trainee.model.parameters()}
+        for each in self.asked:
+            if each is self.followed and each.shadow is None:
+                self.directions[each.label] = written  # clipped, where it is
+            elif each.preconditioning is None and gradient is not None:
+                given = written if each is self.followed else gradient
+                self.directions[each.label] = each.shadow.step(given) if each.shadow else given
+
+    def matrices(self, label: str) -> dict[str, Tensor]:
+        """A direction as one matrix [d_out, d_in] for every captured layer."""
+        return matrices(self.layers, self.directions[label])
+
+
+@torch.no_grad()
+def matrices(layers: Mapping[str, Layer], direction: Direction) -> dict[str, Tensor]:
+    """A direction as one matrix [d_out, d_in] for every layer; zero where the loss does not use a parameter."""
+    found = {}
+    for name, layer in layers.items():
+        parts = [direction.get(p) for p in layer.parameters]
+        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, layer.parameters, strict=True)]
+        found[name] = layer.matrix(filled)
+    return found

@@ -1,0 +1,1 @@
+"""With which options: the sweep leads, workers train. No torch."""

@@ -1,0 +1,1 @@
+"""What an update costs: interleaved windows, ratios with intervals, multiply-adds."""

@@ -1,0 +1,303 @@
+"""`wallclock` on real methods: counts, restored starts, tasks, composition, files."""
+
+import copy
+import json
+import signal
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from kfbench.cli.app import main
+from kfbench.config.load import load_config
+from kfbench.config.method_table import METHODS
+from kfbench.curvature.counts import LayerShape
+from kfbench.engine.build import build_data
+from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
+from kfbench.engine.schedule import PARTS
+from kfbench.engine.trainee import Trainee
+from kfbench.preconditioners.natural import NaturalGradient
+from kfbench.wallclock.bench import Bench
+from kfbench.wallclock.ratios import WINDOW_COLUMNS
+from kfbench.wallclock.tasks import TASKS, measured_tasks, predicted_tasks
+from tests.properties import equal
+from tests.runs import STEPS
+
+CPU = torch.device("cpu")
+
+
+def _config(spec, **flags):
+    wanted = {"width": 20, "warmup_batches": 2} | flags
+    if not METHODS[spec.split(":")[0]].accepts("warmup_batches"):
+        wanted.pop("warmup_batches")
+    return load_config(specs=[spec], flags=STEPS.get(spec.split(":")[0], {}) | wanted)
+
+
+def _contestant(spec, periods=1, **flags):
+    config = _config(spec, **flags)
+    data = build_data(config, CPU)
+    trainee = Trainee(config, data, 0, CPU)
+    contestant = TraineeContestant(spec, trainee, preload(data, config.run.batch_size, 0))
+    contestant.warm_up(periods)
+    return contestant
+
+
+# Millions of multiply-adds for 784-1000-1000-1000-10 at N = 100 (shared formulas, "Counts"), and the
+# ratio to SGD. Where a Cholesky inverse (d^3 / 2) stands there, solves need the factor alone (d^3 / 6).
+COUNTS = [
+    ("sgd", "forward and backward", 760, 1.0),
+    ("foof:T=1", "apply", 272, 2.60),
+    ("foof:T=1", "statistics", 362, 2.60),
+    ("foof:T=1", "inverse", 1741 / 3, 2.60),
+    ("foof:T=100,S=10", "inverse", 17.41 / 3, 1.41),
+    ("foof:T=100,S=100", "apply", 272, 1.84),
+    ("kfac:T=1", "apply", 272 + 300, 4.31),
+    ("kfac:T=1", "label backward", 201, 4.31),
+    ("kfac:T=1", "statistics", 362 + 300, 4.31),
+    ("kfac:T=1", "inverse", (1741 + 1500) / 3, 4.31),
+    ("kfac:T=100,S=10", "label backward", 20.1, 1.88),
+    ("kfac:T=100,S=10,damping_kind=standard", "inverse", 5 * 32.41, 9.20),
+    # The formulas' 9.54 multiplies the last layer's right factor in dense order; its scales need the rows.
+    ("ekfac:T=100,S=10", "apply", 272 + 90 + 300 + 279 + 5409, 9.67),
+    ("ekfac:T=100,S=10", "statistics", 0.1 * (362 + 300), 9.67),
+    ("ekfac:T=100,S=10,fisher=sampled", "statistics", 0.1 * (2 * (362 + 300) + 279), 9.30),
+    ("ekfac-ra:T=100,S=10", "apply", 272 + 300 + 5409, 9.17),
+    ("foof-kfac-damping:T=1", "apply", 272, 3.91),
+    ("foof-centred:T=100,S=10", "apply", 272, 1.41),
+    ("foof-per-sample", "apply", 2 * 0.378, 1.0),
+    # U v by the rows of the gradient (67.9; of the last layer, 10 wide, by its matrix), U' w (279.4).
+    ("natural:T=100", "apply", 67.9 - 9.1 + 279.4, 1.46),
+    ("natural:T=1", "label backward", 201, 2.18),
+    ("natural:T=1", "inverse", 67.9 + 0.17, 2.18),
+    ("natural:T=1", "forward and backward", 760 + 279.4, 2.18),
+    # The rows of U share the gradient's inputs, so U' w costs nothing (1.81 where they are multiplied twice).
+    ("natural:T=1,order=same", "apply", 67.9 - 9.1, 1.43),
+    ("natural:T=100,fisher_data=1000", "apply", 10 * (67.9 - 9.1 + 279.4) + 1, 5.61),
+]
+
+
+@pytest.mark.parametrize(("spec", "task", "millions", "ratio"), COUNTS)
+def test_counts_are_those_of_the_formulas(spec, task, millions, ratio):
+    config = _config(spec, width=1000)
+    data = build_data(config, CPU)
+    tasks = predicted_tasks(Trainee(config, data, 0, CPU), preload(data, 100, 0)[0])
+    assert tasks[task] / 1e6 == pytest.approx(millions, rel=0.01)
+    assert sum(tasks.values()) / 759.8e6 == pytest.approx(ratio, rel=0.01)
+
+
+def test_rows_of_several_vectors_and_positions_are_counted():
+    """The Gram matrix of D K rows costs D^2 d_in + (D K)^2 d_out, each point's gradient where P is large."""
+    method = NaturalGradient("full", block_diagonal=True)
+    dense, convolution = LayerShape(5, 30, 20), LayerShape(5 * 49, 4, 9, positions=49)
+    found = method.multiply_adds_network([dense], vectors=3, points=7)
+    assert found["refresh"] == 7**2 * 20 + 21**2 * 30 + 21**3 / 6
+    assert found["apply"] == 7 * 5 * (20 + 3 * 30) + 21**2 + 7 * 30 * 20
+    assert found["apply to the same batch"] == found["apply"] - 7 * 30 * 20
+    found = method.multiply_adds_network([convolution] * 2, vectors=3, points=7)
+    assert found["refresh"] == 2 * (3 * 7 * 49 + 21**2) * 4 * 9 + 2 * 21**3 / 6
+    assert found["apply"] == found["apply to the same batch"] == 2 * (7 * 49 * 4 * (9 + 3) + 21**2 + 7 * 49 * 4 * 9)
+
+
+def test_method_without_counts_has_no_prediction():
+    contestant = _contestant("foof:T=2")
+    contestant.trainee.preconditioning.method.multiply_adds = None
+    assert predicted_tasks(contestant.trainee, contestant.batches[0]) is None
+    assert predicted_tasks((gn_cg := _contestant("gn-cg")).trainee, gn_cg.batches[0]) is None
+
+
+NATURAL = ["natural:T=3", "natural:T=2,order=same", "gn-cg:T=2"]
+SPECS = ["sgd", "adam", "foof:T=3,S=2", "kfac:T=2", "kfac:T=2,damping_kind=standard"]
+
+
+@pytest.mark.parametrize("spec", [*SPECS, "ekfac:T=2", "ekfac-ra:T=2", "foof-centred:T=2", *NATURAL])
+def test_every_window_starts_from_the_same_state(spec):
+    """Bit for bit, although averages are updated in place and labels are drawn."""
+    contestant = _contestant(spec)
+    found = []
+    for updates in (1, 7, 4):
+        contestant.prepare()
+        found.append(copy.deepcopy(contestant.trainee.state_dict()))
+        contestant.run(updates)
+    assert equal(found[0], found[1])
+    assert equal(found[0], found[2])
+    assert not equal(found[0], contestant.trainee.state_dict())
+
+
+def test_windows_train_like_train():
+    """What is timed is the update of `train`: the same batches give the same weights."""
+    contestant = _contestant("foof:T=3,S=2")
+    contestant.prepare()
+    contestant.run(4)
+    timed = {k: v.clone() for k, v in contestant.trainee.model.state_dict().items()}
+    contestant.prepare()
+    for x, y in contestant.batches[:4]:
+        contestant.trainee.update(x, y)
+    assert equal(timed, dict(contestant.trainee.model.state_dict()))
+
+
+def test_parts_observe_and_refresh_as_their_names_say():
+    contestant = _contestant("kfac:T=5,S=2")
+    method = contestant.trainee.preconditioning.method
+    calls = []
+    for name in ("observe", "refresh", "apply"):
+        plain = getattr(method, name)
+        setattr(method, name, lambda *a, plain=plain, name=name: (calls.append(name), plain(*a))[1])
+    for part, expected in zip(PARTS, (["apply"], ["apply", "observe"], ["apply", "observe", "refresh"]), strict=True):
+        made = PartContestant(contestant, part)
+        made.prepare()
+        calls.clear()
+        made.run(3)
+        assert calls == expected * 3
+    assert contestant.trainee.preconditioning.schedule.T == 5
+
+
+def test_parts_of_a_method_with_points_of_its_own():
+    """It observes only to refresh, and then before it applies; parts between are plain."""
+    contestant = _contestant("natural:T=5,fisher_data=70")
+    method = contestant.trainee.preconditioning.method
+    calls = []
+    for name in ("observe", "refresh", "apply"):
+        plain = getattr(method, name)
+        setattr(method, name, lambda *a, plain=plain, name=name: (calls.append(name), plain(*a))[1])
+    for part, expected in zip(PARTS, (["apply"], ["apply"], ["observe", "refresh", "apply"]), strict=True):
+        made = PartContestant(contestant, part)
+        made.prepare()
+        calls.clear()
+        made.run(3)
+        assert calls == expected * 3
+
+
+def test_tasks_add_up_and_leave_no_wrapping():
+    contestant = _contestant("kfac:T=2,S=2")
+    tasks = measured_tasks(contestant)
+    assert list(tasks) == list(TASKS)
+    assert all(seconds > 0 for seconds in tasks.values())
+    assert "apply" not in vars(contestant.trainee.preconditioning.method)
+    assert "step" not in vars(contestant.trainee.optimizer)
+
+
+def test_optimizer_only_times_less_than_the_whole():
+    contestant = _contestant("foof:T=1", width=300)
+    contestant.prepare()
+    whole = min(contestant.run(5) for _ in range(5))
+    contestant.optimizer_only = True
+    assert min(contestant.run(5) for _ in range(5)) < whole
+
+
+def test_auto_composes_only_what_does_not_fit_and_whole_periods_agree():
+    """Composition and whole periods time the same thing: their medians agree within the machine's noise."""
+    specs = ["sgd", "foof:T=40,S=10,lr=0.3,damping=1.0"]
+    flags = {"width": 200, "window_seconds": 0.05, "rounds": 5, "warmup_batches": 2}
+    found = {}
+    for compose in ("never", "always", "auto"):
+        config = load_config(specs=specs, flags=flags | {"compose": compose, "max_time": 0.5}, command="wallclock")
+        bench = Bench(config, build_data(config, CPU), CPU, lambda line: None)
+        bench.plan()
+        found[compose] = [c.label for c in bench.timed]
+    assert found["never"] == ["sgd", "foof"]
+    assert found["always"] == found["auto"] == ["sgd", *("foof" + part for part in PARTS)]
+
+
+def _main(*arguments):
+    sys.argv = ["kfbench", *map(str, arguments)]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+QUICK = ("wallclock", "--quick", "--width", 20, "--warmup-batches", 2)
+
+
+def test_command_writes_its_records_and_gates(tmp_path, capsys):
+    assert _main(*QUICK, "--opt", "foof:T=4,S=2", "--opt", "kfac", "--T", 1, "--T", 3, "--out", "a", "--plot") == 0
+    captured = capsys.readouterr()
+    assert "A/A" in captured.out
+    assert "not for comparison" in captured.err
+    windows = pd.read_csv(tmp_path / "a" / "windows.csv")
+    assert tuple(windows.columns) == WINDOW_COLUMNS
+    (cell,) = json.loads((tmp_path / "a" / "summary.json").read_text())["cells"]
+    assert list(cell["methods"]) == ["sgd", "foof", "kfac-T=1", "kfac-T=3"]
+    assert cell["methods"]["foof"]["composed"]
+    for name in ("config.yaml", "environment.json", "wallclock.png"):
+        assert (tmp_path / "a" / name).stat().st_size > 0
+    assert _main(*QUICK, "--opt", "foof:T=4,S=2", "--out", "b", "--baseline", "a", "--max-regression", "1000%") == 0
+    assert "baseline ok: foof" in capsys.readouterr().err
+
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    for entry in summary["cells"][0]["methods"].values():  # as if it had been a hundred times faster, surely
+        entry["ratio"] /= 100
+        entry["ratio_low"] = entry["ratio_high"] = entry["ratio"]
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(summary))
+    code = _main("wallclock", "--width", 20, "--warmup-batches", 2, "--rounds", 6, "--window-seconds", 0.01,
+                 "--opt", "foof:T=4,S=2", "--out", "c", "--baseline", "a")  # fmt: skip
+    assert code == 1
+    assert "SLOWER: foof" in capsys.readouterr().err
+    assert (tmp_path / "c" / "summary.json").is_file()
+    memory = json.loads((tmp_path / "c" / "summary.json").read_text())["cells"][0]["methods"]["foof"]
+    assert memory["peak_memory_bytes"] > memory["state_memory_bytes"] > 4 * 784**2
+
+
+def test_axes_have_a_folder_each_and_exponents(tmp_path, capsys):
+    flags = ["wallclock", "--quick", "--opt", "foof:T=2", "--warmup-batches", 2, "--out", "axes", "--plot"]
+    assert _main(*flags, "--width", 20, "--width", 60, "--batch-size", 50, "--batch-size", 100) == 0
+    summary = json.loads((tmp_path / "axes" / "summary.json").read_text())
+    assert [(c["width"], c["batch_size"]) for c in summary["cells"]] == [(20, 50), (20, 100), (60, 50), (60, 100)]
+    assert (tmp_path / "axes" / "width=60-batch_size=50" / "windows.csv").is_file()
+    assert "fitted exponent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--max-regression", "ten"], "takes a percentage"),
+        (["--rounds", "1"], "rounds should be greater than or equal to 3"),
+        (["--baseline", "nowhere", "--quick", "--width", "20", "--opt", "sgd"], "holds no finished wallclock run"),
+        (["--reference", "sdg"], "did you mean 'sgd'"),
+        (["--opt", "sgd:lr=1e9", "--width", "20", "--dtype", "float32"], "diverged during its warm-up"),
+        (["--momentum", "0.1", "--momentum", "0.2"], "takes one value of --momentum"),
+        (["--opt", "foof:T=1,lr=1e30", "--width", "20", "--warmup-batches", "2"], "diverged during its warm-up"),
+        (["--processes", "4", "--rounds", "3"], "above the 3 rounds"),
+        (["--processes", "2", "--precision", "0.1"], "--precision needs --processes 1"),
+        (["--train-samples", "300", "--batch-size", "100", "--batch-size", "1000"], "batch_size is 1000, above"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, capsys):
+    assert _main("wallclock", *arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+
+
+def test_reference_with_a_period_is_timed_whole(tmp_path, capsys):
+    assert _main(*QUICK, "--reference", "foof:T=3", "--opt", "sgd", "--opt", "kfac:T=4,S=1", "--out", "a") == 0
+    (cell,) = json.loads((tmp_path / "a" / "summary.json").read_text())["cells"]
+    assert cell["reference"] == "foof"
+    assert list(cell["methods"]) == ["foof", "sgd", "kfac"]
+    assert [entry["composed"] for entry in cell["methods"].values()] == [False, False, True]
+
+
+def test_rounds_in_fresh_processes(tmp_path, capsys):
+    flags = ["--width", 20, "--warmup-batches", 2, "--rounds", 6, "--window-seconds", 0.01, "--processes", 2]
+    assert _main("wallclock", *flags, "--opt", "foof:T=3", "--compose", "always", "--out", "a") == 0
+    windows = pd.read_csv(tmp_path / "a" / "windows.csv")
+    assert sorted(windows["round"].unique()) == list(range(6))
+    assert set(windows["method"]) == {"sgd", "sgd (control)", *("foof" + part for part in PARTS)}
+
+
+def test_interrupted_command_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
+    plain, calls = TraineeContestant.run, 0
+
+    def interrupted(self, updates):
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, updates)
+
+    monkeypatch.setattr(TraineeContestant, "run", interrupted)
+    flags = ["--width", 20, "--rounds", 500, "--window-seconds", 0.01, "--out", "a"]
+    assert _main("wallclock", "--opt", "adam", *flags) == 130
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert 1 <= summary["cells"][0]["methods"]["adam"]["rounds"] < 500
