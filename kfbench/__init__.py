@@ -7,14 +7,14 @@ the records of a run; the commands are in ``kfbench --help``.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kfbench.engine.preconditioning import Preconditioning
     from kfbench.results.records import Records, load
+    from kfbench.updates.preconditioning import Preconditioning
 
 __all__ = ["Preconditioning", "Records", "__version__", "load"]
 
 # Looked up on first use, so that the command line answers without importing torch.
 _LAZY = {
-    "Preconditioning": "kfbench.engine.preconditioning",
+    "Preconditioning": "kfbench.updates.preconditioning",
     "Records": "kfbench.results.records",
     "load": "kfbench.results.records",
 }

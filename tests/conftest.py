@@ -27,5 +27,15 @@ def _one_thread_and_empty_folder(tmp_path, monkeypatch):
 
 def pytest_collection_modifyitems(items):
     """Fast ones first: what trains and what is killed comes last."""
-    slow = ("engine", "wallclock", "similarity", "sweep", "compare", "cli", "test_properties", "test_mutants", "test_readme")
+    slow = (
+        "updates",
+        "training",
+        "wallclock",
+        "similarity",
+        "sweep",
+        "compare",
+        "cli",
+        "test_properties",
+        "test_readme",
+    )
     items.sort(key=lambda item: any(f"tests/{part}" in item.path.as_posix() for part in slow))

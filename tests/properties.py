@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.problems.likelihoods import Categorical, Likelihood
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import BATCHES, MODELS, MethodCase, Problem, problem
 from tests.situations import Past, Situation, true_vectors

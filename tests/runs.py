@@ -5,8 +5,8 @@ import pytest
 
 from kfbench.config.load import load_config
 from kfbench.config.method_table import METHODS
-from kfbench.engine.observer import Observer
-from kfbench.engine.training import train
+from kfbench.training.observer import Observer
+from kfbench.training.run import train
 
 SMALL = {"width": 16, "train_samples": 90, "eval_samples": 50, "batch_size": 20, "warmup_batches": 3}
 TIMING = ["seconds_updates", "seconds_elsewhere"]

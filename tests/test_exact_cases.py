@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.problems.likelihoods import Gaussian
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import problem
 from tests.properties import assert_close

@@ -12,9 +12,9 @@ from kfbench.config.methods import check_metric
 from kfbench.config.schema import Config
 from kfbench.config.specs import find_method, parse_spec
 from kfbench.curvature.layers import find_layers
-from kfbench.engine.build import build_data, build_network
 from kfbench.errors import UsageError, unknown
 from kfbench.sweep.plan import method_label, plan
+from kfbench.updates.build import build_data, build_network
 
 _OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
 

@@ -18,7 +18,6 @@ from kfbench.config.identity import fingerprint
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
 from kfbench.config.specs import parse_spec
-from kfbench.engine.observer import Observer
 from kfbench.errors import UsageError, unknown
 from kfbench.results.environment import environment
 from kfbench.results.records import (
@@ -35,6 +34,7 @@ from kfbench.similarity.run import followed_config, similarity
 from kfbench.sweep.ledger import adopt
 from kfbench.sweep.plan import plan
 from kfbench.sweep.run import SweepObserver, sweep
+from kfbench.training.observer import Observer
 from kfbench.wallclock.ratios import CONTROL, per_update, ratios
 from kfbench.wallclock.run import wallclock
 

@@ -212,7 +212,7 @@ def _write(comparison: "Comparison", summary: Mapping[str, Any], directory: Path
     write_json(directory / "summary.json", summary)
     if plot:
         from kfbench.compare.plots import records_of
-        from kfbench.results.plots import plot_losses
+        from kfbench.training.plots import plot_losses
 
         plot_losses(records_of(comparison), directory / "loss.png")
     if html:

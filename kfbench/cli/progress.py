@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from kfbench.config.schema import Config
-from kfbench.engine.observer import Observer
+from kfbench.training.observer import Observer
 
 # Without a terminal: at most one line in this many seconds, and one at each seed's ends.
 _PLAIN_SECONDS = 10.0

@@ -50,12 +50,12 @@ def train(
     settings = load_config(config, single_values(flags, "train"), opt or [], set_ or [])
     _check_one_method(settings)
     with output_folder(out, f"train-{settings.methods[0].label}", resume, overwrite) as directory:
-        from kfbench.engine.training import train as run_training
+        from kfbench.training.run import train as run_training
 
         summary = run_training(settings, directory, progress_observer(settings), resume)
     if plot:
-        from kfbench.results.plots import plot_losses
         from kfbench.results.records import load
+        from kfbench.training.plots import plot_losses
 
         plot_losses([load(directory)], directory / "loss.png")
     _report(summary, settings, directory, format)
@@ -71,7 +71,8 @@ def _check_one_method(settings: Config) -> None:
 def _report(summary: dict[str, Any], settings: Config, directory: Path, format: str) -> None:
     import sys
 
-    from kfbench.results.tables import print_table, summary_rows
+    from kfbench.results.tables import print_table
+    from kfbench.training.tables import summary_rows
 
     print_table(summary_rows(summary), format, summary)
     for run in summary["runs"]:

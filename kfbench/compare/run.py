@@ -8,15 +8,15 @@ from typing import Any
 from kfbench.config.identity import fingerprint, trajectory
 from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Config
-from kfbench.engine.build import build_data, prepare_torch
-from kfbench.engine.interruption import Interruption
-from kfbench.engine.observer import Observer
-from kfbench.engine.trainee import Trainee
-from kfbench.engine.training import train
 from kfbench.errors import UsageError
 from kfbench.results.environment import environment
 from kfbench.results.folders import lock
 from kfbench.results.records import ENDED, json_or_empty, write_json, write_yaml
+from kfbench.training.interruption import Interruption
+from kfbench.training.observer import Observer
+from kfbench.training.run import train
+from kfbench.updates.build import build_data, prepare_torch
+from kfbench.updates.trainee import Trainee
 
 
 def compare(config: Config, directory: Path, observer: Callable[[Config], Observer]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from kfbench.errors import KfbenchError, described
 
 # Imported once by the server that forks trials; it reads the data set named in this variable.
-_PRELOADED = "kfbench.engine.trial_server"
+_PRELOADED = "kfbench.training.preload"
 PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
 # How long a trial may take to save its checkpoint when it is asked to stop.
 _GRACE_SECONDS = 60.0

@@ -13,7 +13,7 @@ from kfbench.curvature.statistics import Statistics
 class Preconditioner(Protocol):
     """A map from a gradient to a direction over the whole network, for a few captured layers.
 
-    It knows nothing of steps, learning rates, schedules or ranks; ``engine/preconditioning.py``
+    It knows nothing of steps, learning rates, schedules or ranks; ``updates/preconditioning.py``
     calls it. All tensors lie on the device and in the precision of the model.
     """
 

@@ -8,34 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MEGABYTE = 1e6
-
-
-def summary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The table of `train`: one row a seed, and mean and deviation where there are several."""
-    rows = [_row(str(run["seed"]), summary["method"], run["status"], run) for run in summary["runs"]]
-    if len(rows) > 1:
-        rows.append(_row("mean", summary["method"], summary["status"], summary["mean"]))
-        rows.append(_row("std", summary["method"], "", summary["std"]))
-    return rows
-
-
-def _row(seed: str, method: str, status: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "method": method,
-        "seed": seed,
-        "status": status,
-        "final train loss": number(values.get("final_train_loss"), 4),
-        "best train loss": number(values.get("best_train_loss"), 4),
-        "test accuracy": number(values.get("test_accuracy"), 4),
-        "updates": number(values.get("updates"), 6),
-        "s updates": number(values.get("seconds_updates"), 4),
-        "s elsewhere": number(values.get("seconds_elsewhere"), 4),
-        "ms/update": number(values.get("seconds_per_update"), 4, 1e3),
-        "peak MB": number(values.get("peak_memory_bytes"), 4, 1 / _MEGABYTE),
-        "state MB": number(values.get("state_memory_bytes"), 4, 1 / _MEGABYTE),
-    }
-
 
 def number(value: float | None, digits: int, factor: float = 1.0) -> str:
     """With that many significant digits; empty where there is none."""

@@ -10,13 +10,13 @@ from torch import Tensor
 from kfbench.config.schema import Method
 from kfbench.config.specs import find_method
 from kfbench.curvature.layers import Layer
-from kfbench.engine.batches import LABELS, Batch, stream_seed
-from kfbench.engine.build import build_method, check_method
-from kfbench.engine.preconditioning import Direction, Preconditioning
-from kfbench.engine.schedule import learning_rate_factor
-from kfbench.engine.trainee import Trainee
 from kfbench.preconditioners.plain import PlainGradient
 from kfbench.similarity.shadow import Shadow
+from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.updates.batches import LABELS, Batch, stream_seed
+from kfbench.updates.build import build_method, check_method
+from kfbench.updates.preconditioning import Direction, Preconditioning
+from kfbench.updates.trainee import Trainee
 
 # What the plain gradient is called among the preconditioned; no label of a method looks like this.
 _GRADIENT = " gradient"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.curvature.layers import Layer
-from kfbench.engine.batches import Batch
-from kfbench.engine.isolation import forward_isolated
-from kfbench.engine.preconditioning import Direction
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.similarity.panel import matrices
+from kfbench.updates.batches import Batch
+from kfbench.updates.isolation import forward_isolated
+from kfbench.updates.preconditioning import Direction
 
 # The line search: so many half-decades to each side of the given lr, and so many more where the best is at an end.
 _REACH, _EXTENSION = 4, 12

@@ -9,12 +9,6 @@ from torch import Tensor
 from kfbench.config.load import dump
 from kfbench.config.methods import labels
 from kfbench.config.schema import Config, Method
-from kfbench.engine.batches import warmup_batches
-from kfbench.engine.build import build_data, prepare_torch
-from kfbench.engine.interruption import Interruption
-from kfbench.engine.observer import Observer
-from kfbench.engine.seed_run import SeedRun
-from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
@@ -27,6 +21,12 @@ from kfbench.similarity.means import (
     SimilaritySummary,
 )
 from kfbench.similarity.panel import Panel
+from kfbench.training.interruption import Interruption
+from kfbench.training.observer import Observer
+from kfbench.training.seed_run import SeedRun
+from kfbench.updates.batches import warmup_batches
+from kfbench.updates.build import build_data, prepare_torch
+from kfbench.updates.trainee import Trainee
 
 
 def similarity(config: Config, directory: Path, observer: Observer) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.config.schema import Method
-from kfbench.engine.build import build_method
-from kfbench.engine.preconditioning import Direction
 from kfbench.errors import UsageError, described
 from kfbench.problems.likelihoods import Likelihood
+from kfbench.updates.build import build_method
+from kfbench.updates.preconditioning import Direction
 
 
 class Shadow:

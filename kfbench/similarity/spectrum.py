@@ -16,16 +16,16 @@ from kfbench.curvature.approximations import (
 )
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics, Statistics
-from kfbench.engine.batches import SPECTRUM_LABELS, stream_seed
-from kfbench.engine.build import vectors_of
-from kfbench.engine.preconditioning import Preconditioning
-from kfbench.engine.schedule import Amortisation
 from kfbench.errors import UsageError
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.similarity.panel import Panel
+from kfbench.updates.batches import SPECTRUM_LABELS, stream_seed
+from kfbench.updates.build import vectors_of
+from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.schedule import Amortisation
 
 # A Gram matrix of so many rows takes 128 MB, and its eigenvalues some ten seconds at every look.
 MAX_ROWS = 4000

@@ -11,7 +11,6 @@ from typing import Any
 
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
-from kfbench.engine.interruption import Interruption
 from kfbench.errors import UsageError
 from kfbench.executors.processes import Executor, Job, Outcome, ProcessExecutor
 from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
@@ -20,8 +19,9 @@ from kfbench.sweep.losses import Row, key
 from kfbench.sweep.plan import Point, Swept, Trial, plan, seeds, trial
 from kfbench.sweep.report import write_report
 from kfbench.sweep.tuning import Tuning
+from kfbench.training.interruption import Interruption
 
-_RUN, _PROBE = "kfbench.engine.trial:run_trial", "kfbench.engine.trial:probe_trial"
+_RUN, _PROBE = "kfbench.training.worker:run_trial", "kfbench.training.worker:probe_trial"
 # A timeout meant for hanging trials does not end the first look at a method before this.
 _PROBE_SECONDS = 60.0
 # How many of the next best points may take the place of those that diverge with fresh seeds.

@@ -8,11 +8,11 @@ import torch
 
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
-from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
-from kfbench.engine.schedule import PARTS
-from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
+from kfbench.updates.schedule import PARTS
+from kfbench.updates.timed import PartContestant, TraineeContestant, preload
+from kfbench.updates.trainee import Trainee
 from kfbench.wallclock.memory_probe import probe_memory
 from kfbench.wallclock.rounds import plan_updates
 from kfbench.wallclock.tasks import measured_tasks, predicted_tasks

@@ -5,11 +5,11 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from kfbench.config.load import undump
-from kfbench.engine.build import build_data, prepare_torch
-from kfbench.engine.contestants import preload
-from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
-from kfbench.engine.schedule import Amortisation
-from kfbench.engine.trainee import Trainee
+from kfbench.updates.build import build_data, prepare_torch
+from kfbench.updates.memory import peak_memory_bytes, reset_peak_memory
+from kfbench.updates.schedule import Amortisation
+from kfbench.updates.timed import preload
+from kfbench.updates.trainee import Trainee
 
 # An update that observes and refreshes has been through every allocation by its third turn.
 _UPDATES = 3

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfbench.engine.schedule import PARTS
 from kfbench.results.intervals import interquartile_range, median, median_interval
+from kfbench.updates.schedule import PARTS
 
 # device_seconds, between two events on an accelerator, stands beside the wall time; empty on a CPU.
 WINDOW_COLUMNS = ("round", "order", "method", "updates", "seconds", "load_average", "device_seconds")

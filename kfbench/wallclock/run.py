@@ -10,12 +10,12 @@ from typing import Any
 
 from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Config
-from kfbench.engine.build import build_data, check_sizes, prepare_torch
-from kfbench.engine.interruption import Interruption
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
+from kfbench.training.interruption import Interruption
+from kfbench.updates.build import build_data, check_sizes, prepare_torch
 from kfbench.wallclock.bench import Bench, Progress
 from kfbench.wallclock.ratios import (
     WINDOW_COLUMNS,

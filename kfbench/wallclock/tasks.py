@@ -10,11 +10,11 @@ from kfbench.curvature import counts
 from kfbench.curvature.capture import capture
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.layers import find_layers
-from kfbench.engine.batches import Batch
-from kfbench.engine.build import vectors_of
-from kfbench.engine.clock import synchronise
-from kfbench.engine.contestants import TraineeContestant
-from kfbench.engine.trainee import Trainee
+from kfbench.updates.batches import Batch
+from kfbench.updates.build import vectors_of
+from kfbench.updates.clock import synchronise
+from kfbench.updates.timed import TraineeContestant
+from kfbench.updates.trainee import Trainee
 
 # The tasks of Martens & Grosse 2015, appendix G, in the order of an update.
 TASKS = ("forward and backward", "label backward", "statistics", "inverse", "apply", "step")

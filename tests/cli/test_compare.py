@@ -142,7 +142,7 @@ def test_a_diverged_method_is_a_result_with_exit_code_3(kfbench):
 
 @pytest.mark.parametrize("block", [3, 4, 5], ids=["within a method", "at the very end of one", "within the last"])
 def test_interrupted_and_continued(kfbench, monkeypatch, block):
-    from kfbench.engine import seed_run
+    from kfbench.training import seed_run
 
     flush, calls = seed_run.SeedRun._flush, []
 

@@ -11,8 +11,8 @@ from kfbench.compare.gathering import gather
 from kfbench.compare.plots import records_of
 from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
 from kfbench.errors import UsageError
-from kfbench.results.plots import plot_losses
 from kfbench.results.tables import print_table
+from kfbench.training.plots import plot_losses
 from tests.compare.comparable_runs import STEP, write_method
 
 INF = math.inf

@@ -8,9 +8,9 @@ import pytest
 from kfbench.compare.gathering import gather
 from kfbench.compare.run import compare
 from kfbench.config.load import load_config
-from kfbench.engine.observer import Observer
 from kfbench.errors import UsageError
 from kfbench.results.records import read_json
+from kfbench.training.observer import Observer
 from tests.runs import SMALL
 
 FLAGS = {k: v for k, v in SMALL.items() if k != "warmup_batches"} | {"updates": 4, "seeds": 2}

@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 
 from kfbench.curvature.capture import CaptureError
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.problems.likelihoods import Categorical
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import MODELS, Problem, problem
 from tests.properties import assert_close, backward, gradient

@@ -9,9 +9,9 @@ from kfbench.curvature import fisher_rows
 from kfbench.curvature.fisher_rows import FisherRows, LayerRows, NewestRows, as_gradients
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.problems.likelihoods import Categorical
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import MODELS, problem
 from tests.properties import assert_close, backward, equal

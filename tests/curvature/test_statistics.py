@@ -6,8 +6,8 @@ from curvlinops import KFACLinearOperator
 from torch import nn
 
 from kfbench.curvature.statistics import FactorAverages
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.kfac import KFAC
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import MODELS, problem
 from tests.properties import assert_close, backward

@@ -17,10 +17,10 @@ import torch
 
 from kfbench.cli.progress import _PlainLines
 from kfbench.config.load import load_config
-from kfbench.engine.build import build_data, build_network
-from kfbench.engine.contestants import preload
-from kfbench.engine.training import train
 from kfbench.results.intervals import median_interval
+from kfbench.training.run import train
+from kfbench.updates.build import build_data, build_network
+from kfbench.updates.timed import preload
 
 UPDATES = 100
 

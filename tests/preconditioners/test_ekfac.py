@@ -9,10 +9,10 @@ from torch import nn
 
 from kfbench.curvature import eigenbasis
 from kfbench.curvature.eigenbasis import second_moments
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
 from kfbench.preconditioners.kfac import FISHERS, KFAC
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import METHODS, MODELS, Problem, problem
 from tests.properties import LAMBDA, assert_close, backward, directions, gradient, vectors_of

@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from kfbench.curvature.counts import LayerShape
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.foof_centred import CentredFOOF
 from kfbench.preconditioners.foof_kfac_damping import FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF, damped_rows
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.problems.likelihoods import Gaussian
+from kfbench.updates.preconditioning import Preconditioning
 from kfbench.wallclock.tasks import layer_shapes
 from tests.cases import MODELS, Problem, problem
 from tests.properties import LAMBDA, assert_close, backward, directions

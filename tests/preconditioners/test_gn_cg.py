@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kfbench.curvature.fisher_rows import as_gradients
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.problems.likelihoods import Categorical
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import problem
 from tests.preconditioners.test_natural import NETWORKS, Prepared

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kfbench.engine.preconditioning import Preconditioning
 from kfbench.preconditioners import natural
 from kfbench.preconditioners.kfac import FISHERS
 from kfbench.preconditioners.natural import MAX_ROWS, NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS
+from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.mutants import StaleFisher
 from tests.properties import assert_close, equal

@@ -8,7 +8,8 @@ import math
 import pytest
 
 from kfbench.results.records import read_json, write_json
-from kfbench.results.tables import number, print_table, summary_rows
+from kfbench.results.tables import number, print_table
+from kfbench.training.tables import summary_rows
 
 _ROWS = [
     {"method": "foof-lr=0.3", "loss": "0.1234", "place": "/a/[b]/c", "empty": ""},

@@ -3,10 +3,10 @@
 import math
 
 from kfbench.config.load import load_config
-from kfbench.engine.interruption import Interruption
 from kfbench.executors.processes import Outcome
 from kfbench.sweep.ledger import Ledger
 from kfbench.sweep.run import Sweep, SweepObserver
+from kfbench.training.interruption import Interruption
 
 
 class FakeExecutor:

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from kfbench.engine.schedule import PARTS
 from kfbench.results.intervals import median
+from kfbench.updates.schedule import PARTS
 from kfbench.wallclock.ratios import CONTROL, compose, half_widths, per_update, ratios, summarise
 from kfbench.wallclock.rounds import plan_updates, time_rounds, time_until
 

@@ -13,11 +13,11 @@ from kfbench.cli.app import main
 from kfbench.config.load import load_config
 from kfbench.config.method_table import METHODS
 from kfbench.curvature.counts import LayerShape
-from kfbench.engine.build import build_data
-from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
-from kfbench.engine.schedule import PARTS
-from kfbench.engine.trainee import Trainee
 from kfbench.preconditioners.natural import NaturalGradient
+from kfbench.updates.build import build_data
+from kfbench.updates.schedule import PARTS
+from kfbench.updates.timed import PartContestant, TraineeContestant, preload
+from kfbench.updates.trainee import Trainee
 from kfbench.wallclock.bench import Bench
 from kfbench.wallclock.ratios import WINDOW_COLUMNS
 from kfbench.wallclock.tasks import TASKS, measured_tasks, predicted_tasks

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from kfbench.engine.isolation import evaluating
 from kfbench.problems.likelihoods import Likelihood
+from kfbench.updates.isolation import evaluating
 
 # Large enough for efficient products, small enough that activations stay in tens of megabytes.
 _BATCH = 2000

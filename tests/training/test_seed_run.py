@@ -14,12 +14,12 @@ import torch
 
 from kfbench.cli.app import main
 from kfbench.config.identity import differing_keys
-from kfbench.engine import checkpoint, seed_run
-from kfbench.engine.checkpoint import CHECKPOINT, RESERVE, load_checkpoint, save_checkpoint
-from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
-from tests.engine.test_training import SPECS
+from kfbench.training import checkpoint, seed_run
+from kfbench.training.checkpoint import CHECKPOINT, RESERVE, load_checkpoint, save_checkpoint
+from kfbench.updates.trainee import Trainee
 from tests.runs import SMALL, STEPS, epochs, updates
+from tests.training.test_run import SPECS
 
 UPDATES = 24
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from kfbench.engine.schedule import learning_rate_factor
+from kfbench.step_rules.learning_rate import learning_rate_factor
 
 
 class NormClipping:

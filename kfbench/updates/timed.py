@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfbench.engine.batches import Batch, training_batches
-from kfbench.engine.clock import synchronise
-from kfbench.engine.schedule import PARTS, Amortisation
-from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
+from kfbench.updates.batches import Batch, training_batches
+from kfbench.updates.clock import synchronise
+from kfbench.updates.schedule import PARTS, Amortisation
+from kfbench.updates.trainee import Trainee
 
 # Preloaded batches: enough that their order is no pattern, few enough to stay in memory.
 _PRELOADED = 100

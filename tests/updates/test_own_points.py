@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kfbench.engine.batches import fisher_batches, training_batches
-from kfbench.engine.build import build_data
-from kfbench.engine.preconditioning import Preconditioning
-from kfbench.engine.schedule import Amortisation
-from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from kfbench.preconditioners.natural import NaturalGradient
+from kfbench.updates.batches import fisher_batches, training_batches
+from kfbench.updates.build import build_data
+from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.schedule import Amortisation
+from kfbench.updates.trainee import Trainee
 from tests.properties import equal
 from tests.runs import epochs, updates
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured
 from kfbench.curvature.layers import find_layers
-from kfbench.engine.verification import warn_of_batch_mixing, why_wrong
+from kfbench.curvature.verification import warn_of_batch_mixing, why_wrong
 
 
 class Coverage:

@@ -11,14 +11,14 @@ from torch import nn
 from kfbench.config.importing import import_object
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import find_method
-from kfbench.engine.clipping import NormClipping
-from kfbench.engine.isolation import evaluating
-from kfbench.engine.preconditioning import FisherBatches, Preconditioning
 from kfbench.errors import UsageError, described
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.datasets import Dataset, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.models import build_model
+from kfbench.step_rules.clipping import NormClipping
+from kfbench.updates.isolation import evaluating
+from kfbench.updates.preconditioning import FisherBatches, Preconditioning
 
 
 def prepare_torch(run: Run) -> torch.device:

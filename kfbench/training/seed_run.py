@@ -10,14 +10,14 @@ import torch
 
 from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.schema import Config
-from kfbench.engine.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
-from kfbench.engine.clock import Clocks
-from kfbench.engine.interruption import Interruption
-from kfbench.engine.memory import peak_memory_bytes, reset_peak_memory
-from kfbench.engine.observer import Observer
-from kfbench.engine.trainee import Trainee
 from kfbench.errors import KfbenchError, described
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
+from kfbench.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from kfbench.training.interruption import Interruption
+from kfbench.training.observer import Observer
+from kfbench.updates.clock import Clocks
+from kfbench.updates.memory import peak_memory_bytes, reset_peak_memory
+from kfbench.updates.trainee import Trainee
 
 # Losses stay on the device for this many updates, then one transfer reads them all.
 BLOCK = 50

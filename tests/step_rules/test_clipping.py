@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from kfbench.engine.build import build_data
-from kfbench.engine.clipping import NormClipping
-from kfbench.engine.preconditioning import Preconditioning
-from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
 from kfbench.preconditioners.foof import FOOF
+from kfbench.step_rules.clipping import NormClipping
+from kfbench.updates.build import build_data
+from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.trainee import Trainee
 from tests.cases import METHODS, MODELS, Problem, problem
 from tests.properties import LAMBDA, assert_close
 
@@ -157,4 +157,4 @@ def test_clip_norm_of_a_users_optimizer_is_its_own(runs):
 
 def test_an_optimizer_without_learning_rate_cannot_be_clipped(runs):
     with pytest.raises(UsageError, match=r"has no learning rate for clip_norm 1\.0 to change"):
-        _steps(runs, "tests.engine.test_training:NoLearningRate:clip_norm=1", 1)
+        _steps(runs, "tests.training.test_run:NoLearningRate:clip_norm=1", 1)

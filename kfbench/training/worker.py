@@ -10,15 +10,15 @@ import torch
 
 from kfbench.config.load import undump
 from kfbench.config.schema import Config
-from kfbench.engine.build import build_data, prepare_torch
-from kfbench.engine.checkpoint import remove_checkpoints
-from kfbench.engine.contestants import PartContestant, TraineeContestant, preload
-from kfbench.engine.observer import Observer
-from kfbench.engine.schedule import PARTS
-from kfbench.engine.trainee import Trainee
-from kfbench.engine.training import train
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
+from kfbench.training.checkpoint import remove_checkpoints
+from kfbench.training.observer import Observer
+from kfbench.training.run import train
+from kfbench.updates.build import build_data, prepare_torch
+from kfbench.updates.schedule import PARTS
+from kfbench.updates.timed import PartContestant, TraineeContestant, preload
+from kfbench.updates.trainee import Trainee
 
 _KEYS = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "dtype", "batch_size", "eval_samples")
 # Read before the fork, so that trials share it: the complete Fashion-MNIST takes 0.9 s.

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kfbench.engine.batches import stream_seed, training_batches
-from kfbench.engine.build import build_data, build_network
-from kfbench.engine.observer import Observer
-from kfbench.engine.trainee import Trainee
-from kfbench.engine.training import train
 from kfbench.errors import UsageError
+from kfbench.training.observer import Observer
+from kfbench.training.run import train
+from kfbench.updates.batches import stream_seed, training_batches
+from kfbench.updates.build import build_data, build_network
+from kfbench.updates.trainee import Trainee
 from tests.runs import epochs, updates
 
 SPECS = ["sgd", "adam", "adamw", "foof:T=3,S=2", "kfac:T=3", "kfac:T=2,damping_kind=standard", "kfac:ema=0,fisher=full"]

@@ -7,15 +7,15 @@ from typing import Any
 from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Config
-from kfbench.engine.build import build_data, prepare_torch
-from kfbench.engine.interruption import Interruption
-from kfbench.engine.observer import Observer
-from kfbench.engine.seed_run import SeedRun
-from kfbench.engine.trainee import Trainee
 from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import ENDED, SCHEMA_VERSION, json_or_empty, write_json, write_yaml
 from kfbench.results.seeds import over_seeds
+from kfbench.training.interruption import Interruption
+from kfbench.training.observer import Observer
+from kfbench.training.seed_run import SeedRun
+from kfbench.updates.build import build_data, prepare_torch
+from kfbench.updates.trainee import Trainee
 
 
 def train(

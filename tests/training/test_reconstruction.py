@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from kfbench.config.load import dump
-from kfbench.engine.build import build_data
-from kfbench.engine.trainee import Trainee
 from kfbench.errors import UsageError
-from kfbench.results.plots import plot_losses
 from kfbench.results.records import load
-from kfbench.results.tables import summary_rows
+from kfbench.training.plots import plot_losses
+from kfbench.training.tables import summary_rows
+from kfbench.updates.build import build_data
+from kfbench.updates.trainee import Trainee
 from kfbench.wallclock.memory_probe import probe_memory
 from tests.properties import assert_close
 from tests.runs import epochs, updates

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kfbench.engine.schedule import Amortisation, learning_rate_factor
+from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.updates.schedule import Amortisation
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from kfbench.config.schema import Config
-from kfbench.engine.batches import LABELS, Batch, fisher_batches, stream_seed, training_batches, warmup_batches
-from kfbench.engine.build import (
+from kfbench.errors import UsageError
+from kfbench.problems.datasets import Dataset
+from kfbench.step_rules.clipping import scale_gradients, squared_norm
+from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.updates.batches import LABELS, Batch, fisher_batches, stream_seed, training_batches, warmup_batches
+from kfbench.updates.build import (
     build_clipping,
     build_likelihood,
     build_method,
@@ -18,13 +22,9 @@ from kfbench.engine.build import (
     check_method,
     total_updates,
 )
-from kfbench.engine.clipping import scale_gradients, squared_norm
-from kfbench.engine.evaluation import evaluate
-from kfbench.engine.memory import tensor_bytes
-from kfbench.engine.preconditioning import Preconditioning
-from kfbench.engine.schedule import learning_rate_factor
-from kfbench.errors import UsageError
-from kfbench.problems.datasets import Dataset
+from kfbench.updates.evaluation import evaluate
+from kfbench.updates.memory import tensor_bytes
+from kfbench.updates.preconditioning import Preconditioning
 
 
 class Trainee:

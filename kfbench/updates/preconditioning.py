@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import METHODS
 from kfbench.curvature.capture import Captured, capture
+from kfbench.curvature.coverage import Coverage
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.layers import Layer
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
-from kfbench.engine.clipping import scale_gradients, squared_norm
-from kfbench.engine.coverage import Coverage
-from kfbench.engine.isolation import forward_isolated
-from kfbench.engine.schedule import Amortisation
 from kfbench.errors import described
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
+from kfbench.step_rules.clipping import scale_gradients, squared_norm
+from kfbench.updates.isolation import forward_isolated
+from kfbench.updates.schedule import Amortisation
 
 # Refresh number -> (inputs, targets) of the points that a method draws for itself.
 FisherBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]

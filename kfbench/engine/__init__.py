@@ -1,1 +1,0 @@
-"""When things happen: the only place that counts steps or reads clocks."""

@@ -1,0 +1,1 @@
+"""How far the step goes: one rule, one file."""

@@ -1,0 +1,1 @@
+"""One run: seeds, records, checkpoints."""

@@ -1,0 +1,1 @@
+"""One update: the only place where order is decided."""
