@@ -12,7 +12,8 @@ import pytest
 from kfbench import load
 from kfbench.cli.app import main
 from kfbench.config.load import load_config
-from kfbench.config.method_table import DATASETS, METHODS, MODELS
+from kfbench.config.method_table import METHODS
+from kfbench.config.problem_table import DATASETS, MODELS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ import torch
 from kfbench.claims.file import SHARED, ClaimFile
 from kfbench.claims.measures import DIRECTIONS, PAIR
 from kfbench.config.load import load_config
-from kfbench.config.methods import check_metric
+from kfbench.config.roles import check_metric
 from kfbench.config.schema import Config
 from kfbench.config.specs import find_method, parse_spec
 from kfbench.curvature.layers import find_layers

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from kfbench.claims.scales import SCALES, changes
 from kfbench.config.identity import budget, fingerprint
 from kfbench.config.load import dump, load_config
-from kfbench.config.schema import Claim, ClaimPart, Config, Similarity
+from kfbench.config.schema import Config, Float, Section, Similarity, Text, validated
 from kfbench.config.specs import parse_spec
-from kfbench.config.validation import validated
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown
 
@@ -25,6 +26,46 @@ _RULES = 2
 # What a method that is asked takes from the followed one unless its SPEC says otherwise.
 SHARED = ("lr", "damping", "T", "S")
 _OF_TIME = {"seconds_per_update", "seconds_to_loss"}
+
+
+Measure = Literal[
+    "final_train_loss",
+    "seconds_to_loss",
+    "least_damping",
+    "seconds_per_update",
+    "cosine_distance",
+    "progress",
+    "frobenius_error",
+    "error_growth",
+    "spectrum_distance",
+    "toy_loss",
+]
+
+
+class ClaimPart(Section):
+    """A predicate over records: a ratio of two figures, below or above a threshold written before the run."""
+
+    measure: Measure = Field(description="what is measured of both, see docs/claims.md")
+    of: Text = Field(description="label of a method; for cosine_distance two, joined by ' ~ '")
+    to: Text = Field(description="what it is a ratio to")
+    below: Float | None = Field(None, gt=0, description="the claim holds where the ratio is below this")
+    above: Float | None = Field(None, gt=0, description="the claim holds where the ratio is above this")
+    kind: Literal["rescaled", "as-is"] = Field("rescaled", description="of progress: what length the steps have")
+    everywhere: bool = Field(False, description="the largest ratio counts, not the mean: for theorems")
+    decides: bool = Field(True, description="false: reported beside the claim")
+
+
+class Claim(Section):
+    """A published claim that this configuration tests."""
+
+    id: Text = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="its name, and that of its folder of results")
+    source: Text = Field(description="paper and figure")
+    says: Text = Field(description="the claim in one sentence")
+    parts: tuple[ClaimPart, ...] = Field(min_length=1, description="all must hold")
+    published: tuple[Any, ...] = Field((), description="SPECs with the published options, converted; not tuned")
+    ask: tuple[Any, ...] = Field((), description="methods of `similarity`: labels as tuned, or SPECs")
+    notes: Text = Field("", description="what differs from the paper")
+    small: dict[str, Any] = Field(default_factory=dict, description="section.key -> its value at scale small")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from kfbench.results.records import (
     write_json,
     write_yaml,
 )
-from kfbench.similarity.run import followed_config, similarity
+from kfbench.similarity.followed import followed_config
+from kfbench.similarity.run import similarity
 from kfbench.sweep.ledger import adopt
 from kfbench.sweep.plan import plan
 from kfbench.sweep.run import SweepObserver, sweep

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kfbench.config.method_table import DATASETS, MODELS
+from kfbench.config.problem_table import DATASETS, MODELS
 from kfbench.config.schema import SECTIONS, Config
 from kfbench.errors import unknown
 

@@ -1,15 +1,13 @@
 """Tables and pictures of claims, from verdict.json alone. Needs no torch."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from kfbench.config.labels import short
 from kfbench.sweep.tables import sweep_rows
 
 _SIDES = {"below": "<", "above": ">"}
-_COLOURS = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#777777"}
 
 
 def figure_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -74,7 +72,7 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
 
 def _short(part: Mapping[str, Any]) -> str:
     measured = f"{_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}"
-    return " ".join(filter(None, (_pair(part), measured)))
+    return " ".join(filter(None, (pair_of(part), measured)))
 
 
 def _claimed(part: Mapping[str, Any]) -> str:
@@ -93,55 +91,7 @@ def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.3g}"
 
 
-def _compared(part: Mapping[str, Any]) -> str:
-    """The measure, and the names of the methods alone."""
-    return ", ".join(filter(None, (part["measure"].replace("_", " "), _pair(part))))
-
-
-def _pair(part: Mapping[str, Any]) -> str:
+def pair_of(part: Mapping[str, Any]) -> str:
     """The names of both methods without their options, or nothing where these alone tell them apart."""
-    of, to = (re.sub(r"-\w+=[^ ]*", "", part[side]) for side in ("of", "to"))
+    of, to = short(part["of"]), short(part["to"])
     return f"{of} / {to}" if of != to else ""
-
-
-def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Every part of the claims that was judged: its ratio with interval beside its threshold, on a log axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    parts = [
-        (record["id"], part)
-        for record in records
-        for part in record.get("parts", ())
-        if part["decides"] and math.isfinite(part["ratio"]) and "toy" not in part["measure"]
-    ]
-    if not parts:
-        return
-    shown = [x for _, part in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
-    left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
-    figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 0.27 * len(parts)), layout="constrained")
-    for row, (_, part) in enumerate(reversed(parts)):
-        colour = _COLOURS[part["outcome"]]
-        if part["low"] is not None and part["high"] is not None:
-            ends = [min(max(end, left), right) for end in (part["low"], part["high"])]
-            axes.plot(ends, [row, row], color=colour, linewidth=3, alpha=0.5)
-        if part["ratio"] > 0:
-            axes.plot(part["ratio"], row, "o", color=colour)
-        else:  # a negative progress has no place on this axis
-            axes.annotate(f"\N{LEFTWARDS ARROW} {part['ratio']:.3g}", (left, row), color=colour, va="center")
-        threshold = part["below"] if "below" in part else part["above"]
-        marker = "<" if "below" in part else ">"
-        axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
-    axes.set_yticks(range(len(parts)), [f"{id}: {_compared(part)}" for id, part in reversed(parts)])
-    axes.set_ylim(-0.7, len(parts) - 0.3)
-    axes.set(xscale="log", xlabel="measured ratio, 95 % interval; hollow: the claimed side of its threshold")
-    axes.set_xlim(left, right)
-    axes.axvline(1, color="black", linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-    for outcome, colour in _COLOURS.items():
-        axes.plot([], [], "o", color=colour, label=outcome)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)

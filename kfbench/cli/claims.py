@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kfbench.claims.file import ClaimFile, claims_in, holds_claim, read_claim
-from kfbench.claims.tables import caveats, figure_rows, part_rows, plot_ratios, verdict_rows
+from kfbench.claims.plots import plot_ratios
+from kfbench.claims.tables import caveats, figure_rows, part_rows, verdict_rows
 from kfbench.claims.verdicts import REFUTED
 from kfbench.errors import UsageError
 from kfbench.results.folders import RUNS, refuse_file, shared_folder

@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 import typer
 
 from kfbench.cli.flags import Debug, Format
-from kfbench.config.method_table import DATASETS
+from kfbench.config.problem_table import DATASETS
 from kfbench.errors import UsageError, unknown
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, fetch and check data sets.")

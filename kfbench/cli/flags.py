@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from kfbench.config.method_table import DATASETS, METHODS, MODELS
+from kfbench.config.method_table import METHODS
+from kfbench.config.problem_table import DATASETS, MODELS
 from kfbench.config.schema import SECTIONS, Section
 from kfbench.errors import UsageError
 

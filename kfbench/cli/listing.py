@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from kfbench.cli.flags import Debug, Format
-from kfbench.config.method_table import DATASETS, METHODS, MODELS
+from kfbench.config.method_table import METHODS
+from kfbench.config.problem_table import DATASETS, MODELS
 
 
 def list_names(

@@ -62,7 +62,7 @@ def similarity(
         out, f"similarity-{settings.similarity.follow}", False, overwrite, can_resume=False
     ) as directory:
         from kfbench.cli.progress import progress_observer
-        from kfbench.similarity.run import followed_config
+        from kfbench.similarity.followed import followed_config
         from kfbench.similarity.run import similarity as run_similarity
 
         summary = run_similarity(settings, directory, progress_observer(followed_config(settings)))

@@ -1,32 +1,20 @@
-"""From folders to a comparison: finds runs, leaves out what is damaged and says so, refuses unlike ones. No torch."""
+"""From runs on disk to a comparison: leaves out what is damaged and says so, refuses unlike ones."""
 
 import csv
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kfbench.compare.comparison import Comparison, MethodRuns, SeedRecord
+from kfbench.compare.sources import DamagedError, Source, options_of, sources
 from kfbench.config.identity import budget, differing_keys
+from kfbench.config.labels import labels
 from kfbench.config.load import load_config
-from kfbench.config.methods import labels
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
-from kfbench.results.records import ENDED, EPOCH_COLUMNS, UPDATE_COLUMNS, json_or_empty, read_json, read_rows
-from kfbench.sweep.losses import Row, best_of, mean_loss, parse_row
-
-
-class _DamagedError(Exception):
-    """What is wrong with one folder, as a sentence that names it."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The run folders of one method: one, or those of a sweep's final round."""
-
-    folders: tuple[Path, ...]
-    label: str | None = None
-    trials: int | None = None
+from kfbench.results.records import ENDED, EPOCH_COLUMNS, UPDATE_COLUMNS, json_or_empty, read_json
+from kfbench.sweep.losses import Row
 
 
 @dataclass(frozen=True)
@@ -51,10 +39,10 @@ def gather(
     found: list[_Found] = []
     for directory in dict.fromkeys(path.resolve() for path in directories):
         shown = next(path for path in directories if path.resolve() == directory)
-        for source in _sources(shown, damaged):
+        for source in sources(shown, damaged):
             try:
                 one = _read(source, seeds, damaged)
-            except _DamagedError as error:
+            except DamagedError as error:
                 damaged.append(str(error))
             else:
                 name = (names or {}).get(source.folders[0])
@@ -65,108 +53,29 @@ def gather(
     return Comparison(shared["problem"], shared["run"], tuple(_distinct(found)), tuple(damaged))
 
 
-# What lies under a folder.
-
-
-# What else kfbench leaves, by a file that only it has.
-_OTHERS = {
-    "verdict.json": "holds the verdict on a claim, no runs; give the claim's YAML",
-    "similarity.csv": "holds a run of similarity, whose seconds include the methods that were asked",
-    "windows.csv": "holds timings of wallclock, no runs",
-}
-
-
-def _sources(directory: Path, damaged: list[str]) -> Iterator[_Source]:
-    try:
-        if other := next((what for name, what in _OTHERS.items() if (directory / name).is_file()), None):
-            damaged.append(f"{directory}: {other}")
-        elif any(directory.glob("seed-*")):
-            yield _Source((directory,))
-        elif (directory / "trials.csv").is_file():
-            yield from _of_sweep(directory, damaged)
-        else:
-            yield from _of_several(directory, damaged)
-    except (OSError, ValueError, KeyError) as error:
-        damaged.append(f"{directory}: {error}")
-
-
-def _of_several(directory: Path, damaged: list[str]) -> Iterator[_Source]:
-    """One folder a method; those that config.yaml promises and that are not there are named."""
-    children = sorted(path for path in directory.iterdir() if any(path.glob("seed-*")))
-    for label in _promised(directory):
-        if not (directory / label).is_dir():
-            damaged.append(f"{directory / label}: has not begun")
-    if not children:
-        damaged.append(f"{directory}: holds no run of kfbench (no seed folders)")
-    for child in children:
-        yield _Source((child,))
-
-
-def _promised(directory: Path) -> list[str]:
-    """The folders that a comparison's config.yaml names; nothing where there is none that can be read."""
-    try:
-        tree = read_yaml(directory / "config.yaml")
-        entries = tree["methods"] if "compare" in tree else []
-        return labels([(entry["opt"], _options(entry)) for entry in entries])
-    except (UsageError, KeyError, TypeError, AttributeError):
-        return []
-
-
-def _of_sweep(directory: Path, damaged: list[str]) -> Iterator[_Source]:
-    """For each method the runs with fresh seeds of its best point, and how many trials it took to find that."""
-    rows = [parse_row(row) for row in read_rows(directory / "trials.csv")]
-    if not rows:
-        damaged.append(f"{directory}: its trials.csv holds no trial")
-    for label in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == label]
-        best = _best_final([row for row in own if row["round"] == "final"])
-        if not best:
-            damaged.append(f"{directory}: {label} has no final round of finite loss; let the sweep end, with --top 1")
-            continue
-        trials = sum(row["round"] != "final" and row["status"] in ENDED for row in own)
-        yield _Source(tuple(directory / row["run_dir"] for row in best), label, trials)
-
-
-_IDENTITY = ("trial", "seed", "status", "final_train_loss", "best_train_loss", "test_accuracy", "updates")
-_PLACE = ("seconds_updates", "config_hash", "run_dir")
-
-
-def _best_final(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the point whose mean over its fresh seeds is lowest."""
-    points: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        points.setdefault(tuple(v for k, v in row.items() if k not in (*_IDENTITY, *_PLACE)), []).append(row)
-    best = best_of({point: mean_loss(own) for point, own in points.items()})
-    return [] if best is None else points[best]
-
-
 # One method.
 
 
-def _read(source: _Source, seeds: Collection[int] | None, damaged: list[str]) -> _Found:
+def _read(source: Source, seeds: Collection[int] | None, damaged: list[str]) -> _Found:
     folder = source.folders[0]
     configurations = [_configuration(path) for path in source.folders]
     (tree, shared), records = configurations[0], []
     for path, (own, own_budget) in zip(source.folders, configurations, strict=True):
         if keys := differing_keys(shared, own_budget):  # of sweeps with other final budgets in one folder
-            raise _DamagedError(
+            raise DamagedError(
                 f"{path}: differs from {folder} in {', '.join(keys)}; give such sweeps folders of their own"
             )
         records += _read_seeds(path, own["run"], seeds, damaged)
     method = tree["methods"][0]
     if not records:
-        raise _DamagedError(f"{folder}: no seed of it ended")
+        raise DamagedError(f"{folder}: no seed of it ended")
     label = source.label or str(records[0].summary.get("method") or method["opt"])
     try:
         environment = json_or_empty(folder / "environment.json")
     except (OSError, ValueError) as error:
-        raise _DamagedError(f"{folder / 'environment.json'}: {error}") from error
-    runs = MethodRuns(label, method["opt"], _options(method), tuple(records), environment, source.trials)
+        raise DamagedError(f"{folder / 'environment.json'}: {error}") from error
+    runs = MethodRuns(label, method["opt"], options_of(method), tuple(records), environment, source.trials)
     return _Found(runs, shared, folder)
-
-
-def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != "opt"}
 
 
 def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -179,15 +88,15 @@ def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         tree = read_yaml(file)
         entries = tree.get("methods")
         if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
-            raise _DamagedError(f"{file}: a run has one method, with options")
+            raise DamagedError(f"{file}: a run has one method, with options")
         if not isinstance(entries[0].get("opt"), str):
-            raise _DamagedError(f"{file}: its method has no name")
+            raise DamagedError(f"{file}: its method has no name")
         sections = [tree.get(name) for name in ("problem", "run")]
         if not all(isinstance(section, dict) for section in sections):
-            raise _DamagedError(f"{file}: has no problem or no run")
+            raise DamagedError(f"{file}: has no problem or no run")
         shared = budget(load_config(flags={**tree["problem"], **tree["run"]}, specs=["sgd"]))
     except UsageError as error:
-        raise _DamagedError(f"{folder}: {error}") from error
+        raise DamagedError(f"{folder}: {error}") from error
     shared["run"].pop("divergence_factor", None)  # when to give up a run that is lost either way
     return tree, shared
 
@@ -203,9 +112,9 @@ def _read_seeds(
     for seed in sorted(wanted | begun.keys() if seeds is None else wanted):
         try:
             if seed not in begun:
-                raise _DamagedError(f"{folder / f'seed-{seed}'}: has not begun")
+                raise DamagedError(f"{folder / f'seed-{seed}'}: has not begun")
             found.append(_read_seed(begun[seed]))
-        except _DamagedError as error:
+        except DamagedError as error:
             damaged.append(str(error))
     return found
 
@@ -213,18 +122,18 @@ def _read_seeds(
 def _read_seed(folder: Path) -> SeedRecord:
     try:
         if not (folder / "summary.json").is_file():
-            raise _DamagedError(f"{folder}: has no summary.json, so the run did not end")
+            raise DamagedError(f"{folder}: has no summary.json, so the run did not end")
         summary = read_json(folder / "summary.json")
         if summary.get("status") not in ENDED:
-            raise _DamagedError(f"{folder}: is {summary.get('status')}, so it has no final loss")
+            raise DamagedError(f"{folder}: is {summary.get('status')}, so it has no final loss")
         if not isinstance(summary.get("final_train_loss"), float) or not isinstance(summary.get("seed"), int):
-            raise _DamagedError(f"{folder / 'summary.json'}: has no seed or no final_train_loss")
+            raise DamagedError(f"{folder / 'summary.json'}: has no seed or no final_train_loss")
         epochs = _rows(folder / "epochs.csv", EPOCH_COLUMNS)
         updates = _rows(folder / "updates.csv", UPDATE_COLUMNS) if (folder / "updates.csv").is_file() else []
     except (OSError, ValueError, AttributeError, csv.Error) as error:
-        raise _DamagedError(f"{folder}: {error}") from error
+        raise DamagedError(f"{folder}: {error}") from error
     if summary["status"] == "done" and (not epochs or epochs[-1]["update"] != summary.get("updates")):
-        raise _DamagedError(f"{folder / 'epochs.csv'}: ends before the run did")
+        raise DamagedError(f"{folder / 'epochs.csv'}: ends before the run did")
     return SeedRecord(folder, summary, tuple(epochs), tuple((int(row["update"]), row["loss"]) for row in updates))
 
 

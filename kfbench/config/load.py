@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.config.method_table import DATASETS, MODELS
-from kfbench.config.methods import resolve_methods, resolve_roles
+from kfbench.config.methods import resolve_methods
+from kfbench.config.problem_table import DATASETS, MODELS
+from kfbench.config.roles import resolve_roles
 from kfbench.config.schema import (
     COMMAND_BLOCKS,
     TOP_KEYS,
@@ -24,9 +25,9 @@ from kfbench.config.schema import (
     Similarity,
     Sweep,
     Wallclock,
+    validated,
 )
 from kfbench.config.specs import parse_spec
-from kfbench.config.validation import validated
 from kfbench.config.yaml_file import parse_yaml, read_yaml
 from kfbench.errors import UsageError, shown, unknown
 

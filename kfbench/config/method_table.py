@@ -5,7 +5,7 @@ adds a row here and its file under ``preconditioners/``; the property tests read
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -63,40 +63,15 @@ class MethodEntry:
         return self.open_ended or option in self.options
 
 
-@dataclass(frozen=True)
-class DatasetEntry:
-    """One name for ``--dataset``: IDX files in the published format."""
-
-    summary: str
-    paper: str
-    classes: int  # 0: no labels
-    torchvision: str  # class in torchvision.datasets that downloads it; "" where it is embedded or synthetic
-    sizes: tuple[int, int]  # training, test
-    synthetic: bool = False  # generated from a seed where it is missing
-    system_folders: tuple[str, ...] = ()
-    debian_package: str = ""
-    sha256: Mapping[str, str] = field(default_factory=dict)  # of the decompressed IDX files
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """One name for ``--model``."""
-
-    summary: str
-    paper: str
-    options: tuple[str, ...]
-    likelihood: str = "categorical"  # what its output means; all others reconstruct the input
-
-
 _SGD, _ADAM = "torch.optim:SGD", "torch.optim:Adam"
-_BENZING = "Benzing 2022, Gradient Descent on Neurons and its Link to Approximate Second-Order Optimization, ICML"
+BENZING = "Benzing 2022, Gradient Descent on Neurons and its Link to Approximate Second-Order Optimization, ICML"
 
 _MARTENS = (
     "Martens & Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, ICML; "
     "Grosse & Martens 2016, A Kronecker-factored approximate Fisher matrix for convolution layers, ICML"
 )
 
-_GEORGE = (
+GEORGE = (
     "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
     "Kronecker-factored Eigenbasis, NeurIPS"
 )
@@ -140,7 +115,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
         ),
         "foof": _preconditioned(
             summary="gradient descent on neurons: G (A + lambda I)^-1",
-            paper=f"{_BENZING}, eq 6, Algorithm 1",
+            paper=f"{BENZING}, eq 6, Algorithm 1",
             path="foof:FOOF",
             options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 0.1},
             constructor=("ema",),
@@ -160,21 +135,21 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
         ),
         "ekfac": _preconditioned(
             summary="K-FAC's eigenbasis with second moments measured in it, on each batch",
-            paper=f"{_GEORGE}, Algorithm 1",
+            paper=f"{GEORGE}, Algorithm 1",
             path="ekfac:EKFAC",
             options=_EKFAC_OPTIONS,
             constructor=("ema", "fisher", "damping_init"),
         ),
         "ekfac-ra": _preconditioned(
             summary="EKFAC with a running average of squared mini-batch gradients",
-            paper=f"{_GEORGE}, section 3.2",
+            paper=f"{GEORGE}, section 3.2",
             path="ekfac_ra:EKFACRA",
             options={**_EKFAC_OPTIONS, "scale_decay": 0.75},
             constructor=("ema", "fisher", "damping_init", "scale_decay"),
         ),
         "foof-kfac-damping": _preconditioned(
             summary="FOOF with lambda_A of K-FAC: G (A + lambda_A I)^-1, rescaled",
-            paper=f"{_BENZING}, appendix D.9",
+            paper=f"{BENZING}, appendix D.9",
             path="foof_kfac_damping:FOOFWithKFACDamping",
             options={
                 **PRECONDITIONED_OPTIONS,
@@ -187,7 +162,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
         ),
         "foof-centred": _preconditioned(
             summary="FOOF on centred inputs, the update of natural neural networks",
-            paper=f"Desjardins, Simonyan, Pascanu & Kavukcuoglu 2015, Natural Neural Networks, NeurIPS; {_BENZING}, "
+            paper=f"Desjardins, Simonyan, Pascanu & Kavukcuoglu 2015, Natural Neural Networks, NeurIPS; {BENZING}, "
             "appendix H.2",
             path="foof_centred:CentredFOOF",
             options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 1.0},
@@ -195,13 +170,13 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
         ),
         "foof-per-sample": _preconditioned(
             summary="FOOF applied to each sample alone, then averaged",
-            paper=f"{_BENZING}, appendix F",
+            paper=f"{BENZING}, appendix F",
             path="foof_per_sample:PerSampleFOOF",
             options={**SGD_OPTIONS, "lr": 47.0, "damping": 190.0},  # nothing is averaged: no schedule
         ),
         "natural": _preconditioned(
             summary="exact natural gradient of a sub-sampled Fisher: (F + lambda I)^-1 grad",
-            paper=f"{_BENZING}, appendix I, eq 19-23",
+            paper=f"{BENZING}, appendix I, eq 19-23",
             path="natural:NaturalGradient",
             options={
                 **NEWEST_ONLY_OPTIONS,
@@ -229,84 +204,6 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "warm_start": True,
             },
             constructor=("block_diagonal", "tolerance", "max_iterations", "warm_start"),
-        ),
-    }
-)
-
-_HINTON = "Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks, Science"
-_FASHION_MNIST = (
-    "Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms"
-)
-
-DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
-    {
-        "fashion-mnist-1k": DatasetEntry(
-            summary="1,000 + 1,000 images drawn once from Fashion-MNIST, carried in the package",
-            paper=_FASHION_MNIST,
-            classes=10,
-            torchvision="",
-            sizes=(1000, 1000),
-            sha256={
-                "train-images-idx3-ubyte": "1e483751525586bc91a931c1d0cbc82bcd23a088af3c00d5dd4604b2f948066a",
-                "train-labels-idx1-ubyte": "2c5ab80733abf7aaee01f6c9d42e06a65945c8992997a1542228783979317b8d",
-                "t10k-images-idx3-ubyte": "b3a809631d2d7e6bef5251202f12daefeb63845594eb223c094fd12135393a98",
-                "t10k-labels-idx1-ubyte": "69875cb6abe0d2c29baa1d0f7be55a3ab004fdd65542037edf00480ccb19dc6f",
-            },
-        ),
-        "fashion-mnist": DatasetEntry(
-            summary="60,000 + 10,000 grey images of clothes, 28 x 28, 10 classes",
-            paper=_FASHION_MNIST,
-            classes=10,
-            torchvision="FashionMNIST",
-            sizes=(60000, 10000),
-            system_folders=("/usr/share/datasets/fashion-mnist",),
-            debian_package="dataset-fashion-mnist",
-            sha256={
-                "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-                "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-                "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-                "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-            },
-        ),
-        "mnist": DatasetEntry(
-            summary="60,000 + 10,000 grey images of handwritten digits, 28 x 28, 10 classes",
-            paper="LeCun, Bottou, Bengio & Haffner 1998, Gradient-based learning applied to document recognition",
-            classes=10,
-            torchvision="MNIST",
-            sizes=(60000, 10000),
-        ),
-        "curves": DatasetEntry(
-            summary="20,000 + 10,000 synthetic images of curves, 28 x 28, no labels, generated from a fixed seed",
-            paper=f"after {_HINTON}",
-            classes=0,
-            torchvision="",
-            sizes=(20000, 10000),
-            synthetic=True,
-            sha256={
-                "train-images-idx3-ubyte": "02a9db8cd4a4b0d0f539185eabead3d9054562bd24203688836ed50c9945088b",
-                "t10k-images-idx3-ubyte": "d775bb425ae04bb8247bd0aafd375c10ae019bb6d6c59394ad857e7e89446856",
-            },
-        ),
-    }
-)
-
-MODELS: Mapping[str, ModelEntry] = MappingProxyType(
-    {
-        "mlp": ModelEntry(
-            "three hidden ReLU layers of equal width (1000), no bias", f"{_BENZING}, appendix D.5", ("width", "bias")
-        ),
-        "logistic": ModelEntry("multinomial logistic regression", f"{_BENZING}, Figure 2A", ("bias",)),
-        "autoencoder": ModelEntry(
-            "d-1000-500-250-30-250-500-1000-d, tanh, linear code and output, no bias; squared error (Gaussian)",
-            f"{_BENZING}, appendix D.7",
-            ("width", "bias"),
-            "gaussian",
-        ),
-        "autoencoder-sigmoid": ModelEntry(
-            "the same widths, sigmoid units with biases; cross-entropy of pixels from 0 to 1 (Bernoulli)",
-            f"{_GEORGE}, section 4.1; {_HINTON}",
-            ("width", "bias"),
-            "bernoulli",
         ),
     }
 )

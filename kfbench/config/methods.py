@@ -1,16 +1,14 @@
-"""From SPECs to methods: every option resolved, labels that tell them apart, and who is followed by whom."""
+"""From SPECs to methods: every option resolved, each with a label that tells it apart."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
+from kfbench.config.labels import labels
 from kfbench.config.method_table import DEFAULT_S, METHODS, MethodEntry
-from kfbench.config.schema import Method, MethodOptions, Similarity
+from kfbench.config.schema import Method, MethodOptions, validated
 from kfbench.config.specs import find_method, parse_spec
-from kfbench.config.validation import validated
 from kfbench.errors import UsageError, shown, unknown
 
 
@@ -37,61 +35,6 @@ def resolve_methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...
     return tuple(
         Method(opt=opt, label=label, options=options) for (opt, options), label in zip(resolved, named, strict=True)
     )
-
-
-def resolve_roles(
-    entries: Any, block: Mapping[str, Any], flags: Mapping[str, Any]
-) -> tuple[tuple[Method, ...], Similarity]:
-    """All methods of `similarity`, and its block: which of them is followed, against which the others are compared."""
-    similarity = validated(Similarity, block)
-    entries, roles = _with_roles(entries, similarity, flags)
-    methods = resolve_methods(entries, flags)
-    similarity = similarity.model_copy(update={role: methods[place].label for role, place in roles.items()})
-    _check_similarity(similarity, methods)
-    return methods, similarity
-
-
-def _with_roles(entries: Any, similarity: Similarity, flags: Mapping[str, Any]) -> tuple[list[Any], dict[str, int]]:
-    """The SPECs, with the followed one and the one compared against where they are not there yet; which these are."""
-    listed = list(entries or [])
-    roles: dict[str, int] = {}
-    for role in ("follow", "against"):
-        wanted = getattr(similarity, role)
-        if wanted is None:
-            continue
-        place = _place(listed, wanted, flags)
-        if place is None:
-            place = len(listed)
-            listed.append(wanted)
-        roles[role] = place
-    return listed, roles
-
-
-def _place(entries: Sequence[Any], wanted: str, flags: Mapping[str, Any]) -> int | None:
-    """Which entry is meant: the very SPEC, or what it is labelled; None where it is none of them."""
-    parsed = [parse_spec(entry) for entry in entries]
-    if not parsed:
-        return None
-    with suppress(UsageError, ValueError):  # a label with options is no SPEC
-        return parsed.index(parse_spec(wanted))
-    accepted = [find_method(opt) for opt, _ in parsed]
-    known = {key: value for key, value in flags.items() if any(entry.accepts(key) for entry in accepted)}
-    named = [method.label for method in resolve_methods(list(entries), known)]
-    return named.index(wanted) if wanted in named else None
-
-
-def _check_similarity(similarity: Similarity, methods: Sequence[Method]) -> None:
-    named = ", ".join(method.label for method in methods)
-    if len(methods) < 2:
-        raise UsageError(f"similarity compares two methods or more, got {named} alone; name others with --opt")
-    check_metric(similarity, methods)
-
-
-def check_metric(similarity: Similarity, methods: Sequence[Method]) -> None:
-    """UsageError where FOOF's inner product has no foof to take its curvature from."""
-    named = ", ".join(method.label for method in methods)
-    if "foof" in similarity.metric and not any(method.opt == "foof" for method in methods):
-        raise UsageError(f"metric 'foof' takes its curvature from a foof, which is none of the methods: {named}")
 
 
 def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,22 +71,3 @@ def _check_step_options(opt: str, options: Mapping[str, Any]) -> None:
 def _with_tuples(value: Any) -> Any:
     """Lists as tuples: betas=(0.9, 0.999) is the same when it was read back from YAML."""
     return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without an S that only follows from T."""
-    T, S = options.get("T"), options.get("S")
-    follows = T is not None and min(T, DEFAULT_S) == S
-    return {**options, "S": None} if follows else dict(options)
-
-
-def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """NAME plus -key=value for every option in which the SPECs of that NAME differ; it also names a folder."""
-    found = []
-    for opt, options in methods:
-        others = [_chosen(other) for name, other in methods if name == opt]
-        own = _chosen(options)
-        differing = [key for key in options if any(other.get(key) != own[key] for other in others)]
-        name = opt.replace(":", ".")
-        found.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))
-    return found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kfbench.errors import UsageError, shown, unknown
 
 
 def _no_bool(value: Any) -> Any:
@@ -189,46 +192,6 @@ class Sweep(Section):
     trial_timeout: Float | None = Field(None, gt=0, description="seconds after which a trial counts as hanging")
 
 
-Measure = Literal[
-    "final_train_loss",
-    "seconds_to_loss",
-    "least_damping",
-    "seconds_per_update",
-    "cosine_distance",
-    "progress",
-    "frobenius_error",
-    "error_growth",
-    "spectrum_distance",
-    "toy_loss",
-]
-
-
-class ClaimPart(Section):
-    """A predicate over records: a ratio of two figures, below or above a threshold written before the run."""
-
-    measure: Measure = Field(description="what is measured of both, see docs/claims.md")
-    of: Text = Field(description="label of a method; for cosine_distance two, joined by ' ~ '")
-    to: Text = Field(description="what it is a ratio to")
-    below: Float | None = Field(None, gt=0, description="the claim holds where the ratio is below this")
-    above: Float | None = Field(None, gt=0, description="the claim holds where the ratio is above this")
-    kind: Literal["rescaled", "as-is"] = Field("rescaled", description="of progress: what length the steps have")
-    everywhere: bool = Field(False, description="the largest ratio counts, not the mean: for theorems")
-    decides: bool = Field(True, description="false: reported beside the claim")
-
-
-class Claim(Section):
-    """A published claim that this configuration tests."""
-
-    id: Text = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="its name, and that of its folder of results")
-    source: Text = Field(description="paper and figure")
-    says: Text = Field(description="the claim in one sentence")
-    parts: tuple[ClaimPart, ...] = Field(min_length=1, description="all must hold")
-    published: tuple[Any, ...] = Field((), description="SPECs with the published options, converted; not tuned")
-    ask: tuple[Any, ...] = Field((), description="methods of `similarity`: labels as tuned, or SPECs")
-    notes: Text = Field("", description="what differs from the paper")
-    small: dict[str, Any] = Field(default_factory=dict, description="section.key -> its value at scale small")
-
-
 class Compare(Section):
     """What `kfbench compare` shows."""
 
@@ -292,3 +255,25 @@ SECTIONS: dict[str, type[Section]] = {
     "similarity": Similarity,
 }
 TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)
+
+_S = TypeVar("_S", bound=Section)
+
+
+def validated(section: type[_S], values: Mapping[str, Any], where: str = "") -> _S:
+    """Values as a section of the schema, or one sentence (UsageError) about what does not fit, and where."""
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where or 'a section'} must be a mapping, got {shown(values)}")
+    for key in values:
+        if key not in section.model_fields:
+            raise unknown("key" if not where else f"option of {where}", str(key), section.model_fields)
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(_sentence(error, where)) from None
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    key = ".".join(str(part) for part in first["loc"][:1])
+    return f"{where + ': ' if where else ''}{key} {message}, got {shown(first['input'])}"

@@ -1,13 +1,8 @@
-"""Where trials run: a small interface, and an implementation with one process a trial.
-
-A trial that crashes, is killed for its memory or hangs takes nothing with it but itself. The leader
-needs no torch: what runs is named by path, "package.module:function".
-"""
+"""One process a job on this machine: one that crashes, is killed for its memory or hangs takes nothing else with it."""
 
 import errno
 import importlib
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -20,9 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kfbench.errors import KfbenchError, described
+from kfbench.executors.contract import Job, Outcome
 
 # Imported once by the server that forks trials; it reads the data set named in this variable.
 _PRELOADED = "kfbench.training.preload"
@@ -31,44 +27,6 @@ PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
 _GRACE_SECONDS = 60.0
 # And to end once it has sent its result.
 _LAST_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """A function of plain values, run once; what it prints goes to ``log``; after ``timeout`` seconds it is killed."""
-
-    key: str
-    function: str
-    arguments: tuple[Any, ...]
-    log: Path | None = None
-    timeout: float = math.inf
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: returned | refused (a sentence for the user) | disk (an OSError) | crashed | late."""
-
-    key: str
-    kind: str
-    value: Any
-    seconds: float
-
-
-class Executor(Protocol):
-    """Runs jobs somewhere; a cluster is another implementation of these four."""
-
-    def submit(self, job: Job) -> None:
-        """Start it; only while ``free`` is above 0."""
-
-    @property
-    def free(self) -> int:
-        """How many more jobs may be submitted now."""
-
-    def wait(self, seconds: float) -> list[Outcome]:
-        """The jobs that ended since the last call; returns when there are some, or after that time."""
-
-    def stop(self) -> None:
-        """Ask every job to save what it has and end; returns when all have ended."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kfbench.config.method_table import DATASETS, DatasetEntry
+from kfbench.config.problem_table import DATASETS, DatasetEntry
 from kfbench.errors import UsageError
 from kfbench.problems.curves import write_curves
 from kfbench.problems.idx import idx_content, read_idx

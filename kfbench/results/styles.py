@@ -3,11 +3,12 @@
 Families share a colour (Okabe & Ito 2008, Color Universal Design); dashes tell their members apart.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
+
+from kfbench.config.labels import method_name
 
 _SOLID: tuple[float, ...] = ()
 _DASHED, _DASH_DOT, _DOTTED = (5.0, 2.0), (7.0, 2.0, 1.5, 2.0), (1.5, 1.5)
@@ -61,11 +62,6 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
         found[label] = Look(own.colour, _VARIANTS[(variant - 1) % len(_VARIANTS)]) if variant else own
         seen[name] = variant + 1
     return found
-
-
-def method_name(label: str) -> str:
-    """The method of a label, NAME[-key=value...] or with a folder's name behind it."""
-    return re.split(r"-[^-=]+=| \(", label, maxsplit=1)[0]
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:

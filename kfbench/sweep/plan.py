@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kfbench.config.identity import fingerprint, trajectory
+from kfbench.config.labels import labels
 from kfbench.config.load import load_config
 from kfbench.config.method_table import DEFAULT_S
-from kfbench.config.methods import labels
 from kfbench.config.schema import Config, Method
 from kfbench.config.specs import find_method
 from kfbench.errors import UsageError, unknown

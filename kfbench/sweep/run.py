@@ -12,7 +12,8 @@ from typing import Any
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
 from kfbench.errors import UsageError
-from kfbench.executors.processes import Executor, Job, Outcome, ProcessExecutor
+from kfbench.executors.contract import Executor, Job, Outcome
+from kfbench.executors.processes import ProcessExecutor
 from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
 from kfbench.sweep.ledger import Ledger
 from kfbench.sweep.losses import Row, key

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kfbench.config.labels import without_T
 from kfbench.results.styles import styles
 from kfbench.wallclock.tables import varying_axes
 
@@ -60,7 +61,7 @@ def _T_groups(cell: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
     groups: dict[str, list[tuple[int, float]]] = {}
     for method, entry in cell["methods"].items():
         if entry.get("T"):
-            groups.setdefault(method.split("-T=")[0], []).append((entry["T"], 1e3 * entry["seconds_per_update"]))
+            groups.setdefault(without_T(method), []).append((entry["T"], 1e3 * entry["seconds_per_update"]))
     return {name: sorted(points) for name, points in groups.items() if len(points) > 2}
 
 

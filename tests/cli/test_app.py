@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kfbench.config.method_table import DATASETS, METHODS, MODELS
+from kfbench.config.method_table import METHODS
+from kfbench.config.problem_table import DATASETS, MODELS
 from kfbench.errors import UsageError
 from tests.results.run_folders import tree
 

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kfbench.config.load import dump, load_config
-from kfbench.config.method_table import DATASETS, METHODS, MODELS
+from kfbench.config.method_table import METHODS
+from kfbench.config.problem_table import DATASETS, MODELS
 from kfbench.config.schema import COMMAND_BLOCKS, MethodOptions, Problem, Run
 from kfbench.config.specs import parse_spec
 from kfbench.config.yaml_file import read_yaml

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from kfbench.config.method_table import DATASETS
+from kfbench.config.problem_table import DATASETS
 from kfbench.problems.curves import curves, positions
 from kfbench.problems.idx import idx_bytes
 

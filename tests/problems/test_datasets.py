@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kfbench.config.method_table import DATASETS
+from kfbench.config.problem_table import DATASETS
 from kfbench.errors import UsageError
 from kfbench.problems.curves import curves
 from kfbench.problems.datasets import (

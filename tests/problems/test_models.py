@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kfbench.config.method_table import MODELS
+from kfbench.config.problem_table import MODELS
 from kfbench.problems.models import build_model
 
 AUTOENCODERS = ("autoencoder", "autoencoder-sigmoid")

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
+from kfbench.config.labels import method_name
 from kfbench.config.method_table import METHODS
-from kfbench.results.styles import _VARIANTS, LOOKS, looks, method_name, styles
+from kfbench.results.styles import _VARIANTS, LOOKS, looks, styles
 
 
 def test_every_method_has_its_own():

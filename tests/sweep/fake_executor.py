@@ -3,7 +3,7 @@
 import math
 
 from kfbench.config.load import load_config
-from kfbench.executors.processes import Outcome
+from kfbench.executors.contract import Outcome
 from kfbench.sweep.ledger import Ledger
 from kfbench.sweep.run import Sweep, SweepObserver
 from kfbench.training.interruption import Interruption

@@ -1,0 +1,135 @@
+"""The trainee that is followed, its loop and its CSVs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfbench.config.schema import Config, Method
+from kfbench.problems.datasets import Dataset
+from kfbench.results.records import CsvLog
+from kfbench.similarity.looks import Looks
+from kfbench.similarity.means import (
+    PROGRESS_COLUMNS,
+    SIMILARITY_COLUMNS,
+    SPECTRUM_COLUMNS,
+    SimilaritySummary,
+)
+from kfbench.similarity.panel import Panel
+from kfbench.training.interruption import Interruption
+from kfbench.training.observer import Observer
+from kfbench.training.seed_run import SeedRun
+from kfbench.updates.batches import warmup_batches
+from kfbench.updates.trainee import Trainee
+
+
+def followed_method(config: Config) -> Method:
+    """The one that trains."""
+    return next(method for method in config.methods if method.label == config.similarity.follow)
+
+
+def followed_config(config: Config) -> Config:
+    """As if it were trained alone."""
+    return config.model_copy(update={"methods": (followed_method(config),)})
+
+
+class FollowedTrainee(Trainee):
+    """A trainee whose every update is shown to the other methods before the weights move.
+
+    Its losses are, bit for bit, those of a ``Trainee`` of the followed method alone.
+    """
+
+    def __init__(self, config: Config, data: Dataset, seed: int, device: torch.device) -> None:
+        super().__init__(followed_config(config), data, seed, device)
+        self.panel = Panel(config.methods, self)
+        self.looks = Looks(config.similarity, self.panel)
+
+    def warm_up(self) -> None:
+        """Fill the statistics of all methods from the same batches, each from as many as it wants."""
+        counts = self.panel.warm_up_counts()
+        batches = warmup_batches(self.data, self.run.batch_size, self.seed, max(counts))
+        self.panel.leader.warm_up(batches, counts)
+        if self.looks.spectrum is not None:
+            self.looks.spectrum.warmed_up()
+
+    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Forward and backward of one batch, and what a look must know from before them."""
+        self.looks.before_forward()
+        loss = super().backward(x, y)
+        self._batch = (x, y, loss)
+        return loss
+
+    def _backward_plain(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
+        with self.panel.leader.capture():
+            output = self.model(x)
+        losses = self.likelihood.loss(output, y)
+        self.panel.leader.accumulate(losses, output, keep_graph=True)
+        loss = losses.sum() / samples
+        loss.backward()
+        return loss.detach()
+
+    def form_direction(self) -> None:
+        """The direction of the followed method, and of all others: before the weights move."""
+        self.looks.before_turns()
+        super().form_direction()
+        if self.preconditioning is None:
+            self.panel.leader.finish_unwritten()
+        self.looks.after_turns(*self._batch)
+
+
+class Logs:
+    """The CSV files of all seeds together."""
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        settings = config.similarity
+        wanted = {
+            "similarity.csv": (True, SIMILARITY_COLUMNS),
+            "progress.csv": (settings.progress, PROGRESS_COLUMNS),
+            "spectrum.csv": (bool(settings.spectrum), SPECTRUM_COLUMNS),
+        }
+        self._logs = {name: CsvLog(directory / name, columns) for name, (is_on, columns) in wanted.items() if is_on}
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Whole lines."""
+        if rows:
+            self._logs[name].append(rows)
+
+    def close(self) -> None:
+        """No more rows."""
+        for log in self._logs.values():
+            log.close()
+
+
+class FollowedRun(SeedRun):
+    """The loop of one seed; what was looked at is written whenever its losses are. It is not continued."""
+
+    def __init__(
+        self,
+        trainee: FollowedTrainee,
+        config: Config,
+        folder: Path,
+        observer: Observer,
+        stop: Interruption,
+        logs: Logs,
+        found: SimilaritySummary,
+    ) -> None:
+        super().__init__(trainee, followed_config(config), folder, observer, stop, keep_weights=False)
+        self._looks, self._logs, self._found = trainee.looks, logs, found
+
+    def _flush(self) -> bool:
+        similarity_rows, progress_rows, spectrum_rows = self._looks.drain()
+        for name, rows in (
+            ("similarity.csv", similarity_rows),
+            ("progress.csv", progress_rows),
+            ("spectrum.csv", spectrum_rows),
+        ):
+            self._logs.append(name, rows)
+        self._found.add_cosines(similarity_rows)
+        self._found.add_progress(progress_rows)
+        if self._looks.spectrum is not None:
+            self._found.add_spectrum(spectrum_rows, self._looks.spectrum.periods)
+        return super()._flush()
+
+    def _checkpoint(self, ended: bool = False) -> None:
+        """Nothing to continue from."""
