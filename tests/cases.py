@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfbench.preconditioners.contract import FISHERS
 from kfbench.preconditioners.ekfac import DAMPING_INITS, EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
 from kfbench.preconditioners.foof import FOOF
@@ -14,7 +15,7 @@ from kfbench.preconditioners.foof_centred import CentredFOOF
 from kfbench.preconditioners.foof_kfac_damping import RESCALES, FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
-from kfbench.preconditioners.kfac import DAMPING_KINDS, FISHERS, KFAC
+from kfbench.preconditioners.kfac import DAMPING_KINDS, KFAC
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.models import autoencoder, autoencoder_sigmoid

@@ -53,6 +53,11 @@ class SampleFisher:
         assert g is not None, "a Fisher needs backpropagated vectors"
         self.inputs, self.output_gradients = statistics.inputs.double(), g.double()
 
+    @classmethod
+    def of(cls, rows: LayerRows | None) -> SampleFisher | None:
+        """Of rows that a method keeps; None where it has none of the layer."""
+        return None if rows is None else cls(LayerStatistics(rows.inputs, rows.output_gradients))
+
     @property
     def samples(self) -> int:
         """N, which F is a mean over."""

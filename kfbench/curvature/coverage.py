@@ -11,13 +11,13 @@ from kfbench.curvature.layers import Layer, batch_mixing, find_layers
 
 
 class Coverage:
-    """The layers whose captured gradient is autograd's; companions of one captured forward share it.
+    """The layers whose captured gradient is autograd's; all methods of one captured forward share it.
 
     ``left_out`` maps the names of all other modules with parameters to the reason. ``per_sample``: the
     method takes rows for gradients of single samples, so modules that mix them are worth a warning.
     """
 
-    def __init__(self, model: nn.Module, per_sample: bool) -> None:
+    def __init__(self, model: nn.Module, per_sample: bool = False) -> None:
         self.model, self.per_sample = model, per_sample
         self.layers, self.left_out = find_layers(model)
         self.verified = self._named = False

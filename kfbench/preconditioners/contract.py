@@ -1,20 +1,27 @@
-"""The contract that every method meets, ours and users' own alike."""
+"""The contract that every method meets, ours and users' own alike: the verbs, and what it may say of itself."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from kfbench.curvature.approximations import Approximation
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
+
+# Whose labels the Fisher is made from, in a method that has one; "none" in the others.
+FISHERS = ("sampled", "full", "empirical")
 
 
 class Preconditioner(Protocol):
     """A map from a gradient to a direction over the whole network, for a few captured layers.
 
-    It knows nothing of steps, learning rates, schedules or ranks; ``updates/preconditioning.py``
-    calls it. All tensors lie on the device and in the precision of the model.
+    It knows nothing of steps, learning rates, schedules or ranks; ``updates/turn.py`` calls it. All tensors
+    lie on the device and in the precision of the model. What else a method may say of itself: ``Traits``.
     """
 
     fisher: str
@@ -23,29 +30,6 @@ class Preconditioner(Protocol):
     orders: tuple[str, ...]
     """The orders it supports, the default first: independent (apply, observe, refresh), so that
     statistics and gradient come from different batches, or same (observe, refresh, apply)."""
-
-    own_points: int | None
-    """Optional. In order "independent" each refresh is made from so many points of the method's own
-    (None: as many as a batch), captured at the current weights right before ``apply``; the training
-    batches are not observed. Without it there are no such points."""
-
-    newest_only: bool
-    """Optional: only what was observed last counts, so that S is 1 where none is given."""
-
-    needs_rows: bool
-    """Optional: its gradients keep their rows sample by sample (``LayerGradient.per_sample``), however
-    many micro-batches they come from."""
-
-    per_sample: bool
-    """Optional: its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""
-
-    apply_remembers: bool
-    """Optional: False where ``apply`` leaves no trace in the method, so that where directions are wanted
-    only now and then (``kfbench similarity``) it is not called in between. Without it, it always is."""
-
-    def check(self, damping: float, points: int, vectors: int) -> None:
-        """Optional: ValueError, before anything is trained, for damping, points of a refresh and vectors
-        backpropagated for each of them that it cannot work with."""
 
     def observe(self, statistics: Statistics) -> None:
         """Take in one batch's rows: inputs [N, P, d_in], output gradients [K, N, P, d_out]."""
@@ -56,17 +40,76 @@ class Preconditioner(Protocol):
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
         """The direction [d_out, d_in] of every layer, with the last refresh; changes no gradient."""
 
-    def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
-        """Optional: the count of one layer, for "statistics" (an observe), "refresh" and "apply" (each
-        beyond forming the gradient), where ``vectors`` are backpropagated for the Fisher. Without it
-        ``kfbench wallclock`` predicts nothing for the method."""
-
-    def multiply_adds_network(self, shapes: list[LayerShape], vectors: int, points: int) -> dict[str, float]:
-        """Optional, in place of ``multiply_adds``: the count of all layers at once, where each refresh is
-        made from ``points``; "apply to the same batch" may stand beside "apply"."""
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which ``load_state_dict`` restores it bit for bit."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method says of itself, in attributes and methods of these names, and what holds where it says nothing.
+
+    Read once, by ``of``, when the method is put to work.
+    """
+
+    fisher: str = ""
+    orders: tuple[str, ...] = ()
+
+    own_points: int | None = None
+    """In order "independent" each refresh is made from so many points of the method's own (None: as many
+    as a batch), captured at the current weights right before ``apply``; the training batches are not
+    observed. A method without the attribute has no such points, see ``draws_points``."""
+
+    draws_points: bool = False
+    """Whether there is an ``own_points`` at all."""
+
+    newest_only: bool = False
+    """Only what was observed last counts, so that S is 1 where none is given."""
+
+    needs_rows: bool = False
+    """Its gradients keep their rows sample by sample (``LayerGradient.per_sample``), however many
+    micro-batches they come from."""
+
+    per_sample: bool = False
+    """Its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""
+
+    apply_remembers: bool = True
+    """False where ``apply`` leaves no trace in the method, so that where directions are wanted only now and
+    then (``kfbench similarity``) it is not called in between."""
+
+    counts_retries: bool = False
+    """Whether there is a ``damping_retries``: how many factors needed more damping than asked for."""
+
+    check: Callable[[float, int, int], None] = lambda damping, points, vectors: None
+    """ValueError, before anything is trained, for damping, points of a refresh and vectors backpropagated
+    for each of them that it cannot work with."""
+
+    multiply_adds: Callable[[LayerShape, int], dict[str, float]] | None = None
+    """The count of one layer, for "statistics" (an observe), "refresh" and "apply" (each beyond forming the
+    gradient), where so many vectors are backpropagated for the Fisher. Without it, and without
+    ``multiply_adds_network``, ``kfbench wallclock`` predicts nothing for the method."""
+
+    multiply_adds_network: Callable[[list[LayerShape], int, int], dict[str, float]] | None = None
+    """In place of ``multiply_adds``: the count of all layers at once, for vectors and points of a refresh;
+    "apply to the same batch" may stand beside "apply"."""
+
+    approximation: Callable[[str], Approximation | None] | None = None
+    """The matrix that stands for the Fisher of the named layer as things are: asked right after ``apply``, or
+    after a refresh where it is ``approximation_of_refresh``; None for a layer that it does not know."""
+
+    approximation_of_refresh: bool = False
+    """Whether that matrix is in force from one refresh to the next, though what it is made from goes on."""
+
+    @classmethod
+    def of(cls, method: Any) -> Traits:
+        """What this method says; an attribute that it lacks has its default."""
+        said = {field.name: getattr(method, field.name) for field in fields(cls) if hasattr(method, field.name)}
+        extra = {"draws_points": hasattr(method, "own_points"), "counts_retries": hasattr(method, "damping_retries")}
+        return cls(**{**said, **extra})
+
+
+def vectors_of(fisher: str, outputs: int) -> int:
+    """How many vectors are backpropagated for each point."""
+    return {"none": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]

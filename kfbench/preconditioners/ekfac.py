@@ -22,12 +22,13 @@ from typing import Any
 
 from torch import Tensor
 
+from kfbench.curvature.approximations import ScaledEigenbasis
 from kfbench.curvature.counts import LayerShape, eigh, one_side, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping
 from kfbench.curvature.statistics import FactorAverages, Statistics
-from kfbench.preconditioners.kfac import FISHERS
+from kfbench.preconditioners.contract import FISHERS
 
 DAMPING_INITS = ("plain", "factors", "factors-pi")
 
@@ -100,6 +101,12 @@ class EKFAC:
             assert g is not None, "fisher is none of FISHERS"
             scales[name] = second_moments(g @ basis.U_B, layer.inputs @ basis.U_A)
         return scales
+
+    def approximation(self, layer: str) -> ScaledEigenbasis | None:
+        """``U diag(S) U'`` as it is now."""
+        if layer not in self.bases:
+            return None
+        return ScaledEigenbasis(self.bases[layer], self.scales[layer].clone())
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """Both factors; eigenbases; rotation there and back; where they fall due, the scales."""

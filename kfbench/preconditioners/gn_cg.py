@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfbench.curvature.approximations import SampleFisher
 from kfbench.curvature.fisher_rows import NewestRows
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import conjugate_gradient
@@ -84,6 +85,10 @@ class GaussNewtonCG:
         if self.warm_start:
             self.solutions[block] = x.clone()  # what is returned may be changed by the optimizer
         return _split(x, G)
+
+    def approximation(self, layer: str) -> SampleFisher | None:
+        """G of that layer on the points of the last refresh, exactly."""
+        return SampleFisher.of(self.newest.rows.layers.get(layer))
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, the damping in force, and where the next solves begin."""

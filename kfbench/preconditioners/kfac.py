@@ -18,14 +18,15 @@ from typing import Any
 
 from torch import Tensor
 
+from kfbench.curvature.approximations import KroneckerProduct
 from kfbench.curvature.counts import LayerShape, cholesky, eigh, one_side, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping
 from kfbench.curvature.statistics import FactorAverages, Statistics
+from kfbench.preconditioners.contract import FISHERS
 
 DAMPING_KINDS = ("heuristic", "standard", "standard-as-released")
-FISHERS = ("sampled", "full", "empirical")
 
 
 class KFAC:
@@ -33,6 +34,7 @@ class KFAC:
 
     orders = ("independent", "same")
     apply_remembers = False
+    approximation_of_refresh = True
 
     def __init__(self, ema: float = 0.95, damping_kind: str = "heuristic", fisher: str = "sampled") -> None:
         if damping_kind not in DAMPING_KINDS:
@@ -83,6 +85,12 @@ class KFAC:
             return {name: G.transform(*self.inverses[name]) for name, G in gradients.items()}
         rotate = _as_released if self.damping_kind == "standard-as-released" else _standard
         return {name: rotate(G, self.bases[name], self.denominators[name]) for name, G in gradients.items()}
+
+    def approximation(self, layer: str) -> KroneckerProduct | None:
+        """``B (x) A`` as the averages are now; they go on after the refresh that it is in force from."""
+        if layer not in self.A.means:
+            return None
+        return KroneckerProduct(self.B.means[layer].clone(), self.A.means[layer].clone())
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """Both factors; their Cholesky factors or eigenbases; both sides, and for a basis the rotation back."""

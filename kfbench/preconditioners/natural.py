@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfbench.curvature.approximations import SampleFisher
 from kfbench.curvature.counts import LayerShape, cholesky
 from kfbench.curvature.fisher_rows import LayerRows, NewestRows, as_gradients
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses
 from kfbench.curvature.statistics import Statistics
-from kfbench.preconditioners.kfac import FISHERS
+from kfbench.preconditioners.contract import FISHERS
 
 # A Gram matrix of so many rows and its Cholesky factor take 1.6 GB.
 MAX_ROWS = 10_000
@@ -110,6 +111,10 @@ class NaturalGradient:
     def _solve_gram(self, u: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``(lambda D I + U U')^-1 u`` of every block."""
         return {block: self.inverses[block](u_block[None])[0] for block, u_block in u.items()}
+
+    def approximation(self, layer: str) -> SampleFisher | None:
+        """F of that layer on the points of the last refresh, exactly."""
+        return SampleFisher.of(self.newest.rows.layers.get(layer))
 
     def multiply_adds_network(self, shapes: list[LayerShape], vectors: int, points: int) -> dict[str, float]:
         """The Gram matrix and its factor; ``U v``, the solve, and ``U' w`` beyond the gradient."""

@@ -1,10 +1,11 @@
-"""The plain gradient as a direction, for where it is asked beside others; a trained `sgd` needs no method."""
+"""The plain gradient as a direction: where it is asked beside others, and what an optimizer alone costs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
 
@@ -13,7 +14,7 @@ class PlainGradient:
     """Direction ``G``: nothing is observed."""
 
     fisher = "none"
-    orders = ("same",)
+    orders: tuple[str, ...] = ("same",)
     apply_remembers = False
 
     def observe(self, statistics: Statistics) -> None:
@@ -25,6 +26,10 @@ class PlainGradient:
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
         """Gradients [d_out, d_in]."""
         return {name: G.dense() for name, G in gradients.items()}
+
+    def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
+        """Nothing beyond forming the gradient."""
+        return {"statistics": 0.0, "refresh": 0.0, "apply": 0.0}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kfbench.config.schema import Config, Method
+from kfbench.curvature.capture import capture
 from kfbench.problems.datasets import Dataset
 from kfbench.results.records import CsvLog
 from kfbench.similarity.looks import Looks
@@ -21,6 +22,8 @@ from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
 from kfbench.training.seed_run import SeedRun
 from kfbench.updates.batches import warmup_batches
+from kfbench.updates.plain import PlainUpdate
+from kfbench.updates.preconditioning import Preconditioning, Scale
 from kfbench.updates.trainee import Trainee
 
 
@@ -34,6 +37,28 @@ def followed_config(config: Config) -> Config:
     return config.model_copy(update={"methods": (followed_method(config),)})
 
 
+class ShownGradient(PlainUpdate):
+    """The update of an optimizer whose forwards are captured for methods that are only asked."""
+
+    def __init__(self, model: nn.Module, leader: Preconditioning) -> None:
+        super().__init__(model)
+        self._leader = leader
+
+    def capture(self) -> capture:
+        """The context for one training forward, captured for the others."""
+        return self._leader.capture()
+
+    def take_in(self, losses: Tensor, output: Tensor, part: Tensor) -> None:
+        """Theirs first: the optimizer's backward frees the graph."""
+        self._leader.accumulate(losses, output, keep_graph=True)
+        super().take_in(losses, output, part)
+
+    def finish(self, scale: Scale) -> None:
+        """The optimizer's direction, then their turns, which write nothing."""
+        super().finish(scale)
+        self._leader.finish_unwritten()
+
+
 class FollowedTrainee(Trainee):
     """A trainee whose every update is shown to the other methods before the weights move.
 
@@ -43,6 +68,8 @@ class FollowedTrainee(Trainee):
     def __init__(self, config: Config, data: Dataset, seed: int, device: torch.device) -> None:
         super().__init__(followed_config(config), data, seed, device)
         self.panel = Panel(config.methods, self)
+        if isinstance(self.preconditioning, PlainUpdate):
+            self.preconditioning = ShownGradient(self.model, self.panel.leader)
         self.looks = Looks(config.similarity, self.panel)
 
     def warm_up(self) -> None:
@@ -60,21 +87,10 @@ class FollowedTrainee(Trainee):
         self._batch = (x, y, loss)
         return loss
 
-    def _backward_plain(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
-        with self.panel.leader.capture():
-            output = self.model(x)
-        losses = self.likelihood.loss(output, y)
-        self.panel.leader.accumulate(losses, output, keep_graph=True)
-        loss = losses.sum() / samples
-        loss.backward()
-        return loss.detach()
-
     def form_direction(self) -> None:
         """The direction of the followed method, and of all others: before the weights move."""
         self.looks.before_turns()
         super().form_direction()
-        if self.preconditioning is None:
-            self.panel.leader.finish_unwritten()
         self.looks.after_turns(*self._batch)
 
 

@@ -34,14 +34,14 @@ class Looks:
 
     def __init__(self, settings: Similarity, panel: Panel) -> None:
         self.settings, self.panel, self.trainee = settings, panel, panel.trainee
-        periods = [each.schedule.T for each in panel.preconditioned.values()]
+        periods = [turn.schedule.T for turn in panel.turns.values()]
         self.every = settings.every or default_every(self.trainee.total, periods)
         labels = [each.label for each in panel.asked]
         self.pairs = [p for p in itertools.combinations(labels, 2) if settings.against in (None, *p)]
         self.foof = next((each for each in panel.asked if each.method.opt == "foof"), None)
         self.spectrum = Spectrum(panel, settings.spectrum, self.every) if settings.spectrum else None
         if "foof" in settings.metric:
-            panel.listeners = (*panel.listeners, self._keep_factors)
+            panel.listen(self._keep_factors)
         self._random: RandomState | None = None
         self._A: dict[str, Tensor] = {}
         self._pending: list[tuple[int, float, Any, Rows, Rows]] = []
@@ -54,8 +54,8 @@ class Looks:
     def _keep_factors(self, label: str) -> None:
         """A of the FOOF as it is when its direction is taken: what comes later in the order changes it in place."""
         if self.foof is not None and label == self.foof.label:
-            assert self.foof.preconditioning is not None
-            method: Any = self.foof.preconditioning.method
+            assert self.foof.turn is not None
+            method: Any = self.foof.turn.method
             self._A = {name: A.clone() for name, A in method.A.means.items() if name in self.panel.layers}
 
     def before_forward(self) -> None:
@@ -84,8 +84,8 @@ class Looks:
     def _cosines(self, metric: str) -> Tensor:
         inner_product = None
         if metric == "foof":
-            assert self.foof is not None and self.foof.preconditioning is not None
-            inner_product = FOOFInnerProduct(self._A, self.foof.preconditioning.damping)
+            assert self.foof is not None and self.foof.turn is not None
+            inner_product = FOOFInnerProduct(self._A, self.foof.turn.damping)
         directions = {each.label: self.panel.matrices(each.label) for each in self.panel.asked}
         with torch.no_grad():
             return cosines(directions, self.pairs, inner_product)

@@ -14,20 +14,21 @@ from kfbench.preconditioners.plain import PlainGradient
 from kfbench.similarity.shadow import Shadow
 from kfbench.step_rules.learning_rate import learning_rate_factor
 from kfbench.updates.batches import LABELS, Batch, stream_seed
-from kfbench.updates.build import build_method, check_method
-from kfbench.updates.preconditioning import Direction, Preconditioning
+from kfbench.updates.build import build_method, check_turn
+from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.trainee import Trainee
+from kfbench.updates.turn import Direction, Turn
 
 # What the plain gradient is called among the preconditioned; no label of a method looks like this.
 _GRADIENT = " gradient"
 
 
 class Asked:
-    """One method, whichever kind: a preconditioned one, a torch optimizer's shadow, or neither: the gradient."""
+    """One method, whichever kind: one that takes turns, a torch optimizer's shadow, or neither: the gradient."""
 
-    def __init__(self, method: Method, preconditioning: Preconditioning | None, shadow: Shadow | None) -> None:
+    def __init__(self, method: Method, turn: Turn | None, shadow: Shadow | None) -> None:
         self.method, self.label = method, method.label
-        self.preconditioning, self.shadow = preconditioning, shadow
+        self.turn, self.shadow = turn, shadow
 
     def lr(self, trainee: Trainee) -> float | None:
         """The learning rate that it would have at the coming update; None for an optimizer without one."""
@@ -51,22 +52,18 @@ class Panel:
 
     def __init__(self, methods: tuple[Method, ...], trainee: Trainee) -> None:
         self.trainee = trainee
+        self._named: dict[str, Preconditioning] = {}
         self.asked = [self._build(method) for method in methods]
-        named = self.preconditioned
         self.followed = next(each for each in self.asked if each.label == trainee.method.label)
-        if any(each.preconditioning is None for each in self.asked):  # it is what these are made from
-            plain: Any = PlainGradient()
-            named[_GRADIENT] = Preconditioning(trainee.model, plain, damping=0.0, T=1)
-        ordered = sorted(named, key=lambda label: label != self.followed.label)
-        self.leader, self._others = named[ordered[0]], [named[label] for label in ordered[1:]]
-        self.leader.invite(self._others)
-        self._named = named
+        if any(each.turn is None for each in self.asked):  # it is what these are made from
+            self._named[_GRADIENT] = Preconditioning(trainee.model, PlainGradient(), damping=0.0, T=1)
+        leading = self.followed.label if self.followed.turn else next(iter(self._named))
+        self.leader = self._named[leading]
+        for label, other in self._named.items():
+            if label != leading:
+                self.leader.forward.join(other.turn)
         self.directions: dict[str, Direction] = {}
-
-    def add_observer(self, observer: Preconditioning) -> None:
-        """One more, who sees what is captured but gives no direction; its labels are drawn after all others'."""
-        self._others.append(observer)
-        self.leader.invite(self._others)
+        self._listeners: list[Callable[[str], None]] = []
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -74,42 +71,44 @@ class Panel:
         return self.leader.layers
 
     @property
-    def preconditioned(self) -> dict[str, Preconditioning]:
-        """Those of the methods that have one, by label."""
-        return {each.label: each.preconditioning for each in self.asked if each.preconditioning}
+    def turns(self) -> dict[str, Turn]:
+        """Those of the methods that take any, by label."""
+        return {each.label: each.turn for each in self.asked if each.turn}
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Call it with a label right after that method gave its direction, in the state that gave it."""
+        self._listeners.append(listener)
+
+    def add_observer(self, observer: Preconditioning) -> None:
+        """One more, who sees what is captured but gives no direction; its labels are drawn after all others'."""
+        self.leader.forward.join(observer.turn)
 
     def _build(self, method: Method) -> Asked:
         trainee = self.trainee
-        if method.label == trainee.method.label:
-            preconditioning = trainee.preconditioning
-        elif find_method(method.opt).preconditioner:
-            preconditioning = self._build_preconditioning(method)
-        else:
-            preconditioning = None
-        plain = preconditioning is None and method.opt != "sgd"
-        return Asked(method, preconditioning, Shadow(method, trainee.model, trainee.likelihood) if plain else None)
+        if not find_method(method.opt).preconditioner:
+            is_gradient = method.opt == "sgd"
+            return Asked(method, None, None if is_gradient else Shadow(method, trainee.model, trainee.likelihood))
+        is_followed = method.label == trainee.method.label
+        preconditioning: Any = trainee.preconditioning if is_followed else self._build_preconditioning(method)
+        self._named[method.label] = preconditioning
+        return Asked(method, preconditioning.turn, None)
 
     def _build_preconditioning(self, method: Method) -> Preconditioning:
         trainee = self.trainee
 
         def own_points(refresh: int) -> Iterator[Batch]:
-            assert preconditioning is not None
-            return trainee.points_for(preconditioning, refresh)
+            return trainee.points_for(preconditioning.turn, refresh)
 
         seed = stream_seed(trainee.seed, LABELS)
         _, preconditioning, _ = build_method(method, trainee.model, seed, trainee.likelihood, own_points)
-        assert preconditioning is not None
-        check_method(method, preconditioning, trainee.run, trainee.data)
+        assert isinstance(preconditioning, Preconditioning), "only preconditioned methods are built here"
+        check_turn(method, preconditioning.turn, trainee.run, trainee.data)
         return preconditioning
 
     def warm_up_counts(self) -> list[int]:
-        """How many warm-up batches the leader takes, and each of the others."""
-        found = {
-            id(each.preconditioning): each.method.options.get("warmup_batches") or 0
-            for each in self.asked
-            if each.preconditioning
-        }
-        return [found.get(id(each), 0) for each in (self.leader, *self._others)]
+        """How many warm-up batches each turn of the forward takes, the leader's first."""
+        wanted = {id(each.turn): each.method.options.get("warmup_batches") or 0 for each in self.asked if each.turn}
+        return [wanted.get(id(turn), 0) for turn in self.leader.forward.turns]
 
     def prepare(self, looking: bool) -> None:
         """Before the turns of an update: whose direction will be kept."""
@@ -117,24 +116,21 @@ class Panel:
         for label, preconditioning in self._named.items():
             # Shadows need every gradient; of the rest only looks want to know.
             wanted = looking or (label == _GRADIENT and any(each.shadow for each in self.asked))
-            preconditioning.on_applied = partial(self._keep, label) if wanted else None
+            preconditioning.turn.on_direction(partial(self._keep, label) if wanted else None)
 
     def _keep(self, label: str, direction: Direction) -> None:
         self.directions[label] = direction
-        for listen in self.listeners:
-            listen(label)
-
-    # Called with a label right after that method gave its direction, in the state that gave it.
-    listeners: tuple[Callable[[str], None], ...] = ()
+        for listener in self._listeners:
+            listener(label)
 
     def complete(self) -> None:
-        """After the turns, before the weights move: the directions of those without a preconditioning."""
+        """After the turns, before the weights move: the directions of those that take none."""
         gradient = self.directions.pop(_GRADIENT, None)
         written = {p: p.grad for p in self.trainee.model.parameters()}
         for each in self.asked:
             if each is self.followed and each.shadow is None:
-                self.directions[each.label] = written  # clipped, where it is
-            elif each.preconditioning is None and gradient is not None:
+                self.directions[each.label] = written  # as the step rule left it
+            elif each.turn is None and gradient is not None:
                 given = written if each is self.followed else gradient
                 self.directions[each.label] = each.shadow.step(given) if each.shadow else given
 

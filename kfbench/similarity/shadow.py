@@ -9,7 +9,7 @@ from kfbench.config.schema import Method
 from kfbench.errors import UsageError, described
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.updates.build import build_method
-from kfbench.updates.preconditioning import Direction
+from kfbench.updates.turn import Direction
 
 
 class Shadow:

@@ -8,24 +8,19 @@ from torch import Tensor
 
 from kfbench.curvature.approximations import (
     Approximation,
-    KroneckerProduct,
     SampleFisher,
-    ScaledEigenbasis,
     relative_error,
     spectrum_distance,
 )
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.statistics import LayerStatistics, Statistics
+from kfbench.curvature.statistics import Statistics
 from kfbench.errors import UsageError
-from kfbench.preconditioners.ekfac import EKFAC
-from kfbench.preconditioners.gn_cg import GaussNewtonCG
-from kfbench.preconditioners.kfac import KFAC
-from kfbench.preconditioners.natural import NaturalGradient
+from kfbench.preconditioners.contract import vectors_of
 from kfbench.similarity.panel import Panel
 from kfbench.updates.batches import SPECTRUM_LABELS, stream_seed
-from kfbench.updates.build import vectors_of
 from kfbench.updates.preconditioning import Preconditioning
-from kfbench.updates.schedule import Amortisation
+from kfbench.updates.schedule import AtLooks
+from kfbench.updates.turn import Turn
 
 # A Gram matrix of so many rows takes 128 MB, and its eigenvalues some ten seconds at every look.
 MAX_ROWS = 4000
@@ -34,7 +29,7 @@ MAX_ROWS = 4000
 class RowKeeper:
     """Meets the contract of a method, but only keeps the newest rows of one kind of labels."""
 
-    orders = ("same",)
+    orders: tuple[str, ...] = ("same",)
     apply_remembers = False
     per_sample = True
 
@@ -61,54 +56,34 @@ class RowKeeper:
         """Nothing."""
 
 
-class _AtLooks(Amortisation):
-    """Observes the first of every T updates."""
-
-    def observes(self, step: int) -> bool:
-        return step % self.T == 0
-
-
 class _Tracked:
     """One method: its curvature in force, and since when."""
 
-    def __init__(self, preconditioning: Preconditioning, layers: Sequence[str]) -> None:
-        self.preconditioning, self.layers = preconditioning, layers
+    def __init__(self, turn: Turn, layers: Sequence[str]) -> None:
+        assert turn.traits.approximation is not None
+        self.turn, self._layers, self._approximation = turn, layers, turn.traits.approximation
         self._seen = 0
         self.first_use = 0  # of the refresh in force: the update whose direction it gave first
         self.age = 0  # updates since then, at the last look
-        self._factors: dict[str, KroneckerProduct] = {}
+        self._refreshed: dict[str, Approximation] = {}
         self.in_force: dict[str, Approximation] = {}
 
     def notice(self, first_use: int) -> None:
-        """After anything that may have refreshed: factors are kept as they were at the last refresh."""
-        if self.preconditioning.refreshes == self._seen:
+        """After anything that may have refreshed: what is in force until the next refresh is kept as it is now."""
+        if self.turn.refreshes == self._seen:
             return
-        self._seen, self.first_use = self.preconditioning.refreshes, first_use
-        method: Any = self.preconditioning.method
-        if isinstance(method, KFAC):
-            self._factors = {
-                name: KroneckerProduct(method.B.means[name].clone(), method.A.means[name].clone())
-                for name in self.layers
-                if name in method.A.means
-            }
+        self._seen, self.first_use = self.turn.refreshes, first_use
+        if self.turn.traits.approximation_of_refresh:
+            self._refreshed = self._now()
 
     def applied(self, step: int) -> None:
         """Right after it gave the direction of update ``step``."""
         self.notice(step)
         self.age = step - self.first_use
-        method: Any = self.preconditioning.method
-        if isinstance(method, KFAC):
-            self.in_force = dict(self._factors)
-        elif isinstance(method, EKFAC):
-            known = [name for name in self.layers if name in method.bases]
-            self.in_force = {n: ScaledEigenbasis(method.bases[n], method.scales[n].clone()) for n in known}
-        else:
-            rows = method.newest.rows.layers
-            self.in_force = {name: _fisher_of(rows[name]) for name in self.layers if name in rows}
+        self.in_force = self._refreshed if self.turn.traits.approximation_of_refresh else self._now()
 
-
-def _fisher_of(rows: Any) -> SampleFisher:
-    return SampleFisher(LayerStatistics(rows.inputs, rows.output_gradients))
+    def _now(self) -> dict[str, Approximation]:
+        return {name: known for name in self._layers if (known := self._approximation(name)) is not None}
 
 
 class Spectrum:
@@ -126,36 +101,33 @@ class Spectrum:
             if name not in panel.layers:
                 raise UsageError(f"--spectrum {name}: no such layer is captured; there are {', '.join(panel.layers)}")
         self.tracked = {
-            label: _Tracked(preconditioning, layers)
-            for label, preconditioning in panel.preconditioned.items()
-            if isinstance(preconditioning.method, _WITH_APPROXIMATION)
+            label: _Tracked(turn, layers) for label, turn in panel.turns.items() if turn.traits.approximation
         }
         if not self.tracked:
             labels = ", ".join(each.label for each in panel.asked)
-            raise UsageError(f"--spectrum needs a kfac, ekfac, natural or gn-cg among the methods, got {labels}")
+            raise UsageError(
+                f"--spectrum needs a method with an approximation, such as kfac, ekfac, natural, gn-cg, got {labels}"
+            )
         self.keepers: dict[str, RowKeeper] = {}
         self._first_use: dict[str, int] = {}
         for tracked in self.tracked.values():
-            fisher = tracked.preconditioning.method.fisher
-            points = trainee.run.batch_size
-            if not isinstance(tracked.preconditioning.method, KFAC | EKFAC):  # whose curvature is rows as well
-                points = max(points, tracked.preconditioning.points_of_a_refresh(points))
+            fisher, batch_size = tracked.turn.traits.fisher, trainee.run.batch_size
+            points = max(batch_size, tracked.turn.points_of_a_refresh(batch_size))
             _check_rows(points * vectors_of(fisher, trainee.data.outputs), fisher)
             if fisher not in self.keepers:
                 self._add_keeper(fisher, every)
-        panel.listeners = (*panel.listeners, self._listen)
+        panel.listen(self._listen)
 
     @property
     def periods(self) -> dict[str, int]:
         """T of every method."""
-        return {label: tracked.preconditioning.schedule.T for label, tracked in self.tracked.items()}
+        return {label: tracked.turn.schedule.T for label, tracked in self.tracked.items()}
 
     def _add_keeper(self, fisher: str, every: int) -> None:
         trainee, keeper = self.panel.trainee, RowKeeper(fisher)
-        method: Any = keeper
         seed = stream_seed(trainee.seed, SPECTRUM_LABELS)
-        observer = Preconditioning(trainee.model, method, damping=0.0, T=1, likelihood=trainee.likelihood, seed=seed)
-        observer.schedule = _AtLooks(every, 1)
+        observer = Preconditioning(trainee.model, keeper, damping=0.0, T=1, likelihood=trainee.likelihood, seed=seed)
+        observer.turn.reschedule(AtLooks(every))
         self.keepers[fisher] = keeper
         self.panel.add_observer(observer)
 
@@ -167,9 +139,7 @@ class Spectrum:
     def before_turns(self) -> None:
         """Before the turns of an update: which methods will refresh before they apply."""
         step = self.panel.trainee.step
-        self._first_use = {
-            label: step + (not tracked.preconditioning.observes_first) for label, tracked in self.tracked.items()
-        }
+        self._first_use = {label: step + (not tracked.turn.observes_first) for label, tracked in self.tracked.items()}
 
     def after_turns(self) -> None:
         """After them: whoever refreshed."""
@@ -187,7 +157,7 @@ class Spectrum:
         for name in self.layers:
             fishers = {f: SampleFisher(k.statistics[name]) for f, k in self.keepers.items() if name in k.statistics}
             for label, tracked in self.tracked.items():
-                fisher = fishers.get(tracked.preconditioning.method.fisher)
+                fisher = fishers.get(tracked.turn.traits.fisher)
                 approximation = tracked.in_force.get(name)
                 if fisher is None or approximation is None:  # found not to be captured after all; a warning said so
                     continue
@@ -201,9 +171,6 @@ class Spectrum:
                     }
                 )
         return found
-
-
-_WITH_APPROXIMATION = (KFAC, EKFAC, NaturalGradient, GaussNewtonCG)
 
 
 def _check_rows(rows: int, fisher: str) -> None:

@@ -1,10 +1,11 @@
 """Norm clipping: a step rule between a method's direction and the optimizer's step."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kfbench.step_rules.contract import Proposed, Taken
 from kfbench.step_rules.learning_rate import learning_rate_factor
 
 
@@ -20,23 +21,30 @@ class NormClipping:
 
     def __init__(self, c: float, decay: float, total: int, device: torch.device) -> None:
         self.c, self.decay, self.total = c, decay, total
-        self.clipped = torch.zeros((), dtype=torch.int64, device=device)  # updates in which it acted so far
+        # Counted on the device: reading it at every update would synchronise.
+        self._clipped = torch.zeros((), dtype=torch.int64, device=device)
 
-    def factor(self, product: Tensor, lr: float, step: int) -> Tensor:
-        """``lr_t / lr`` [] at update ``step``, from ``grad'direction`` []; it stays on the device."""
-        c = self.c * learning_rate_factor("exp", self.decay, step, self.total)
-        factor = ((c / product.clamp(min=0)).sqrt() / lr).clamp(max=1)
-        self.clipped += factor < 1
+    def scale(self, proposed: Proposed) -> Tensor:
+        """``lr_t / lr`` []."""
+        assert proposed.lr is not None, "an optimizer without a learning rate is refused when it is built"
+        c = self.c * learning_rate_factor("exp", self.decay, proposed.step, self.total)
+        factor = ((c / proposed.product().clamp(min=0)).sqrt() / proposed.lr).clamp(max=1)
+        self._clipped += factor < 1
         return factor
 
+    def damping(self, taken: Taken) -> float | None:
+        """The same."""
+        return taken.damping
 
-def squared_norm(gradients: list[Tensor]) -> Tensor:
-    """The sum of all squared entries []."""
-    return torch.stack(torch._foreach_norm(gradients)).square().sum()
+    @property
+    def acted(self) -> int:
+        """In how many updates it clipped."""
+        return int(self._clipped)
 
+    def state_dict(self) -> dict[str, Any]:
+        """How often it acted."""
+        return {"clipped": self._clipped}
 
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
-    """Every ``.grad`` times ``factor`` [], as new tensors: a method may keep the one it returned."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad = parameter.grad * factor
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self._clipped.copy_(state["clipped"])

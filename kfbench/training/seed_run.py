@@ -233,7 +233,7 @@ class SeedRun:
             "peak_memory_bytes": peak_memory_bytes(self.trainee.device),
             "state_memory_bytes": self.trainee.state_memory_bytes(),
             "damping_retries": self.trainee.damping_retries,
-            "clipped_updates": self.trainee.clipped_updates,
+            "clipped_updates": self.trainee.rule.acted,
             **self._target(),
         }
 

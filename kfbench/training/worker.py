@@ -71,19 +71,15 @@ def probe_trial(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _seconds_per_update(contestant: TraineeContestant) -> tuple[float, float]:
     """On average over a period, and the slowest kind."""
-    preconditioning = contestant.trainee.preconditioning
-    if preconditioning is None:
-        seconds = contestant.run(_UPDATES) / _UPDATES
-        return seconds, seconds
+    schedule = contestant.trainee.preconditioning.turn.schedule
     parts = []
     for part in PARTS:
         kind = PartContestant(contestant, part)
         kind.prepare()
-        updates = 1 if part == PARTS[-1] else _UPDATES
+        updates = 1 if part == PARTS[-1] and schedule.T > 1 else _UPDATES
         parts.append(kind.run(updates) / updates)
-    T, S = preconditioning.schedule.T, preconditioning.schedule.S
     plain, observing, refresh = parts
-    return ((T - S) * plain + (S - 1) * observing + refresh) / T, max(parts)
+    return ((schedule.T - schedule.S) * plain + (schedule.S - 1) * observing + refresh) / schedule.T, max(parts)
 
 
 def preload_data(tree: Mapping[str, Any]) -> None:

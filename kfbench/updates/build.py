@@ -12,13 +12,16 @@ from kfbench.config.importing import import_object
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import find_method
 from kfbench.errors import UsageError, described
-from kfbench.preconditioners.contract import Preconditioner
+from kfbench.preconditioners.contract import Preconditioner, vectors_of
 from kfbench.problems.datasets import Dataset, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.models import build_model
 from kfbench.step_rules.clipping import NormClipping
+from kfbench.step_rules.contract import NoRule, StepRule
 from kfbench.updates.isolation import evaluating
-from kfbench.updates.preconditioning import FisherBatches, Preconditioning
+from kfbench.updates.plain import PlainUpdate
+from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.turn import FisherBatches, Turn
 
 
 def prepare_torch(run: Run) -> torch.device:
@@ -85,25 +88,26 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
 
 def build_method(
     method: Method, model: nn.Module, seed: int, likelihood: Likelihood, fisher_batches: FisherBatches
-) -> tuple[torch.optim.Optimizer, Preconditioning | None, float]:
-    """The torch optimizer, the preconditioning over it or None, and the weight decay that is ours."""
+) -> tuple[torch.optim.Optimizer, Preconditioning | PlainUpdate, float]:
+    """The torch optimizer, what makes its directions, and the weight decay that is ours."""
     entry, options = find_method(method.opt), method.options
     names = set(entry.optimizer_options) | (set(options) - set(entry.options) if not entry.preconditioner else set())
     arguments = {name: options[name] for name in names if options.get(name) is not None}
-    preconditioning = None
+    update: Preconditioning | PlainUpdate = PlainUpdate(model)
     if entry.preconditioner:
         preconditioner = _build_preconditioner(method, entry.constructor, entry.preconditioner)
-        preconditioning = _build_preconditioning(method, preconditioner, model, seed, likelihood, fisher_batches)
+        update = _build_preconditioning(method, preconditioner, model, seed, likelihood, fisher_batches)
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
     decay = 0.0 if "weight_decay" in names else float(options.get("weight_decay") or 0.0)
-    return optimizer, preconditioning, decay
+    return optimizer, update, decay
 
 
-def build_clipping(method: Method, total: int, device: torch.device) -> NormClipping | None:
-    """The norm clipping of ``total`` updates; None without a clip_norm, or where it is the optimizer's own option."""
+def build_rule(method: Method, total: int, device: torch.device, lr: float | None) -> StepRule:
+    """The step rule of ``total`` updates: none without a clip_norm, or where that is the optimizer's own option."""
     options, own = method.options, find_method(method.opt).optimizer_options
     if options["clip_norm"] is None or "clip_norm" in own:
-        return None
+        return NoRule()
+    check_learning_rate(method, lr, "clip_norm")
     return NormClipping(options["clip_norm"], options["clip_decay"] or 1.0, total, device)
 
 
@@ -139,28 +143,28 @@ def _build_preconditioning(
         raise UsageError(f"method {method.opt!r}: {error}") from error
 
 
-def check_method(method: Method, preconditioning: Preconditioning, run: Run, data: Dataset) -> None:
+def check_learning_rate(method: Method, lr: float | None, option: str) -> None:
+    """UsageError where the optimizer has none for this option to change."""
+    if lr is None:
+        value = method.options[option]
+        raise UsageError(f"method {method.opt!r} has no learning rate for {option} {value!r} to change")
+
+
+def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
     """UsageError where the points and vectors of a refresh are not to be had, or too many for the method."""
-    preconditioner = preconditioning.method
-    points = preconditioning.points_of_a_refresh(run.batch_size)
-    own = getattr(preconditioner, "own_points", None) or 0
+    points = turn.points_of_a_refresh(run.batch_size)
+    own = turn.traits.own_points or 0
     if own > points:
         raise UsageError(
             f"method {method.opt!r}: fisher_data is {own}, above the batch_size of {run.batch_size}, from which order "
             "'same' takes them; use order 'independent'"
         )
-    if check := getattr(preconditioner, "check", None):
-        try:
-            check(preconditioning.damping, points, vectors_of(preconditioner.fisher, data.outputs))
-        except ValueError as error:
-            raise UsageError(f"method {method.opt!r}: {error}") from error
+    try:
+        turn.traits.check(turn.damping, points, vectors_of(turn.traits.fisher, data.outputs))
+    except ValueError as error:
+        raise UsageError(f"method {method.opt!r}: {error}") from error
     if points > len(data.train_inputs):
         raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
-
-
-def vectors_of(fisher: str, outputs: int) -> int:
-    """How many vectors are backpropagated for each point."""
-    return {"none": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]
 
 
 def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: Any) -> Any:

@@ -1,8 +1,33 @@
-"""Schedules: which updates observe and refresh, and what the learning rate is."""
+"""T, S and the kinds of an update: which updates observe and refresh."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from kfbench.config.method_table import DEFAULT_S
+
+# The three kinds of an update, as a composed method's windows are recorded: METHOD + one of these.
+PARTS = ("/plain", "/observing", "/refresh")
+
+
+class Schedule(Protocol):
+    """When a method observes and refreshes; the first update is 0."""
+
+    @property
+    def T(self) -> int:
+        """Updates of a period, after which it begins anew."""
+
+    @property
+    def S(self) -> int:
+        """Updates of a period that observe."""
+
+    def observes(self, step: int) -> bool:
+        """Whether this update feeds the statistics."""
+
+    def begins(self, step: int) -> bool:
+        """Whether a period begins here: there a method with points of its own refreshes."""
+
+    def refreshes(self, step: int) -> bool:
+        """Whether this update recomputes what is cubic."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +48,55 @@ class Amortisation:
         return cls(T, S)
 
     def observes(self, step: int) -> bool:
-        """Whether update ``step`` (the first is 0) feeds the statistics."""
+        """The last S of every period."""
         return step % self.T >= self.T - self.S
 
     def begins(self, step: int) -> bool:
-        """Whether a period begins at update ``step``: there a method with points of its own refreshes."""
+        """The first of every period."""
         return step % self.T == 0
 
     def refreshes(self, step: int) -> bool:
-        """Whether update ``step`` recomputes what is cubic."""
+        """The last of every period."""
         return (step + 1) % self.T == 0
 
 
-# Parts of a composed method are recorded as METHOD + one of these.
-PARTS = ("/plain", "/observing", "/refresh")
+@dataclass(frozen=True)
+class Always:
+    """Every update is of one kind: to time that kind alone, or for what never has any curvature."""
+
+    observing: bool
+    refreshing: bool
+    T: int = 1
+    S: int = 1
+
+    def observes(self, step: int) -> bool:
+        """Always the same."""
+        return self.observing
+
+    def begins(self, step: int) -> bool:
+        """Always the same."""
+        return self.refreshing
+
+    def refreshes(self, step: int) -> bool:
+        """Always the same."""
+        return self.refreshing
+
+
+@dataclass(frozen=True)
+class AtLooks:
+    """Observes the first of every T updates, where somebody looks, and has nothing to refresh."""
+
+    T: int
+    S: int = 1
+
+    def observes(self, step: int) -> bool:
+        """Where there is a look."""
+        return step % self.T == 0
+
+    def begins(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def refreshes(self, step: int) -> bool:
+        """Never."""
+        return False

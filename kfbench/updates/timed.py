@@ -13,7 +13,7 @@ from torch import Tensor
 from kfbench.problems.datasets import Dataset
 from kfbench.updates.batches import Batch, training_batches
 from kfbench.updates.clock import synchronise
-from kfbench.updates.schedule import PARTS, Amortisation
+from kfbench.updates.schedule import PARTS, Always
 from kfbench.updates.trainee import Trainee
 
 # Preloaded batches: enough that their order is no pattern, few enough to stay in memory.
@@ -39,8 +39,7 @@ class TraineeContestant:
     ) -> None:
         self.label, self.trainee, self.batches = label, trainee, batches
         self.with_data, self.optimizer_only = with_data, optimizer_only
-        schedule = trainee.preconditioning.schedule if trainee.preconditioning else None
-        self.period = schedule.T if schedule else 1
+        self.period = trainee.preconditioning.turn.schedule.T
         self._loss: Tensor | None = None
         self.device_seconds: float | None = None
         self._start: dict[str, Any] = {}
@@ -108,23 +107,7 @@ class TraineeContestant:
         return self._loss is not None and not math.isfinite(float(self._loss))
 
 
-class _Always(Amortisation):
-    """Every update is of one kind."""
-
-    def __init__(self, observes: bool, refreshes: bool) -> None:
-        super().__init__(T=1, S=1)
-        object.__setattr__(self, "_kinds", (observes, refreshes))
-
-    def observes(self, step: int) -> bool:
-        return self._kinds[0]  # type: ignore[attr-defined]
-
-    def refreshes(self, step: int) -> bool:
-        return self._kinds[1]  # type: ignore[attr-defined]
-
-    begins = refreshes
-
-
-_KINDS = dict(zip(PARTS, ((False, False), (True, False), (True, True)), strict=True))
+_KINDS = dict(zip(PARTS, (Always(False, False), Always(True, False), Always(True, True)), strict=True))
 
 
 class PartContestant(TraineeContestant):
@@ -132,13 +115,9 @@ class PartContestant(TraineeContestant):
 
     def __init__(self, whole: TraineeContestant, part: str) -> None:
         super().__init__(whole.label + part, whole.trainee, whole.batches, whole.with_data, whole.optimizer_only)
-        self.period, self._kind, self._start = 1, _Always(*_KINDS[part]), whole._start
+        self.period, self._kind, self._start = 1, _KINDS[part], whole._start
 
     def run(self, updates: int) -> float:
-        preconditioning = self.trainee.preconditioning
-        assert preconditioning is not None
-        usual, preconditioning.schedule = preconditioning.schedule, self._kind
-        try:
+        """Seconds of that many updates, all of this kind."""
+        with self.trainee.preconditioning.turn.with_schedule(self._kind):
             return super().run(updates)
-        finally:
-            preconditioning.schedule = usual

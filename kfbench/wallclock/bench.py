@@ -108,9 +108,8 @@ class Bench:
         self.timed.append(contestant)
 
     def _compose(self, contestant: TraineeContestant, seconds: dict[str, float]) -> None:
-        preconditioning = contestant.trainee.preconditioning
-        assert preconditioning is not None
-        self.composed[contestant.label] = (preconditioning.schedule.T, preconditioning.schedule.S)
+        schedule = contestant.trainee.preconditioning.turn.schedule
+        self.composed[contestant.label] = (schedule.T, schedule.S)
         for part in PARTS:
             self._plan(PartContestant(contestant, part), seconds)
 
@@ -126,11 +125,10 @@ class Bench:
                 f"{contestant.label}: its loss was not finite when a window ended, so something else than training "
                 "was timed; lower its lr"
             )
-        schedule = trainee.preconditioning.schedule if trainee.preconditioning else None
         found: dict[str, Any] = {
             "composed": contestant.label in self.composed,
-            "T": schedule.T if schedule else None,
-            "S": schedule.S if schedule else None,
+            "T": trainee.preconditioning.T,
+            "S": trainee.preconditioning.S,
             "predicted_multiply_adds": None,
             "predicted_ratio": None,
         }

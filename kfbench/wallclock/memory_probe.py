@@ -7,7 +7,7 @@ from typing import Any
 from kfbench.config.load import undump
 from kfbench.updates.build import build_data, prepare_torch
 from kfbench.updates.memory import peak_memory_bytes, reset_peak_memory
-from kfbench.updates.schedule import Amortisation
+from kfbench.updates.schedule import Always
 from kfbench.updates.timed import preload
 from kfbench.updates.trainee import Trainee
 
@@ -29,9 +29,8 @@ def _probe(tree: dict[str, Any]) -> dict[str, int]:
     device = prepare_torch(config.run)
     data = build_data(config, device)
     trainee = Trainee(config, data, config.run.seed, device)
-    if trainee.preconditioning is not None:
-        trainee.preconditioning.schedule = Amortisation.of(1, 1)
     reset_peak_memory(device)
-    for x, y in preload(data, config.run.batch_size, config.run.seed)[:_UPDATES]:
-        trainee.update(x, y)
+    with trainee.preconditioning.turn.with_schedule(Always(observing=True, refreshing=True)):
+        for x, y in preload(data, config.run.batch_size, config.run.seed)[:_UPDATES]:
+            trainee.update(x, y)
     return {"peak_memory_bytes": peak_memory_bytes(device), "state_memory_bytes": trainee.state_memory_bytes()}

@@ -21,6 +21,9 @@ class Contestant(Protocol):
     period: int
     """Updates after which its costs repeat; windows are whole periods, at the same phase."""
 
+    device_seconds: float | None
+    """Of the last window, between two events on an accelerator; None on a CPU."""
+
     def prepare(self) -> None:
         """Put parameters, state and phase back to where every window starts; not timed."""
 
@@ -67,7 +70,7 @@ def time_rounds(
                 "updates": count,
                 "seconds": seconds,
                 "load_average": _load_average(),
-                "device_seconds": getattr(contestant, "device_seconds", None),
+                "device_seconds": contestant.device_seconds,
             }
 
 

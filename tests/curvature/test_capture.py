@@ -270,7 +270,7 @@ def test_warm_up_restores_batch_norm_and_random_state():
         pre.warm_up([_x(), _x()])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert pre.method.A.means.keys() == {"0", "3"}
-    assert pre.step == 0
+    assert pre.turn.step == 0
     torch.set_rng_state(random)
 
 

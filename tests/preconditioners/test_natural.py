@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from kfbench.preconditioners import natural
-from kfbench.preconditioners.kfac import FISHERS
+from kfbench.preconditioners.contract import FISHERS
 from kfbench.preconditioners.natural import MAX_ROWS, NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS
 from kfbench.updates.preconditioning import Preconditioning

@@ -127,7 +127,7 @@ def test_every_sampled_fisher_of_a_forward_has_the_same_labels(monkeypatch):
     trainee = _followed(specs, "sgd", spectrum=["4"], every=1)
     _step(trainee, 3)
     assert len(drawn) == 2 + 3, "once a forward: two of the warm-up, three updates"
-    kfac, ekfac = (trainee.panel.preconditioned[label].method for label in ("kfac", "ekfac"))
+    kfac, ekfac = (trainee.panel.turns[label].method for label in ("kfac", "ekfac"))
     for name in kfac.B.means:
         assert torch.equal(kfac.B.means[name], ekfac.B.means[name])
 
@@ -255,7 +255,7 @@ def test_errors_are_of_the_refresh_in_force_and_its_age_is_known():
     """Order independent: what an update used, not what it left behind; K-FAC's factors stay those of the refresh."""
     trainee = _followed(["kfac:T=3,S=3,fisher=empirical", "sgd"], "sgd", spectrum=["4"], every=1)
     trainee.warm_up()
-    method, factors, ages = trainee.panel.preconditioned["kfac"].method, [], []
+    method, factors, ages = trainee.panel.turns["kfac"].method, [], []
     for x, y in itertools.islice(trainee.batches(), 7):
         if trainee.step % 3 == 0:
             factors.append((method.B.means["4"].clone(), method.A.means["4"].clone()))
@@ -347,7 +347,7 @@ class Refuses:
     ("specs", "flags", "sentence"),
     [
         ([KFAC, "sgd"], {"spectrum": ["no"]}, "no such layer is captured; there are 2, 4"),
-        ([FOOF, "sgd"], {"spectrum": ["4"]}, "needs a kfac, ekfac, natural or gn-cg among the methods"),
+        ([FOOF, "sgd"], {"spectrum": ["4"]}, "such as kfac, ekfac, natural, gn-cg, got foof, sgd"),
         (
             ["gn-cg", "sgd"],
             {"spectrum": ["4"], "train_samples": 500, "batch_size": 500, "warmup_batches": None},

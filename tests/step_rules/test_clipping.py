@@ -10,6 +10,7 @@ from torch import nn
 from kfbench.errors import UsageError
 from kfbench.preconditioners.foof import FOOF
 from kfbench.step_rules.clipping import NormClipping
+from kfbench.step_rules.contract import Proposed
 from kfbench.updates.build import build_data
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.trainee import Trainee
@@ -35,7 +36,7 @@ def _directions(method, p, c=None, micro=None):
         with pre.capture():
             output = p.model(x)
         pre.accumulate(p.likelihood.loss(output, y), output)
-    pre.finish(None if c is None else lambda product: _clipping(c).factor(product, LR, 0))
+    pre.finish(None if c is None else lambda product: _clipping(c).scale(Proposed(product, LR, 0)))
     return _flat(p.model)
 
 
@@ -75,12 +76,13 @@ def test_direction_is_scaled_by_the_formula(case, name, micro):
 )
 def test_factor(product, factor):
     clipping = _clipping(c=LR**2)
-    assert clipping.factor(torch.tensor(product, dtype=torch.float64), LR, 0).item() == pytest.approx(factor)
-    assert int(clipping.clipped) == (factor < 1)
+    proposed = Proposed(lambda: torch.tensor(product, dtype=torch.float64), LR, 0)
+    assert clipping.scale(proposed).item() == pytest.approx(factor)
+    assert clipping.acted == (factor < 1)
 
 
 def test_a_product_that_is_not_a_number_is_not_hidden():
-    assert math.isnan(_clipping(1.0).factor(torch.tensor(math.nan), LR, 0))
+    assert math.isnan(_clipping(1.0).scale(Proposed(lambda: torch.tensor(math.nan), LR, 0)))
 
 
 class Keeping(FOOF):
@@ -117,7 +119,7 @@ def _steps(runs, spec, count, **flags):
 def test_step_of_gradient_descent_has_the_norm_asked_for(runs, spec, micro):
     lengths, trainee = _steps(runs, f"{spec},clip_norm=1e-4", 3, micro_batch_size=micro)
     assert lengths == pytest.approx([1e-4] * 3, rel=1e-9)
-    assert trainee.clipped_updates == 3
+    assert trainee.rule.acted == 3
 
 
 def test_norm_falls_exponentially(runs):
@@ -131,7 +133,7 @@ def test_the_scheduled_learning_rate_is_the_largest(runs):
     schedule = "sgd:momentum=0,lr=0.1,lr_schedule=step,lr_step_epochs=1,lr_decay=0.5"
     plain, _ = _steps(runs, schedule, 12, epochs=3)
     clipped, trainee = _steps(runs, f"{schedule},clip_norm=100", 12, epochs=3)
-    assert clipped == plain and trainee.clipped_updates == 0
+    assert clipped == plain and trainee.rule.acted == 0
     assert trainee.lr == pytest.approx(0.1 / 4), "5 updates an epoch"
 
 
@@ -152,7 +154,7 @@ class OwnClipping(torch.optim.SGD):
 
 def test_clip_norm_of_a_users_optimizer_is_its_own(runs):
     _, trainee = _steps(runs, f"{__name__}:OwnClipping:clip_norm=2.5", 1)
-    assert trainee.optimizer.seen == 2.5 and trainee.clipped_updates is None
+    assert trainee.optimizer.seen == 2.5 and trainee.rule.acted is None
 
 
 def test_an_optimizer_without_learning_rate_cannot_be_clipped(runs):

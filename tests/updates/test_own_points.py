@@ -116,7 +116,7 @@ def test_in_order_same_it_observes_only_the_batch_it_refreshes_from():
     pre = _run(method, 6, order="same")
     period = ["apply", "apply", 5, "refresh", "apply"]
     assert method.seen == [5, "refresh", *period, *period]
-    assert pre.schedule == Amortisation(T=3, S=1)
+    assert pre.turn.schedule == Amortisation(T=3, S=1)
 
 
 def test_own_generator_of_labels_continues_bit_for_bit():

@@ -34,6 +34,8 @@ class Machine:
 class Fake:
     """Costs ``plain`` an update and ``spike`` more at the end of every period."""
 
+    device_seconds = None
+
     def __init__(self, label, machine, plain, spike=0.0, period=1):
         self.label, self.machine, self.plain, self.spike, self.period = label, machine, plain, spike, period
         self.step, self.prepared = 0, 0

@@ -1,6 +1,8 @@
 """`wallclock` on real methods: counts, restored starts, tasks, composition, files."""
 
+import contextlib
 import copy
+import dataclasses
 import json
 import signal
 import sys
@@ -101,7 +103,8 @@ def test_rows_of_several_vectors_and_positions_are_counted():
 
 def test_method_without_counts_has_no_prediction():
     contestant = _contestant("foof:T=2")
-    contestant.trainee.preconditioning.method.multiply_adds = None
+    turn = contestant.trainee.preconditioning.turn
+    turn.traits = dataclasses.replace(turn.traits, multiply_adds=None)
     assert predicted_tasks(contestant.trainee, contestant.batches[0]) is None
     assert predicted_tasks((gn_cg := _contestant("gn-cg")).trainee, gn_cg.batches[0]) is None
 
@@ -149,7 +152,7 @@ def test_parts_observe_and_refresh_as_their_names_say():
         calls.clear()
         made.run(3)
         assert calls == expected * 3
-    assert contestant.trainee.preconditioning.schedule.T == 5
+    assert contestant.trainee.preconditioning.turn.schedule.T == 5
 
 
 def test_parts_of_a_method_with_points_of_its_own():
@@ -168,13 +171,18 @@ def test_parts_of_a_method_with_points_of_its_own():
         assert calls == expected * 3
 
 
-def test_tasks_add_up_and_leave_no_wrapping():
+def test_tasks_add_up_and_nobody_watches_afterwards():
     contestant = _contestant("kfac:T=2,S=2")
     tasks = measured_tasks(contestant)
     assert list(tasks) == list(TASKS)
     assert all(seconds > 0 for seconds in tasks.values())
-    assert "apply" not in vars(contestant.trainee.preconditioning.method)
-    assert "step" not in vars(contestant.trainee.optimizer)
+    watched = []
+    with contestant.trainee.watch(lambda task: contextlib.nullcontext(watched.append(task))):
+        contestant.run(2)
+    assert set(watched) == set(TASKS[1:])
+    seen = len(watched)
+    contestant.run(2)
+    assert len(watched) == seen
 
 
 def test_optimizer_only_times_less_than_the_whole():

@@ -1,0 +1,98 @@
+"""One captured forward that serves several methods: what is verified, drawn or backpropagated for one is for all."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from kfbench.curvature.capture import Captured, capture
+from kfbench.curvature.coverage import Coverage
+from kfbench.curvature.layers import Layer
+from kfbench.errors import described
+from kfbench.problems.likelihoods import Likelihood
+from kfbench.updates.isolation import forward_isolated
+from kfbench.updates.turn import Turn
+
+
+class SharedForward:
+    """Captures a model's forwards for one or several turns, the first of which leads.
+
+    Each turn keeps its own schedule and order. Labels of one kind are drawn once a forward, by the first
+    turn that observes it.
+    """
+
+    def __init__(self, model: nn.Module, likelihood: Likelihood) -> None:
+        self.model, self.likelihood = model, likelihood
+        self.coverage = Coverage(model)
+        self.turns: list[Turn] = []
+        self._captured: Captured | None = None
+
+    def join(self, turn: Turn) -> None:
+        """From now on every captured forward serves this one too."""
+        self.turns.append(turn)
+        self.coverage.per_sample |= turn.traits.per_sample
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The preconditioned layers by name."""
+        return self.coverage.layers
+
+    def capture(self) -> capture:
+        """The context for one training forward (of one micro-batch)."""
+        block = capture(self.layers, self.coverage.plain_parameters())
+        self._captured = block.captured
+        return block
+
+    def collect(self, losses: Tensor, output: Tensor, keep_graph: bool = False) -> None:
+        """Hand the captured forward to every turn: ``losses`` [N] per sample, the model's ``output``."""
+        if losses.dim() != 1:
+            raise ValueError(f"losses must be per sample, [N], got shape {list(losses.shape)}: use reduction='none'")
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise RuntimeError("no forward was captured: run the model inside 'with preconditioning.capture():'")
+        if not self.coverage.verified:
+            self.coverage.verify(captured, losses)
+        for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph
+            turn.collect_statistics(captured, losses, output)
+        for turn in self.turns:
+            turn.collect_gradients(captured, losses, keep_graph)
+
+    def of_batch(self, x: Tensor, y: Tensor) -> tuple[Captured, Tensor, Tensor]:
+        """(captured, losses [N], output) of a batch that no update is made of."""
+        with self.capture():
+            output = self.model(x)
+        captured, self._captured = self._captured, None
+        assert captured is not None
+        losses = self.likelihood.loss(output, y)
+        if not self.coverage.verified:
+            self.coverage.verify(captured, losses)
+        return captured, losses, output
+
+    def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]], counts: Sequence[int] | None = None) -> None:
+        """Fill the statistics from (inputs, targets) before the first update, then refresh once.
+
+        BatchNorm buffers and the random state of dropout come out as they went in. ``counts``: how many
+        of the batches are for each turn (default: all).
+        """
+        limits = [math.inf] * len(self.turns) if counts is None else counts
+        seen = 0
+        with forward_isolated(self.model):
+            for x, y in batches:
+                captured, losses, output = self.of_batch(x, y)
+                for turn, limit in zip(self.turns, limits, strict=True):
+                    if seen < limit:
+                        turn.observe(turn.statistics_of(captured, losses, output))
+                seen += 1
+        for turn, limit in zip(self.turns, limits, strict=True):
+            if min(seen, limit):
+                turn.refresh()
+        self.coverage.verified = False  # the losses of the coming updates may hold more than the likelihood's
+
+    def ask(self, turns: Sequence[Turn]) -> None:
+        """Their turns, writing nothing; RuntimeError names the one that fails, since whatever is followed has not."""
+        for turn in turns:
+            try:
+                turn.take(self)
+            except Exception as error:
+                name = type(turn.method).__name__
+                raise RuntimeError(f"{name}, which is only asked, failed: {described(error)}") from error

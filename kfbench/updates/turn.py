@@ -1,0 +1,232 @@
+"""One method on one update: apply, observe and refresh in its order. The only place where that is decided."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kfbench.curvature.capture import Captured
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.statistics import LayerStatistics, join_statistics
+from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
+from kfbench.updates.isolation import forward_isolated
+from kfbench.updates.schedule import Amortisation, Schedule
+
+if TYPE_CHECKING:
+    from kfbench.updates.shared_forward import SharedForward
+
+# Refresh number -> (inputs, targets) of the points that a method draws for itself.
+FisherBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+# (output [N, ...], sampled or full) -> the vectors [K, N, ...] that are backpropagated for the Fisher.
+Vectors = Callable[[Tensor, str], Tensor]
+# What each parameter is to move against; None where the loss does not use it.
+Direction = Mapping[nn.Parameter, Tensor | None]
+# The name of a task of an update -> a block around its work.
+Watch = Callable[[str], AbstractContextManager[None]]
+
+_UNWATCHED = nullcontext()
+
+
+class Turn:
+    """A method at work: its damping, schedule and order, and what was collected since it last took its turn.
+
+    Raises ValueError for values out of range.
+    """
+
+    def __init__(
+        self,
+        method: Preconditioner,
+        damping: float,
+        T: int,
+        S: int | None,
+        order: str | None,
+        vectors: Vectors,
+        fisher_batches: FisherBatches | None,
+    ) -> None:
+        if damping < 0:
+            raise ValueError(f"damping must be at least 0, got {damping}")
+        self.method, self.damping = method, damping
+        self.traits = Traits.of(method)
+        if self.traits.fisher not in ("none", *FISHERS):
+            accepted = ", ".join(("none", *FISHERS))
+            raise ValueError(f"fisher of the method must be one of {accepted}, got {self.traits.fisher or None!r}")
+        self.schedule: Schedule = Amortisation.of(T, 1 if S is None and self.traits.newest_only else S)
+        self.order = order or self.traits.orders[0]
+        if self.order not in self.traits.orders:
+            raise ValueError(f"order must be one of {', '.join(self.traits.orders)}, got {order!r}")
+        self.has_own_points = self.order == "independent" and self.traits.draws_points
+        if self.has_own_points and fisher_batches is None:
+            raise ValueError("in order 'independent' the method draws points of its own: give fisher_batches, got None")
+        self._fisher_batches, self._vectors = fisher_batches, vectors
+        self.step = self.refreshes = 0
+        self._refreshed = self._warned_of_retries = False
+        self._listener: Callable[[Direction], None] | None = None
+        self._around: Watch = lambda task: _UNWATCHED
+        # Of the micro-batches since the last turn.
+        self._gradients: list[dict[str, LayerGradient]] = []
+        self._statistics: list[dict[str, LayerStatistics]] = []
+        self._plain: list[tuple[int, list[Tensor | None]]] = []
+
+    @property
+    def observing(self) -> bool:
+        """Whether the coming update feeds the statistics; before any refresh it always does."""
+        return not self.has_own_points and (self.schedule.observes(self.step) or not self._refreshed)
+
+    @property
+    def observes_first(self) -> bool:
+        """Whether the coming update observes and refreshes before it applies.
+
+        Without warm-up there is nothing to apply yet, so the first update uses its own batch.
+        """
+        return self.has_own_points or self.order == "same" or not self._refreshed
+
+    @property
+    def damping_retries(self) -> int:
+        """How many factors needed more damping than asked for."""
+        method: Any = self.method
+        return method.damping_retries if self.traits.counts_retries else 0
+
+    def points_of_a_refresh(self, batch_size: int) -> int:
+        """How many points a refresh is made from, where they are of one batch or the method's own."""
+        wanted = self.traits.own_points or batch_size
+        return wanted if self.has_own_points else min(wanted, batch_size)
+
+    def on_direction(self, listener: Callable[[Direction], None] | None) -> None:
+        """Tell ``listener`` each direction right after ``apply``, before whatever comes later in the order."""
+        self._listener = listener
+
+    def redamp(self, damping: float) -> None:
+        """From the next refresh on."""
+        self.damping = damping
+
+    def reschedule(self, schedule: Schedule) -> None:
+        """From the coming update on."""
+        self.schedule = schedule
+
+    @contextmanager
+    def with_schedule(self, schedule: Schedule) -> Iterator[None]:
+        """Another schedule within the block."""
+        usual, self.schedule = self.schedule, schedule
+        try:
+            yield
+        finally:
+            self.schedule = usual
+
+    @contextmanager
+    def watch(self, around: Watch) -> Iterator[None]:
+        """Within the block every task of an update is done inside ``around(its name)``."""
+        self._around = around
+        try:
+            yield
+        finally:
+            self._around = lambda task: _UNWATCHED
+
+    def collect_statistics(self, captured: Captured, losses: Tensor, output: Tensor) -> None:
+        """Those of one micro-batch, where the coming update observes; needs the graph."""
+        if self.observing:
+            self._statistics.append(self.statistics_of(captured, losses, output))
+
+    def collect_gradients(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
+        """Those of one micro-batch; frees the graph unless it is to be kept."""
+        self._gradients.append(captured.gradients(losses, keep_graph))
+        self._plain.append((len(losses), captured.plain_gradients(losses)))
+
+    def statistics_of(self, captured: Captured, losses: Tensor, output: Tensor) -> dict[str, LayerStatistics]:
+        """What the method would observe of one captured forward."""
+        with self._around("label backward"):
+            return captured.statistics(self.traits.fisher, losses, output, self._vectors)
+
+    def observe(self, statistics: dict[str, LayerStatistics]) -> None:
+        """Hand them to the method."""
+        with self._around("statistics"):
+            self.method.observe(statistics)
+
+    def take(
+        self,
+        forward: SharedForward,
+        write: Callable[[dict[str, LayerGradient], dict[str, Tensor]], None] | None = None,
+    ) -> None:
+        """One update of this method from what was collected; ``write`` gets gradients and directions [d_out, d_in].
+
+        Without ``write``, and with nobody listening, a method that would not remember it is not applied.
+        """
+        gradients = {
+            name: LayerGradient.join([part[name] for part in self._gradients], self.traits.needs_rows)
+            for name in forward.layers
+        }
+        statistics = join_statistics(self._statistics) if self._statistics else None
+        before = self.observes_first
+        if before:
+            self._observe_and_refresh(forward, statistics)
+        if write is not None or self._listener is not None or self.traits.apply_remembers:
+            with self._around("apply"):
+                directions = self.method.apply(gradients)
+            if write is not None:
+                write(gradients, directions)
+            if self._listener is not None:
+                self._listener(dict(self.by_parameter(forward, directions)))
+        if not before:
+            self._observe_and_refresh(forward, statistics)
+        self._gradients, self._statistics, self._plain = [], [], []
+        self.step += 1
+
+    def by_parameter(
+        self, forward: SharedForward, directions: Mapping[str, Tensor]
+    ) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
+        """The direction of every parameter; those of no captured layer keep their plain gradient."""
+        for name, layer in forward.layers.items():
+            yield from zip(layer.parameters, layer.split(directions[name]), strict=True)
+        total = sum(n for n, _ in self._plain)
+        for index, parameter in enumerate(forward.coverage.plain_parameters()):
+            parts = [(n, g) for n, grads in self._plain if (g := grads[index]) is not None]
+            plain = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
+            yield parameter, plain
+
+    def _observe_and_refresh(self, forward: SharedForward, statistics: dict[str, LayerStatistics] | None) -> None:
+        # With points of its own a method refreshes where a period begins: the direction uses this very refresh.
+        due = self.schedule.begins if self.has_own_points else self.schedule.refreshes
+        refreshing = due(self.step) or not self._refreshed
+        if self.has_own_points and refreshing:
+            statistics = self._statistics_of_own_points(forward)
+        if statistics is not None:
+            self.observe(statistics)
+        if refreshing:
+            self.refresh()
+
+    def _statistics_of_own_points(self, forward: SharedForward) -> dict[str, LayerStatistics]:
+        """At the current weights, leaving no trace in the model."""
+        assert self._fisher_batches is not None
+        with forward_isolated(forward.model):
+            batches = self._fisher_batches(self.step // self.schedule.T)
+            parts = [self.statistics_of(*forward.of_batch(x, y)) for x, y in batches]
+        if not parts:
+            raise ValueError(f"fisher_batches gave no batch at update {self.step}")
+        return join_statistics(parts)
+
+    def refresh(self) -> None:
+        """Everything cubic, with the damping in force; warns, once, of factors that needed more."""
+        with self._around("inverse"):
+            self.method.refresh(self.damping)
+        self._refreshed = True
+        self.refreshes += 1
+        if self.damping_retries and not self._warned_of_retries:
+            warnings.warn(
+                f"a factor was not positive definite in floating point with damping {self.damping:g}, so it was "
+                "damped more; raise --damping or use --dtype float64 (further cases are only counted)",
+                stacklevel=2,
+            )
+            self._warned_of_retries = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's own state, and where it is in its schedule."""
+        return {"method": self.method.state_dict(), "step": self.step, "refreshed": self._refreshed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse; ``state`` may hold more."""
+        self.method.load_state_dict(state["method"])
+        self.step, self._refreshed = state["step"], state["refreshed"]
