@@ -3,18 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from kfbench.claims.file import SHARED, ClaimFile
 from kfbench.claims.measures import DIRECTIONS, PAIR
-from kfbench.config.load import load_config
+from kfbench.config.methods import resolve_method
 from kfbench.config.roles import check_metric
 from kfbench.config.schema import Config
 from kfbench.config.specs import find_method, parse_spec
-from kfbench.curvature.layers import find_layers
 from kfbench.errors import UsageError, unknown
+from kfbench.similarity.run import check
 from kfbench.sweep.plan import method_label, plan
-from kfbench.updates.build import build_data, build_network
 
 _OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
 
@@ -24,7 +21,7 @@ def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
 
     ``tuning`` are the methods of a sweep's summary; where there are none, methods stand as the file gives them.
     """
-    settings, looks = file.settings("sweep"), file.similarity
+    settings, looks = file.config, file.similarity
     if tuning:
         known = {label: _entry_of(m["opt"], m["best"]) for label, m in tuning.items() if m["best"] is not None}
     else:
@@ -41,22 +38,35 @@ def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
         entries[label] = entry
     run = settings.run
     seeds = {"seed": run.seed + run.seeds, "seeds": settings.sweep.final_seeds} if tuning else {}
-    config = file.settings("sweep", list(entries.values()), **seeds)
-    named = [m.model_copy(update={"label": label}) for m, label in zip(config.methods, entries, strict=True)]
-    return config.model_copy(update={"methods": tuple(named), "similarity": looks})
+    config = settings.with_run(**seeds).with_methods(resolve_method(e, label) for label, e in entries.items())
+    return config.model_copy(update={"similarity": looks})
 
 
 def check_directions(file: ClaimFile) -> None:
-    """UsageError for labels that will not be among the methods, and SPECs that do not fit, before anything runs."""
-    methods = plan(file.settings("sweep")) if file.tunes() else ()
-    untuned = {m.label: {"opt": m.opt, "best": m.options(m.cells()[0])} for m in methods}
-    config = asked_config(file, untuned)
+    """UsageError for labels that will not be among the methods, and for looks that the measures lack."""
+    config = _untuned_config(file)
     labels = [method.label for method in config.methods]
     for part in file.claim.parts:
         for label in f"{part.of}{PAIR}{part.to}".split(PAIR) if part.measure in DIRECTIONS else ():
             if label not in labels:
                 raise unknown(f"method in {file.path.name}", label, labels)
     _check_looks(file, config)
+
+
+def check_followed(file: ClaimFile) -> None:
+    """UsageError for whatever `similarity` would refuse, such as layers that the network does not have.
+
+    Builds everything: after hours of tuning it would be too late.
+    """
+    try:
+        check(_untuned_config(file))
+    except UsageError as error:
+        raise UsageError(f"{file.path.name}: {error}") from error
+
+
+def _untuned_config(file: ClaimFile) -> Config:
+    methods = plan(file.config) if file.tunes else ()
+    return asked_config(file, {m.label: {"opt": m.opt, "best": m.options(m.cells()[0])} for m in methods})
 
 
 def _check_looks(file: ClaimFile, config: Config) -> None:
@@ -70,19 +80,6 @@ def _check_looks(file: ClaimFile, config: Config) -> None:
     of_spectra = sorted(file.measures & set(_OF_SPECTRA))
     if of_spectra and not looks.spectrum:
         raise UsageError(f"{name}: {', '.join(of_spectra)} needs layers in similarity.spectrum")
-
-
-def check_layers(file: ClaimFile) -> None:
-    """UsageError for layers that the network does not have: after hours of tuning it would be too late."""
-    wanted = file.similarity.spectrum
-    if not wanted:
-        return
-    config, device = file.settings("sweep"), torch.device("cpu")
-    network = build_network(config.problem, config.run, build_data(config, device), device, config.run.seed)
-    layers, _ = find_layers(network)
-    for layer in wanted:
-        if layer not in layers:
-            raise unknown(f"layer in {file.path.name}", layer, layers)
 
 
 def _entry_of(opt: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +96,6 @@ def _asked(spec: Any, known: Mapping[str, Any], followed: Mapping[str, Any]) -> 
     if isinstance(spec, str) and spec in known:
         return spec, known[spec]
     opt, options = parse_spec(spec)
-    label = _label(opt, load_config(specs=[spec]).methods[0].options)
+    label = _label(opt, resolve_method(spec).options)
     shared = {name: followed[name] for name in SHARED if name in followed and find_method(opt).accepts(name)}
     return label, {"opt": opt, **shared, **options}

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from kfbench.claims.scales import SCALES, changes
 from kfbench.config.identity import budget, fingerprint
-from kfbench.config.load import dump, load_config
+from kfbench.config.load import configure, dump
+from kfbench.config.methods import resolve_method
 from kfbench.config.schema import Config, Float, Section, Similarity, Text, validated
 from kfbench.config.specs import parse_spec
 from kfbench.config.yaml_file import read_yaml
@@ -26,6 +27,8 @@ _RULES = 2
 # What a method that is asked takes from the followed one unless its SPEC says otherwise.
 SHARED = ("lr", "damping", "T", "S")
 _OF_TIME = {"seconds_per_update", "seconds_to_loss"}
+# Whose blocks a claim's configuration has; that of `similarity` names methods as they are tuned, so it stands apart.
+_COMMANDS = ("sweep", "wallclock")
 
 
 Measure = Literal[
@@ -70,85 +73,87 @@ class Claim(Section):
 
 @dataclass(frozen=True)
 class ClaimFile:
-    """A claim, and the configurations of the commands that its records come from, at one scale."""
+    """A claim, and the configuration of the commands that its records come from, at one scale."""
 
     path: Path
     scale: str
     claim: Claim
-    flags: Mapping[str, Any]
-
-    def settings(self, command: str, specs: Sequence[Any] = (), **more: Any) -> Config:
-        """The configuration of one command at this scale; ``specs`` replace the file's methods."""
-        return load_config(self.path, {**self.flags, **more}, specs, command=command)
+    config: Config
+    """With the blocks of `sweep` and `wallclock`."""
+    similarity: Similarity
+    """What is asked along whose trajectory; ``follow`` is a label as the tuning has it."""
+    blocks: frozenset[str]
+    """Of the commands that the file has one for."""
 
     @property
     def measures(self) -> set[str]:
         """What the parts measure."""
         return {part.measure for part in self.claim.parts}
 
+    @property
     def tunes(self) -> bool:
         """Whether the methods are tuned first: the file has a block for it."""
-        return "sweep" in read_yaml(self.path)
+        return "sweep" in self.blocks
 
     @cached_property
     def hash(self) -> str:
         """Equal for equal experiments and predicates at equal scale, wherever they run."""
-        settings, blocks = self.settings("sweep"), read_yaml(self.path)
-        asked: dict[str, Any] = {}
-        if "similarity" in blocks:
+        run, asked = self.config.run, dict[str, Any]()
+        if "similarity" in self.blocks:
             asked["similarity"] = self.similarity.model_dump()
-        if "wallclock" in blocks:
-            asked["wallclock"] = dump(self.settings("wallclock"), "wallclock")["wallclock"]
-        if "sweep" in blocks:
-            asked["sweep"] = settings.sweep.model_dump(exclude={"jobs", "trial_timeout"})
+        if "wallclock" in self.blocks:
+            asked["wallclock"] = dump(self.config, "wallclock")["wallclock"]
+        if self.tunes:
+            asked["sweep"] = self.config.sweep.model_dump(exclude={"jobs", "trial_timeout"})
         if self.measures & _OF_TIME:
-            asked["machine"] = [settings.run.device, settings.run.threads]
+            asked["machine"] = [run.device, run.threads]
         return fingerprint(
             {
                 "rules": _RULES,
                 "scale": self.scale,
-                "budget": budget(settings),
-                "seeds": [settings.run.seed, settings.run.seeds],
-                "methods": self._decided(settings),
-                "published": [self._resolved(spec) for spec in self.claim.published],
-                "ask": [self._resolved(spec, SHARED) for spec in self.claim.ask],
+                "budget": budget(self.config),
+                "seeds": [run.seed, run.seeds],
+                "methods": self._decided(),
+                "published": [_resolved(spec) for spec in self.claim.published],
+                "ask": [_resolved(spec, SHARED) for spec in self.claim.ask],
                 **asked,
                 "claim": self.claim.model_dump(exclude=set(_NOT_HASHED)),
             }
         )
 
-    def _resolved(self, spec: Any, from_elsewhere: Sequence[str] = ()) -> Any:
-        """A SPEC with its defaults, but for options that it gets elsewhere; a label of the tuning as it is."""
-        try:
-            opt, given = parse_spec(spec)
-        except UsageError:
-            return spec
-        defaults = load_config(specs=[spec]).methods[0].options
-        own = {name: value for name, value in defaults.items() if name in given or name not in from_elsewhere}
-        return {"opt": opt, **own}
-
-    def _decided(self, settings: Config) -> list[dict[str, Any]]:
+    def _decided(self) -> list[dict[str, Any]]:
         """The methods without the swept parameters, whose defaults no trial takes, and without labels of them."""
-        swept = settings.sweep.parameters if self.tunes() else ()
+        swept = self.config.sweep.parameters if self.tunes else ()
         return [
             {"opt": method.opt, **{name: value for name, value in method.options.items() if name not in swept}}
-            for method in settings.methods
+            for method in self.config.methods
         ]
 
-    @property
-    def similarity(self) -> Similarity:
-        """What is asked along whose trajectory; ``follow`` is a label as the tuning has it."""
-        return validated(Similarity, read_yaml(self.path).get("similarity") or {}, f"similarity of {self.path.name}")
+
+def _resolved(spec: Any, from_elsewhere: Sequence[str] = ()) -> Any:
+    """A SPEC with its defaults, but for options that it gets elsewhere; a label of the tuning as it is."""
+    try:
+        opt, given = parse_spec(spec)
+    except UsageError:
+        return spec
+    defaults = resolve_method(spec).options
+    own = {name: value for name, value in defaults.items() if name in given or name not in from_elsewhere}
+    return {"opt": opt, **own}
 
 
 def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) -> ClaimFile:
+    """Read the YAML, then as ``claim_of``."""
+    return claim_of(path, read_yaml(path), scale, more)
+
+
+def claim_of(path: Path, tree: Mapping[str, Any], scale: str, more: Mapping[str, Any] | None = None) -> ClaimFile:
     """UsageError, one sentence, for whatever does not fit: before anything runs.
 
-    ``more`` are flags that win over file and scale.
+    ``tree`` is the YAML at ``path`` as read; ``more`` are flags that win over file and scale.
     """
     if scale not in SCALES:
         raise UsageError(f"scale must be one of {', '.join(SCALES)}, got {shown(scale)}")
-    given = _claim_block(path)
+    given = claim_block(tree)
     if not given:
         raise UsageError(f"{path} holds no claim (no compare.claim)")
     where = f"claim {given.get('id')!r} of {path.name}" if isinstance(given, dict) else f"claim of {path.name}"
@@ -160,29 +165,28 @@ def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) ->
     claim = validated(Claim, given, where)
     if not any(part.decides for part in claim.parts):
         raise UsageError(f"{where}: no part decides, so that no verdict could be given")
-    full = load_config(path, command="sweep")
-    return ClaimFile(path, scale, claim, {**changes(full, scale, claim.small), **(more or {})})
+    full = configure(tree, commands=_COMMANDS)
+    flags = {**changes(full, scale, claim.small), **(more or {})}
+    config = configure(tree, flags, commands=_COMMANDS, methods=full.methods) if flags else full
+    looks = validated(Similarity, tree.get("similarity") or {}, f"similarity of {path.name}")
+    return ClaimFile(path, scale, claim, config, looks, frozenset(tree))
 
 
-def holds_claim(path: Path) -> bool:
-    """Whether that YAML is one of a claim; UsageError where it is no YAML."""
-    return bool(_claim_block(path))
+def claim_block(tree: Mapping[str, Any]) -> Any:
+    """What a YAML says of a claim; nothing where it holds none."""
+    block = tree.get("compare")
+    return block.get("claim") if isinstance(block, dict) else None
 
 
-def claims_in(folder: Path) -> list[Path]:
-    """The YAML files of a folder that hold a claim, by name; one that cannot be read is named and left out."""
-    found = []
+def claims_in(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The YAMLs of a folder that hold a claim, by name; one that cannot be read is named and left out."""
+    trees = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
-            found += [path] if holds_claim(path) else []
+            trees[path] = read_yaml(path)
         except UsageError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
-    return found
-
-
-def _claim_block(path: Path) -> Any:
-    block = read_yaml(path).get("compare")
-    return block.get("claim") if isinstance(block, dict) else None
+    return {path: tree for path, tree in trees.items() if claim_block(tree)}
 
 
 def _check_part(part: ClaimPart, where: str) -> None:

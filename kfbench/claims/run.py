@@ -2,24 +2,25 @@
 
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kfbench.claims.directions import asked_config, check_directions, check_layers
+from kfbench.claims.directions import asked_config, check_directions, check_followed
 from kfbench.claims.file import ClaimFile
 from kfbench.claims.measures import DIRECTIONS, TUNED, Evidence, figures
 from kfbench.claims.toy import toy_losses
 from kfbench.claims.verdicts import judge, verdict
 from kfbench.config.identity import fingerprint
 from kfbench.config.load import dump
+from kfbench.config.methods import resolve_method
 from kfbench.config.schema import Config
 from kfbench.config.specs import parse_spec
 from kfbench.errors import UsageError, unknown
 from kfbench.results.environment import environment
+from kfbench.results.folders import shared_folder
 from kfbench.results.records import (
     ENDED,
     SCHEMA_VERSION,
@@ -50,7 +51,6 @@ _NOT_TOLD = ("losses", "losses_by_seed", "per_epoch")
 class Surroundings:
     """Where the runs of a claim go and who watches them: an observer for each command it may need."""
 
-    sweep_folder: Callable[[Config], AbstractContextManager[Path]]
     sweep: SweepObserver
     training: Callable[[Config], Observer]
     line: Callable[[str], None]
@@ -67,11 +67,12 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
     UsageError for what does not fit, before anything runs. Raises ClaimInterruptedError.
     """
     check_claim(file)
-    check_layers(file)
     measures = file.measures
+    if measures & set(DIRECTIONS):
+        check_followed(file)
     evidence = Evidence()
     record: dict[str, Any] = {"status": "done"}
-    if file.tunes():
+    if file.tunes:
         record |= _tune(file, directory, earlier, around, evidence)
     if measures & set(DIRECTIONS):
         record["similarity"] = _follow(file, directory, around, evidence)
@@ -89,16 +90,16 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
         "parts": parts,
         **record,
     }
-    write_yaml(directory / "config.yaml", dump(file.settings("sweep"), "sweep"))
-    write_json(directory / "environment.json", environment(torch.device(file.settings("sweep").run.device)))
+    write_yaml(directory / "config.yaml", dump(file.config, "sweep"))
+    write_json(directory / "environment.json", environment(torch.device(file.config.run.device)))
     write_json(directory / "verdict.json", record)
     return record
 
 
 def check_claim(file: ClaimFile) -> None:
     """UsageError for whatever would only show after hours: labels, published SPECs, methods that are asked."""
-    settings = file.settings("sweep")
-    labels = [method.label for method in plan(settings)] if file.tunes() else []
+    settings = file.config
+    labels = [method.label for method in plan(settings)] if file.tunes else []
     if file.measures & set(TUNED) and not labels:
         needed = ", ".join(sorted(file.measures & set(TUNED)))
         raise UsageError(f"{file.path.name} has no sweep block, which {needed} needs: what is tuned, over which grids")
@@ -132,11 +133,11 @@ def _parts(file: ClaimFile, evidence: Evidence) -> list[dict[str, Any]]:
 
 def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """The published options, and the tuned ones, of every method, with fresh seeds."""
-    with around.sweep_folder(file.settings("sweep")) as folder:
+    with shared_folder(None, "sweep", file.config, overwrite=False) as folder:
         adopted = adopt(folder, earlier / "trials.csv")
         summaries = [_swept(_fixed(file, spec), folder, around) for spec in file.claim.published]
         evidence.published = {label: m for summary in summaries for label, m in summary["methods"].items()}
-        summaries.append(_swept(file.settings("sweep"), folder, around))
+        summaries.append(_swept(file.config, folder, around))
         evidence.tuning = summaries[-1]["methods"]
         kept = _final_epochs(folder, evidence.tuning, (directory, earlier))
         evidence.epochs = _by_seed(kept)
@@ -161,11 +162,11 @@ def _swept(config: Config, folder: Path, around: Surroundings) -> dict[str, Any]
 def _fixed(file: ClaimFile, spec: Any) -> Config:
     """A sweep of one cell: the options as published."""
     opt, options = parse_spec(spec)
-    swept = [name for name in ("lr", "damping") if name in options]
+    swept = tuple(name for name in ("lr", "damping") if name in options)
     grids = {name: [options[name]] for name in swept}
     rest = {name: value for name, value in options.items() if name not in swept}
-    more = {"parameters": swept, "grids": grids, "extend": 0, "refine": 0, "absolute_lr": True}
-    return file.settings("sweep", [{"opt": opt, **rest}], **more)
+    only = {"parameters": swept, "grids": grids, "extend": 0, "refine": 0, "absolute_lr": True}
+    return file.config.with_methods([resolve_method({"opt": opt, **rest})]).with_sweep(**only)
 
 
 def _keep_trials(source: Path, target: Path, labels: Sequence[str]) -> None:
@@ -227,9 +228,7 @@ def _follow(file: ClaimFile, directory: Path, around: Surroundings, evidence: Ev
 
 def _time(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """`wallclock` of the file's methods, the first of which is the reference."""
-    config = file.settings("wallclock")
-    whole = config.wallclock.model_copy(update={"compose": "never"})  # whole periods: nothing to put together again
-    config = config.model_copy(update={"wallclock": whole})
+    config = file.config.with_wallclock(compose="never")  # whole periods: nothing to put together again
     folder = directory / f"wallclock-{fingerprint(dump(config, 'wallclock'))}"
     cell = _once(folder, ("done",), lambda: wallclock([config], folder, around.line))["cells"][0]
     costs, reference = per_update(read_rows(folder / "windows.csv")), cell["reference"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
-from kfbench.cli.claims import PLACES, Choice, claim_paths, judge
+from kfbench.cli.claims import PLACES, Choice, find_claims, judge
 from kfbench.cli.flags import (
     Assignments,
     ConfigFile,
@@ -83,7 +83,7 @@ def compare(
     """
     values = single_values(flags, "compare")
     _check_existence(what or [])
-    claims, whole_folder = claim_paths([*(what or []), *([config] if config else [])])
+    claims, whole_folder = find_claims([*(what or []), *([config] if config else [])])
     if claims:
         choice = Choice("smoke" if values.pop("quick", None) else scale or "small", keep, overwrite, plot, format)
         if given := _not_applying(values, PLACES, {"--opt": opt, "--set": set_, "--html": html}):

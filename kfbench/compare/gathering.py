@@ -10,7 +10,7 @@ from kfbench.compare.comparison import Comparison, MethodRuns, SeedRecord
 from kfbench.compare.sources import DamagedError, Source, options_of, sources
 from kfbench.config.identity import budget, differing_keys
 from kfbench.config.labels import labels
-from kfbench.config.load import load_config
+from kfbench.config.load import configure
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, UPDATE_COLUMNS, json_or_empty, read_json
@@ -94,7 +94,7 @@ def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         sections = [tree.get(name) for name in ("problem", "run")]
         if not all(isinstance(section, dict) for section in sections):
             raise DamagedError(f"{file}: has no problem or no run")
-        shared = budget(load_config(flags={**tree["problem"], **tree["run"]}, specs=["sgd"]))
+        shared = budget(configure({}, {**tree["problem"], **tree["run"]}, ["sgd"]))
     except UsageError as error:
         raise DamagedError(f"{folder}: {error}") from error
     shared["run"].pop("divergence_factor", None)  # when to give up a run that is lost either way

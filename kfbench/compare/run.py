@@ -14,9 +14,7 @@ from kfbench.results.folders import lock
 from kfbench.results.records import ENDED, json_or_empty, write_json, write_yaml
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
-from kfbench.training.run import train
-from kfbench.updates.build import build_data, prepare_torch
-from kfbench.updates.trainee import Trainee
+from kfbench.training.run import check, train
 
 
 def compare(config: Config, directory: Path, observer: Callable[[Config], Observer]) -> dict[str, Any]:
@@ -27,16 +25,14 @@ def compare(config: Config, directory: Path, observer: Callable[[Config], Observ
     ``observer`` makes one for the configuration of each method. UsageError for what does not fit,
     before the first update of any.
     """
-    singles = [config.model_copy(update={"methods": (method,)}) for method in config.methods]
+    singles = [config.with_methods([method]) for method in config.methods]
     folders = {single.methods[0].label: run_folder(single, directory) for single in singles}
     handle = lock(directory)
     try:
         missing = [single for single in singles if not _ended(single, folders[single.methods[0].label])]
         if missing:
-            device = prepare_torch(config.run)
-            data = build_data(config, device)
             for single in missing:
-                Trainee(single, data, config.run.seed, device)
+                device = check(single).device
             write_json(directory / "environment.json", environment(device))
         write_yaml(directory / "config.yaml", dump(config, "compare"))
         status = "done"
@@ -44,8 +40,7 @@ def compare(config: Config, directory: Path, observer: Callable[[Config], Observ
             for single in missing:
                 folder = folders[single.methods[0].label]
                 folder.mkdir(exist_ok=True)
-                options: dict[str, Any] = {"resume": True, "data": data, "keep_weights": False, "stop": stop}
-                summary = train(single, folder, observer(single), **options)
+                summary = train(single, folder, observer(single), resume=True, keep_weights=False, stop=stop)
                 if stop.requested:
                     ended = summary["status"] != "interrupted" and single is missing[-1]
                     status = "done" if ended else "interrupted"

@@ -6,6 +6,7 @@ defaults, ``--config FILE``, flags, ``--set a.b=c``. A value inside the SPEC of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kfbench.config.schema import (
     TOP_KEYS,
     Compare,
     Config,
+    Method,
     MethodOptions,
     Problem,
     Run,
@@ -57,17 +59,29 @@ def load_config(
     assignments: Sequence[str] = (),
     command: str = "train",
 ) -> Config:
+    """Read ``file`` and ``configure``; UsageError, one sentence, for whatever does not fit."""
+    return configure(read_yaml(file) if file else {}, flags, specs, assignments, (command,))
+
+
+def configure(
+    given: Mapping[str, Any],
+    flags: Mapping[str, Any] | None = None,
+    specs: Sequence[str | Mapping[str, Any]] = (),
+    assignments: Sequence[str] = (),
+    commands: Collection[str] = ("train",),
+    methods: Sequence[Method] = (),
+) -> Config:
     """Merge and validate; UsageError, one sentence, for whatever does not fit.
 
-    The blocks of other commands than ``command`` are ignored.
+    ``given`` is a YAML as read, which stays as it is; the blocks of other commands than ``commands`` are ignored.
 
-    ``flags`` are values by key, as text or typed; ``specs`` replace the file's methods;
-    ``assignments`` are "a.b=c".
+    ``flags`` are values by key, as text or typed; ``specs`` replace the file's methods; ``assignments`` are
+    "a.b=c"; ``methods`` are its methods where they have been resolved before.
     """
-    tree = read_yaml(file) if file else {}
+    tree: dict[str, Any] = copy.deepcopy(dict(given))
     flags = {key: value for key, value in (flags or {}).items() if value is not None}
     for name, section in _FLAG_SECTIONS.items():
-        if name in COMMAND_BLOCKS and name != command:
+        if name in COMMAND_BLOCKS and name not in commands:
             continue
         tree[name] = {**_given(tree, name), **{k: v for k, v in flags.items() if k in section.model_fields}}
     _keep_budget(tree["run"], flags)
@@ -83,26 +97,34 @@ def load_config(
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
     problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
-    run = _with_budget(_run(tree, command), problem)
-    entries, similarity = tree.get("methods"), Similarity()
-    if command == "similarity" and (entries is None or isinstance(entries, list)):
-        methods, similarity = resolve_roles(entries, _given(tree, "similarity"), method_flags)
-    else:
-        methods = resolve_methods(entries, method_flags)
+    run = _with_budget(_run(tree, commands), problem)
+    similarity = Similarity()
+    if not methods:
+        methods, similarity = _resolved(tree, method_flags, commands)
     _check_problem(problem)
-    blocks = {name: _block(tree, name, command, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
-    return Config(problem=problem, methods=methods, run=run, similarity=similarity, **blocks)
+    blocks = {name: _block(tree, name, commands, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
+    return Config(problem=problem, methods=tuple(methods), run=run, similarity=similarity, **blocks)
 
 
-def _run(tree: Mapping[str, Any], command: str) -> Run:
+def _resolved(
+    tree: Mapping[str, Any], flags: Mapping[str, Any], commands: Collection[str]
+) -> tuple[Sequence[Method], Similarity]:
+    """The methods, with those that `similarity` follows or compares against among them."""
+    entries = tree.get("methods")
+    if "similarity" in commands and (entries is None or isinstance(entries, list)):
+        return resolve_roles(entries, _given(tree, "similarity"), flags)
+    return resolve_methods(entries, flags), Similarity()
+
+
+def _run(tree: Mapping[str, Any], commands: Collection[str]) -> Run:
     run = validated(Run, _given(tree, "run"))
-    few = command == "compare" and not run.quick and "seeds" not in run.model_fields_set
+    few = "compare" in commands and not run.quick and "seeds" not in run.model_fields_set
     return run.model_copy(update={"seeds": COMPARE_SEEDS}) if few else run
 
 
-def _block(tree: Mapping[str, Any], name: str, command: str, quick: bool) -> Section:
+def _block(tree: Mapping[str, Any], name: str, commands: Collection[str], quick: bool) -> Section:
     """The block of one command: as given if it is this one's, else its defaults."""
-    block = validated(_FLAG_SECTIONS[name], _given(tree, name) if name == command else {})
+    block = validated(_FLAG_SECTIONS[name], _given(tree, name) if name in commands else {})
     if isinstance(block, Sweep):
         block = _with_final_budget(block)
     return block.model_copy(update=_QUICK[name]) if quick and name in _QUICK else block
@@ -218,7 +240,7 @@ def _with_lists(value: Any) -> Any:
 
 
 def dump(config: Config, command: str | None = None) -> dict[str, Any]:
-    """As plain values, with one command's block, such that ``load_config`` of them gives the same configuration."""
+    """As plain values, with one command's block, such that ``configure`` of them gives the same configuration."""
     tree = config.model_dump(exclude={"methods"})
     methods = [
         {"opt": m.opt, **{k: _with_lists(v) for k, v in m.options.items() if v is not None}} for m in config.methods
@@ -232,7 +254,7 @@ def dump(config: Config, command: str | None = None) -> dict[str, Any]:
 
 def undump(tree: Mapping[str, Any]) -> Config:
     """The configuration of which ``dump`` gave problem, methods and run."""
-    return load_config(flags={**tree["problem"], **tree["run"]}, specs=tree["methods"])
+    return configure({}, {**tree["problem"], **tree["run"]}, tree["methods"])
 
 
 def _without_none(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,13 @@ def resolve_methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...
     )
 
 
+def resolve_method(spec: Any, label: str | None = None) -> Method:
+    """One SPEC with all of its options, called ``label`` or by its name; UsageError for what does not fit."""
+    opt, given = parse_spec(spec)
+    options = _options(opt, find_method(opt), given, {})
+    return Method(opt=opt, label=labels([(opt, options)])[0] if label is None else label, options=options)
+
+
 def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Every option of the method: its default, a flag, or what the SPEC says; none there means the default."""
     given = {key: value for key, value in given.items() if value is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -241,6 +241,26 @@ class Config(Section):
     sweep: Sweep = Sweep()
     compare: Compare = Compare()
     similarity: Similarity = Similarity()
+
+    def with_methods(self, methods: Iterable[Method]) -> Config:
+        """The same of other methods."""
+        return self.model_copy(update={"methods": tuple(methods)})
+
+    def with_run(self, **changes: Any) -> Config:
+        """Another run; the changes are values of a validated configuration, or fit its schema."""
+        return self._changed("run", changes)
+
+    def with_sweep(self, **changes: Any) -> Config:
+        """Another sweep."""
+        return self._changed("sweep", changes)
+
+    def with_wallclock(self, **changes: Any) -> Config:
+        """Another way of measuring."""
+        return self._changed("wallclock", changes)
+
+    def _changed(self, name: str, changes: Mapping[str, Any]) -> Config:
+        sections: dict[str, Section] = dict(self)
+        return self.model_copy(update={name: sections[name].model_copy(update=changes)})
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.

@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,13 @@ class Dataset:
         chosen = order[:train_samples].to(self.train_inputs.device)
         return replace(self, train_inputs=self.train_inputs[chosen], train_targets=self.train_targets[chosen])
 
+    def to(self, device: torch.device) -> "Dataset":
+        """On that device; the same tensors where they are there already."""
+        if self.train_inputs.device == device:
+            return self
+        names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
     def reconstruction(self) -> "Dataset":
         """With the inputs themselves, flattened, as targets: what autoencoders are trained on."""
         return _reconstruction(self.train_inputs, self.test_inputs)
@@ -88,6 +96,15 @@ def find_files(name: str, data_dir: str | None) -> list[Path]:
             missing = next(file for file, path in zip(files, found, strict=True) if path is None)
             raise UsageError(f"data set {name!r} is incomplete: {folder / missing} (or .gz) is missing")
     raise _missing(name, folders)
+
+
+def file_states(name: str, data_dir: str | None) -> tuple[tuple[Any, ...], ...]:
+    """Path, size and time of change of every file of a data set; nothing where they are not all there."""
+    try:
+        found = find_files(name, data_dir)
+    except UsageError:  # for whoever reads them to say
+        return ()
+    return tuple((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in found)
 
 
 def _files(entry: DatasetEntry) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def followed_method(config: Config) -> Method:
 
 def followed_config(config: Config) -> Config:
     """As if it were trained alone."""
-    return config.model_copy(update={"methods": (followed_method(config),)})
+    return config.with_methods([followed_method(config)])
 
 
 class ShownGradient(PlainUpdate):

@@ -18,19 +18,24 @@ from kfbench.training.observer import Observer
 from kfbench.updates.build import build_data, prepare_torch
 
 
+def check(config: Config) -> FollowedTrainee:
+    """UsageError for whatever does not fit, before anything is written; returns what the first seed trains."""
+    device = prepare_torch(config.run)
+    return FollowedTrainee(config, build_data(config, device), config.run.seed, device)
+
+
 def similarity(config: Config, directory: Path, observer: Observer) -> dict[str, Any]:
     """Follow every seed into ``directory``, which exists; returns what its summary.json holds.
 
     UsageError for what does not fit, before anything is written. A seed that diverges or fails keeps what was
     recorded and the next one goes on; an interruption ends all seeds.
     """
-    device = prepare_torch(config.run)
-    data = build_data(config, device)
+    first = check(config)
+    first.warn_if_hardly_refreshed()
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
-    trainee: FollowedTrainee | None = FollowedTrainee(config, data, seeds[0], device)
-    assert trainee is not None
-    trainee.warn_if_hardly_refreshed()
-    head = _head(config, trainee)
+    trainee: FollowedTrainee | None = first
+    data, device, head = first.data, first.device, _head(config, first)
+    del first
     write_yaml(directory / "config.yaml", dump(_with_plain_labels(config), "similarity"))
     write_json(directory / "environment.json", environment(device))
     logs, found = Logs(directory, config), SimilaritySummary()

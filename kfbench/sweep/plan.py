@@ -10,8 +10,8 @@ from typing import Any
 
 from kfbench.config.identity import fingerprint, trajectory
 from kfbench.config.labels import labels
-from kfbench.config.load import load_config
 from kfbench.config.method_table import DEFAULT_S
+from kfbench.config.methods import resolve_method
 from kfbench.config.schema import Config, Method
 from kfbench.config.specs import find_method
 from kfbench.errors import UsageError, unknown
@@ -109,20 +109,17 @@ def plan(config: Config) -> list[Swept]:
 
 def trial(config: Config, method: Swept, point: Point, round: str, seed: int) -> Trial:
     """The trial of one point; UsageError where its options do not fit together."""
-    run = config.run.model_dump() | {"seed": seed, "seeds": 1}
-    if run["divergence_factor"] is None:
-        run["divergence_factor"] = DIVERGENCE_FACTOR
-    sweep = config.sweep
-    if round == "final" and not config.run.quick and (sweep.final_epochs or sweep.final_updates):
-        run |= {"epochs": sweep.final_epochs, "updates": sweep.final_updates}
-    entry = {"opt": method.opt, **method.options(point)}
+    run, sweep = config.run, config.sweep
+    factor = DIVERGENCE_FACTOR if run.divergence_factor is None else run.divergence_factor
+    changes: dict[str, Any] = {"seed": seed, "seeds": 1, "divergence_factor": factor}
+    if round == "final" and not run.quick and (sweep.final_epochs or sweep.final_updates):
+        changes |= {"epochs": sweep.final_epochs, "updates": sweep.final_updates}
     try:
-        single = load_config(flags={**config.problem.model_dump(), **run}, specs=[entry])
+        resolved = resolve_method({"opt": method.opt, **method.options(point)}, method.label)
     except UsageError as error:
         where = ", ".join(f"{name} {value}" for name, value in point.items())
         raise UsageError(f"the cell {where} of {method.label} does not fit: {error}") from error
-    named = single.methods[0].model_copy(update={"label": method.label})
-    return Trial(method.label, round, point, single.model_copy(update={"methods": (named,)}))
+    return Trial(method.label, round, point, config.with_run(**changes).with_methods([resolved]))
 
 
 def seeds(config: Config, round: str) -> range:
@@ -182,7 +179,7 @@ def _axis(name: str, method: Method, config: Config, relative: bool) -> Axis:
 
 def method_label(opt: str, fixed: Mapping[str, Any]) -> str:
     """NAME, and -key=value for every fixed option that is not the default's: the same in every sweep of a folder."""
-    defaults = load_config(specs=[opt]).methods[0].options if find_method(opt).options else {}
+    defaults = resolve_method(opt).options if find_method(opt).options else {}
     return labels([(opt, fixed), (opt, {name: defaults.get(name) for name in fixed})])[0]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Config
-from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import ENDED, SCHEMA_VERSION, json_or_empty, write_json, write_yaml
 from kfbench.results.seeds import over_seeds
@@ -18,32 +17,36 @@ from kfbench.updates.build import build_data, prepare_torch
 from kfbench.updates.trainee import Trainee
 
 
+def check(config: Config) -> Trainee:
+    """UsageError for whatever does not fit, before anything is written; returns what the first seed trains."""
+    device = prepare_torch(config.run)
+    return Trainee(config, build_data(config, device), config.run.seed, device)
+
+
 def train(
     config: Config,
     directory: Path,
     observer: Observer,
     resume: bool = False,
-    data: Dataset | None = None,
     keep_weights: bool = True,
     stop: Interruption | None = None,
 ) -> dict[str, Any]:
     """Run every seed into ``directory``; returns what its summary.json holds.
 
-    ``data`` is what ``build_data`` gave for this configuration, where it is at hand already; without
-    ``keep_weights`` a seed that has ended leaves records only, no checkpoint. ``stop`` is that of a
-    caller who does more than this one training: a signal that comes at its very end is his.
+    Without ``keep_weights`` a seed that has ended leaves records only, no checkpoint. ``stop`` is that of
+    a caller who does more than this one training: a signal that comes at its very end is his.
 
     The folder exists. UsageError for what does not fit, before the first update; a seed that
     diverges or fails is recorded and the next one goes on; an interruption ends all seeds.
     """
     if resume and (directory / "config.yaml").is_file():
         refuse_other(trajectory(load_config(directory / "config.yaml")), trajectory(config), directory)
-    device = prepare_torch(config.run)
-    data = build_data(config, device) if data is None else data
+    first = check(config)
+    first.warn_if_hardly_refreshed()
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
-    trainee: Trainee | None = Trainee(config, data, seeds[0], device)  # what is wrong fails before anything is written
-    assert trainee is not None
-    trainee.warn_if_hardly_refreshed()
+    trainee: Trainee | None = first
+    data, device = first.data, first.device
+    del first  # so that the next seed's model can take its place in memory
     write_yaml(directory / "config.yaml", dump(config))
     write_json(directory / "environment.json", environment(device))
     summaries: list[dict[str, Any]] = []
@@ -55,7 +58,7 @@ def train(
             if summary.get("status") not in ENDED:
                 trainee = trainee or Trainee(config, data, seed, device)
                 summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume)
-            trainee = None  # the next seed's model takes its place in memory
+            trainee = None
             summaries.append(summary)
             if stop.requested:
                 break

@@ -13,7 +13,7 @@ from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import find_method
 from kfbench.errors import UsageError, described
 from kfbench.preconditioners.contract import Preconditioner, vectors_of
-from kfbench.problems.datasets import Dataset, load_dataset
+from kfbench.problems.datasets import Dataset, file_states, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.models import build_model
 from kfbench.step_rules.clipping import NormClipping
@@ -39,17 +39,32 @@ def prepare_torch(run: Run) -> torch.device:
     return device
 
 
+# What the last data set was made from, and that data set: commands ask for the same one again and again.
+_last: tuple[tuple[Any, ...], Dataset] | None = None
+_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples")
+
+
 def build_data(config: Config, device: torch.device) -> Dataset:
     """The data set on the device, cut to ``train_samples``, checked against the batch size.
 
-    Its targets are class indices for the categorical likelihood, else the inputs, flattened.
+    Its targets are class indices for the categorical likelihood, else the inputs, flattened. The last one
+    made in this process is remembered, until its files change.
     """
+    global _last
     problem, run = config.problem, config.run
     assert problem.normalize is not None
-    data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, getattr(torch, run.dtype))
-    data = data.first(problem.train_samples)
+    key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, file_states(problem.dataset, problem.data_dir))
+    if _last is None or _last[0] != key:
+        _last = None  # freed first, so that no two are held at once
+        data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, getattr(torch, run.dtype))
+        data = data.first(problem.train_samples)
+        data = data if problem.likelihood == "categorical" else data.reconstruction()
+        # Asked again: a synthetic data set has only now been generated.
+        _last = ((*key[:-1], file_states(problem.dataset, problem.data_dir)), data)
+    data = _last[1].to(device)
+    _last = (_last[0], data)
     check_sizes(config, data)
-    return data if problem.likelihood == "categorical" else data.reconstruction()
+    return data
 
 
 def build_likelihood(problem: Problem) -> Likelihood:

@@ -4,12 +4,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
 from kfbench.errors import UsageError
-from kfbench.problems.datasets import Dataset
+from kfbench.updates.build import build_data, prepare_torch
 from kfbench.updates.schedule import PARTS
 from kfbench.updates.timed import PartContestant, TraineeContestant, preload
 from kfbench.updates.trainee import Trainee
@@ -23,10 +21,11 @@ Progress = Callable[[str], None]
 class Bench:
     """All contestants of one configuration; the first method is the reference."""
 
-    def __init__(self, config: Config, data: Dataset, device: torch.device, progress: Progress) -> None:
-        self.config, self.data, self.device = config, data, device
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self.config, self.device = config, prepare_torch(config.run)
+        self.data = build_data(config, self.device)
         self.began = time.monotonic()
-        self.batches = preload(data, config.run.batch_size, config.run.seed)
+        self.batches = preload(self.data, config.run.batch_size, config.run.seed)
         self.notes: list[str] = []
         self.composed: dict[str, tuple[int, int]] = {}
         self.updates: dict[str, int] = {}
@@ -43,7 +42,7 @@ class Bench:
 
     def _build(self, index: int) -> TraineeContestant:
         settings, method = self.config.wallclock, self.config.methods[index]
-        single = self.config.model_copy(update={"methods": (method,)})
+        single = self.config.with_methods([method])
         trainee = Trainee(single, self.data, self.config.run.seed, self.device)
         return TraineeContestant(method.label, trainee, self.batches, settings.with_data, settings.optimizer_only)
 
@@ -140,6 +139,5 @@ class Bench:
             if not self.config.run.quick and contestant.label not in self.composed:
                 found["seconds_by_task"] = measured_tasks(contestant)
         if not self.config.run.quick:
-            methods = tuple(m for m in self.config.methods if m.label == contestant.label)
-            found |= probe_memory(dump(self.config.model_copy(update={"methods": methods})))
+            found |= probe_memory(dump(self.config.with_methods([trainee.method])))
         return found

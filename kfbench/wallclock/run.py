@@ -8,14 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kfbench.config.load import dump, load_config
+from kfbench.config.load import configure, dump
 from kfbench.config.schema import Config
 from kfbench.errors import UsageError
-from kfbench.problems.datasets import Dataset
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
 from kfbench.training.interruption import Interruption
-from kfbench.updates.build import build_data, check_sizes, prepare_torch
+from kfbench.updates.build import build_data, prepare_torch
 from kfbench.wallclock.bench import Bench, Progress
 from kfbench.wallclock.ratios import (
     WINDOW_COLUMNS,
@@ -35,9 +34,9 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
     the rounds and keeps what was measured.
     """
     device = prepare_torch(cells[0].run)
-    data = build_data(cells[0], device)  # one for all: cells differ in width and batch size alone
     for config in cells:
-        _check(config, data)
+        _check(config)
+        build_data(config, device)  # one for all: cells differ in width and batch size alone
     write_yaml(directory / "config.yaml", dump(cells[0], "wallclock"))
     write_json(directory / "environment.json", environment(device))
     summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "status": "interrupted", "cells": []}
@@ -47,7 +46,7 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
                 progress(name)
             folder = directory / name
             folder.mkdir(exist_ok=True)
-            cell = _time_cell(Bench(config, data, device, progress), folder, progress, stop)
+            cell = _time_cell(Bench(config, progress), folder, progress, stop)
             if cell is None:
                 break
             summary["cells"].append(cell)
@@ -61,7 +60,7 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
     return summary
 
 
-def _check(config: Config, data: Dataset) -> None:
+def _check(config: Config) -> None:
     settings = config.wallclock
     if settings.processes > 1 and settings.precision is not None:
         raise UsageError(f"--precision needs --processes 1, got {settings.processes}")
@@ -69,7 +68,6 @@ def _check(config: Config, data: Dataset) -> None:
         raise UsageError(f"--processes is {settings.processes}, above the {settings.rounds} rounds")
     if settings.compose == "always" and config.run.device != "cpu" and not config.run.quick:
         raise UsageError(f"--compose always is for the CPU, got --device {config.run.device}")
-    check_sizes(config, data)
 
 
 def _cell_names(cells: Sequence[Config]) -> list[str]:
@@ -160,9 +158,8 @@ def _rounds_apart(bench: Bench, log: CsvLog, progress: Progress) -> list[dict[st
 
 def _one_process(tree: dict[str, Any], updates: dict[str, int], rounds: list[int]) -> list[dict[str, Any]]:
     flags = {**tree["problem"], **tree["run"], **tree["wallclock"]}
-    config = load_config(flags=flags, specs=tree["methods"], command="wallclock")
-    device = prepare_torch(config.run)
-    bench = Bench(config, build_data(config, device), device, lambda line: None)
+    config = configure({}, flags, tree["methods"], commands=("wallclock",))
+    bench = Bench(config, lambda line: None)
     bench.follow(updates)
     seed = config.run.seed
     return [row for r in rounds for row in time_rounds(bench.timed_in_order(), bench.updates, 1, seed, r)]

@@ -202,7 +202,7 @@ def test_layers_are_checked_before_anything_is_tuned(kfbench):
     text = text.replace("follow: foof", "follow: kfac")
     path = write(text, measure="frobenius_error", of="kfac", to="ekfac", more="ask: [ekfac]")
     code, _, err = kfbench("compare", path, "--scale", "full")
-    assert code == 2 and "unknown layer in easy.yaml '9'" in err
+    assert code == 2 and "easy.yaml: --spectrum 9: no such layer is captured; there are 1, 3, 5, 7" in err
     assert not list(Path("runs").glob("*/*"))
 
 
@@ -246,5 +246,5 @@ def test_every_committed_claim_is_sound(request):
             file = read_claim(path, scale)
             assert file.claim.id == path.stem
             check_claim(file)
-            if file.tunes():
-                assert {method.size for method in plan(file.settings("sweep"))} == {12}, "twelve cells each"
+            if file.tunes:
+                assert {method.size for method in plan(file.config)} == {12}, "twelve cells each"

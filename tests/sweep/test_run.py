@@ -5,7 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from kfbench.config.load import load_config
+from kfbench.config import load
+from kfbench.config.load import dump, load_config, undump
 from kfbench.errors import UsageError
 from kfbench.sweep.plan import plan, trial
 from tests.sweep.fake_executor import fake_sweep
@@ -377,3 +378,28 @@ def test_points_of_another_sampler_are_not_taken_for_those_of_tpe(tmp_path):
 def test_fresh_seeds_must_fit(tmp_path):
     with pytest.raises(UsageError, match="leaves no room for fresh seeds"):
         plan(settings("sgd", parameters=["lr"], seed=2**32 - 1))
+
+
+# Handed on.
+
+
+def test_the_configuration_is_resolved_once_for_all_trials(tmp_path, monkeypatch):
+    """Trials come from the one configuration: no file is read and no SPEC of the command resolved again."""
+    calls = []
+    for name in ("read_yaml", "resolve_methods", "configure"):
+        own = getattr(load, name)
+        monkeypatch.setattr(load, name, lambda *a, name=name, own=own, **k: (calls.append(name), own(*a, **k))[1])
+    _, executor = fake_sweep(tmp_path / "sweep", bowl(0.1), ["sgd"], grids={"lr": "1e-3:1:20"}, parameters=["lr"])
+    assert len(executor.ran) > 20
+    assert calls == ["configure", "resolve_methods"]
+
+
+def test_a_trial_is_what_its_plain_values_give_in_its_process():
+    config = settings("kfac:T=10,momentum=0.5", updates=7, final_updates=9)
+    (kfac,) = plan(config)
+    for round, updates in (("grid", 7), ("final", 9)):
+        made = trial(config, kfac, kfac.cells()[3], round, 5)
+        there = undump(dump(made.config))
+        assert there.run == made.config.run and there.run.updates == updates and there.run.seed == 5
+        assert there.problem == made.config.problem
+        assert there.methods[0].options == made.config.methods[0].options

@@ -200,7 +200,7 @@ def test_auto_composes_only_what_does_not_fit_and_whole_periods_agree():
     found = {}
     for compose in ("never", "always", "auto"):
         config = load_config(specs=specs, flags=flags | {"compose": compose, "max_time": 0.5}, command="wallclock")
-        bench = Bench(config, build_data(config, CPU), CPU, lambda line: None)
+        bench = Bench(config, lambda line: None)
         bench.plan()
         found[compose] = [c.label for c in bench.timed]
     assert found["never"] == ["sgd", "foof"]
