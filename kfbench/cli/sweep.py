@@ -167,11 +167,11 @@ def _print_plan(settings: Config, format: str) -> None:
 
 
 def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) -> None:
-    from kfbench.results.tables import print_table
-    from kfbench.sweep.tables import notes, print_maps, sweep_rows
+    from kfbench.results.tables import print_rich, print_table
+    from kfbench.sweep.tables import maps, notes, sweep_rows
 
     if format == "table":
-        print_maps(summary)
+        print_rich(maps(summary))
     print_table(sweep_rows(summary), format, summary)
     for line in notes(summary):
         print(line, file=sys.stderr)

@@ -81,7 +81,14 @@ def wallclock(
     if summary["status"] == "interrupted":
         print("interrupted; what was measured is kept", file=sys.stderr)
         raise typer.Exit(130)
-    if baseline is not None and not gate(directory, baseline, allowed, absolute):
+    changes = gate(directory, baseline, allowed, absolute) if baseline is not None else []
+    for row in changes:
+        print(
+            f"baseline {'SLOWER' if row['failed'] else 'ok'}: {row['method']} {row['change']:+.1%} "
+            f"(at least {row['change_low']:+.1%}), allowed {allowed:+.1%}",
+            file=sys.stderr,
+        )
+    if any(row["failed"] for row in changes):
         raise typer.Exit(1)
 
 

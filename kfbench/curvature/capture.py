@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from kfbench.curvature.contract import Layer
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import Layer
 from kfbench.curvature.statistics import LayerStatistics
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured
-from kfbench.curvature.layers import Layer, batch_mixing, find_layers
+from kfbench.curvature.contract import Layer
+from kfbench.curvature.layers import batch_mixing, find_layers
 
 
 class Coverage:

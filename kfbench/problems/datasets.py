@@ -5,7 +5,6 @@ Small data lie on the device as one tensor and are indexed there; no loader, no 
 
 import hashlib
 import os
-import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,7 +237,7 @@ def _generated(name: str, data_dir: str | None) -> list[Path]:
     entry, folder = DATASETS[name], _folders(name, data_dir)[0]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)  # what is not writable fails first
-        print(f"generating the synthetic data set {name!r}, once, in {folder}", file=sys.stderr, flush=True)
+        warnings.warn(f"generating the synthetic data set {name!r}, once, in {folder}", stacklevel=2)
         write_curves(folder, dict(zip(_files(entry), entry.sizes, strict=True)))
     paths = find_files(name, data_dir)
     if any(row["check"] == "differs" for row in _checksums(name, paths)):

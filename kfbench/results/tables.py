@@ -2,11 +2,11 @@
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 
 def number(value: float | None, digits: int, factor: float = 1.0) -> str:
@@ -31,10 +31,10 @@ def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[
         cells = [{key: str(value).replace("|", "\\|") for key, value in row.items()} for row in rows]
         print(tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True))
     else:
-        _print_rich(rows)
+        _print_rows(rows)
 
 
-def _print_rich(rows: Sequence[Mapping[str, Any]]) -> None:
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -45,6 +45,13 @@ def _print_rich(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))  # Text: "[x]" is no markup
     console().print(table)
+
+
+def print_rich(parts: Iterable["RenderableType"]) -> None:
+    """What rich can show, one after the other, to standard output."""
+    screen = console()
+    for part in parts:
+        screen.print(part)
 
 
 def console() -> "Console":

@@ -22,7 +22,7 @@ from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
 from kfbench.training.seed_run import SeedRun
 from kfbench.updates.batches import warmup_batches
-from kfbench.updates.plain import PlainUpdate
+from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning, Scale
 from kfbench.updates.trainee import Trainee
 

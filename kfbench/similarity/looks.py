@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kfbench.config.schema import Similarity
 from kfbench.similarity.cosines import FOOFInnerProduct, cosines
+from kfbench.similarity.loss_decrease import LossDecrease, RandomState, rescaled
 from kfbench.similarity.means import WHOLE
 from kfbench.similarity.panel import Panel
-from kfbench.similarity.progress import LossDecrease, RandomState, rescaled
 from kfbench.similarity.spectrum import Spectrum
 
 Rows = list[dict[str, Any]]

@@ -1,14 +1,14 @@
 """Tables of `sweep`: a heat map of the loss for each method in the terminal, and one row a method."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kfbench.results.tables import console, number
+from kfbench.results.tables import number
 from kfbench.sweep.losses import Losses, best_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 # Dark to light, the lower the loss the lighter: a few points of matplotlib's viridis.
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -106,16 +106,15 @@ def _placed(names: Sequence[str]) -> tuple[str, str]:
     return step, next(name for name in names if name != step)
 
 
-def print_maps(summary: Mapping[str, Any]) -> None:
+def maps(summary: Mapping[str, Any]) -> Iterator["RenderableType"]:
     """A heat map for each method with two axes; a row of figures for one axis of at most a dozen values."""
-    screen = console()
     for label, method in summary["methods"].items():
         if method["axes"] and method["best"] is not None:
-            _print_map(screen, label, method)
-            screen.print()
+            yield from _map(label, method)
+            yield ""
 
 
-def _print_map(screen: "Console", label: str, method: Mapping[str, Any]) -> None:
+def _map(label: str, method: Mapping[str, Any]) -> Iterator["RenderableType"]:
     from rich.table import Table
     from rich.text import Text
 
@@ -134,8 +133,8 @@ def _print_map(screen: "Console", label: str, method: Mapping[str, Any]) -> None
     for value in rows:
         cells = [_cell(losses.get((value, c)), lowest, (value, c) == best) for c in columns]
         table.add_row("" if value is None else f"{_short(value)} ", *(Text(text, style=style) for text, style in cells))
-    screen.print(Text(title, style="bold"))
-    screen.print(table)
+    yield Text(title, style="bold")
+    yield table
 
 
 def _cell(loss: float | None, lowest: float | None, best: bool) -> tuple[str, str]:

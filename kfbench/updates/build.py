@@ -19,7 +19,7 @@ from kfbench.problems.models import build_model
 from kfbench.step_rules.clipping import NormClipping
 from kfbench.step_rules.contract import NoRule, StepRule
 from kfbench.updates.isolation import evaluating
-from kfbench.updates.plain import PlainUpdate
+from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.turn import FisherBatches, Turn
 

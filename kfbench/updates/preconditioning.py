@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import METHODS
 from kfbench.curvature.capture import capture
+from kfbench.curvature.contract import Layer
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import Layer
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.updates.shared_forward import SharedForward

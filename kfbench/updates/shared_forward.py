@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured, capture
+from kfbench.curvature.contract import Layer
 from kfbench.curvature.coverage import Coverage
-from kfbench.curvature.layers import Layer
 from kfbench.errors import described
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.updates.isolation import forward_isolated

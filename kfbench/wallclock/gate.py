@@ -1,7 +1,6 @@
 """The gate of `wallclock --baseline`: slower than before, beyond doubt?"""
 
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,11 +45,11 @@ def check_baseline(baseline: Path, config: Mapping[str, Any]) -> None:
                 )
 
 
-def gate(directory: Path, baseline: Path, allowed: float, absolute: bool) -> bool:
-    """Whether no method of ``directory`` is slower than in ``baseline`` by more than ``allowed``, beyond doubt.
+def gate(directory: Path, baseline: Path, allowed: float, absolute: bool) -> list[dict[str, Any]]:
+    """One row a method of ``directory``: its change since ``baseline``, and whether it ``failed``.
 
-    Compares ratios to the reference; milliseconds only with ``absolute`` and on the same machine.
-    Prints a line a method. UsageError where the two cannot be compared.
+    That is, whether it is slower by more than ``allowed``, beyond doubt. Compares ratios to the reference;
+    milliseconds only with ``absolute`` and on the same machine. UsageError where the two cannot be compared.
     """
     if absolute:
         _refuse_other_machine(directory, baseline)
@@ -60,13 +59,7 @@ def gate(directory: Path, baseline: Path, allowed: float, absolute: bool) -> boo
             rows += _compare(summary, old[key], allowed, absolute)
     if not rows:
         raise UsageError(f"baseline {baseline} has no method, width and batch size in common with this run")
-    for row in rows:
-        print(
-            f"baseline {'SLOWER' if row['failed'] else 'ok'}: {row['method']} {row['change']:+.1%} "
-            f"(at least {row['change_low']:+.1%}), allowed {allowed:+.1%}",
-            file=sys.stderr,
-        )
-    return not any(row["failed"] for row in rows)
+    return rows
 
 
 def _compare(new: Mapping[str, Any], old: Mapping[str, Any], allowed: float, absolute: bool) -> list[dict[str, Any]]:

@@ -353,14 +353,12 @@ def few_curves(monkeypatch):
     return made
 
 
-def test_curves_are_generated_once_and_said_so(tmp_path, few_curves, capsys):
+def test_curves_are_generated_once_and_said_so(tmp_path, few_curves, recwarn):
     first = load_dataset("curves", str(tmp_path / "data"), "unit", dtype=torch.float64)
-    assert (
-        f"generating the synthetic data set 'curves', once, in {tmp_path / 'data' / 'curves'}"
-        in capsys.readouterr().err
-    )
+    (said,) = recwarn
+    assert str(said.message) == f"generating the synthetic data set 'curves', once, in {tmp_path / 'data' / 'curves'}"
     second = load_dataset("curves", str(tmp_path / "data"), "unit", dtype=torch.float64)
-    assert few_curves == [50] and capsys.readouterr().err == ""
+    assert few_curves == [50] and len(recwarn) == 1
     for data in (first, second):
         assert torch.equal((data.train_inputs[:, 0] * 255).round(), torch.from_numpy(curves(50)[:30]).double())
         assert torch.equal((data.test_inputs[:, 0] * 255).round(), torch.from_numpy(curves(50)[30:]).double())

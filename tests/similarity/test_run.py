@@ -14,8 +14,8 @@ from kfbench.errors import UsageError
 from kfbench.problems.likelihoods import Categorical
 from kfbench.similarity.followed import FollowedTrainee
 from kfbench.similarity.looks import default_every
+from kfbench.similarity.loss_decrease import best_of_half_decades
 from kfbench.similarity.means import PROGRESS_COLUMNS, SIMILARITY_COLUMNS, SPECTRUM_COLUMNS
-from kfbench.similarity.progress import best_of_half_decades
 from kfbench.similarity.run import similarity
 from kfbench.training.observer import Observer
 from kfbench.updates.build import build_data

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from kfbench.results.tables import print_rich
 from kfbench.sweep.losses import best_of, near_edge, robustness, tuned_curve
 from kfbench.sweep.plots import plot_sweep
-from kfbench.sweep.tables import cell_rows, colour, map_of, notes, print_maps, sweep_rows
+from kfbench.sweep.tables import cell_rows, colour, map_of, maps, notes, sweep_rows
 
 AXES = {"alpha": [0.1, 0.3, 1.0], "damping": [1.0, 10.0]}
 LOSSES = [[0.1, 1.0, 0.5], [0.3, 1.0, 0.2], [1.0, 1.0, math.inf], [0.1, 10.0, 0.4], [0.3, 10.0, 0.3], [1.0, 10.0, None]]
@@ -61,7 +62,7 @@ def test_third_parameter_is_minimised_over_and_points_off_the_grid_are_left_out(
 
 
 def test_maps_mark_the_best_the_diverged_and_the_missing(capsys):
-    print_maps(summary(foof=method(), sgd=SGD))
+    print_rich(maps(summary(foof=method(), sgd=SGD)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "foof: training loss, alpha across, damping down"
     assert lines[2].split() == ["1", "0.5", "0.2*", "inf"] and lines[3].split() == ["10", "0.4", "0.3", "-"]

@@ -1,0 +1,75 @@
+"""What every layer type must have, and the one layout that every formula uses.
+
+A layer that multiplies by a weight matrix is seen as ``h = W a`` at each of P positions of each of
+N samples (P = 1 for a fully connected layer, output positions for a convolution). It gives rows
+
+- inputs ``a`` [N, P, d_in], with a column of ones appended where the layer has a bias,
+- output gradients ``g`` [N, P, d_out], of the per-sample loss,
+
+so that its gradient is ``G = 1/N sum_n sum_p g a'`` [d_out, d_in]: weight and bias in one matrix.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Layer(ABC):
+    """One captured layer of the user's model, which is only read, never changed."""
+
+    name: str
+    module: Any
+
+    @staticmethod
+    @abstractmethod
+    def why_not(module: Any) -> str | None:
+        """Why the rows of this module of the layer's type would not give its gradient, or None where they do."""
+
+    @abstractmethod
+    def input_rows(self, x: Tensor) -> Float[Tensor, "N P d_in"]:
+        """What the layer was given, as rows; positions in the order of ``gradient_rows``."""
+
+    @abstractmethod
+    def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
+        """The gradient with respect to what the layer returned, as rows."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is trained, hence whether the rows carry a column of ones."""
+        return self.module.bias is not None and self.module.bias.requires_grad
+
+    @property
+    def d_out(self) -> int:
+        """Width of the output rows."""
+        return self.module.weight.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        """Input width, the column of the bias counted."""
+        return self.module.weight[0].numel() + self.has_bias
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradient this layer's rows determine."""
+        return [p for p in self.module.parameters(recurse=False) if p.requires_grad]
+
+    def with_ones(self, rows: Float[Tensor, "N P d"]) -> Float[Tensor, "N P d_in"]:
+        """With the column of the bias, where there is one."""
+        return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2) if self.has_bias else rows
+
+    def matrix(self, tensors: list[Tensor]) -> Float[Tensor, "d_out d_in"]:
+        """Weight (and bias) shaped tensors, joined to the one matrix of the layer."""
+        weight = tensors[0].flatten(1)
+        return torch.cat([weight, tensors[1][:, None]], dim=1) if self.has_bias else weight
+
+    def split(self, matrix: Float[Tensor, "d_out d_in"]) -> list[Tensor]:
+        """The inverse of ``matrix``: views in the shapes of ``parameters``."""
+        weight = self.module.weight
+        if not self.has_bias:
+            return [matrix.view_as(weight)]
+        return [matrix[:, :-1].reshape(weight.shape), matrix[:, -1]]
