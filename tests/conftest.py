@@ -14,7 +14,8 @@ install_import_hook(
 import pytest
 import torch
 
-from tests.runs import runs  # noqa: F401 - the fixture, for all folders
+from tests.command import kfbench  # noqa: F401 - fixtures, for all folders
+from tests.runs import runs  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

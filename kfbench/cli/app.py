@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from kfbench.cli.command import Command
 from kfbench.errors import KfbenchError
 
 # name -> (module, function or sub-application, one line for --help). A module is imported when its
@@ -38,12 +39,13 @@ def _load(name: str) -> Any:
     module, attribute, _ = _COMMANDS[name]
     found = getattr(importlib.import_module(module), attribute)
     if not isinstance(found, typer.Typer):
+        run, kind = (found.run, found.kind) if isinstance(found, Command) else (found, None)
         wrapped = typer.Typer(add_completion=False)
-        wrapped.command(name)(found)
+        wrapped.command(name, cls=kind)(run)
         found = wrapped
-    command = typer.main.get_command(found)
-    command.name = name
-    return command
+    loaded = typer.main.get_command(found)
+    loaded.name = name
+    return loaded
 
 
 app = typer.Typer(

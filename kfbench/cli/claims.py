@@ -28,15 +28,22 @@ from kfbench.results.tables import print_table
 PLACES = ("data_dir", "device", "threads")
 
 
-def find_claims(what: Sequence[Path]) -> tuple[dict[Path, dict[str, Any]], bool]:
-    """The claims among files and folders, as read, and whether a whole folder of them was named."""
-    read = {path: read_yaml(path) for path in what if path.is_file()}
-    files = {path: tree for path, tree in read.items() if claim_block(tree)}
-    folders = [path for path in what if path.is_dir() and not (path / "config.yaml").exists()]
-    inside = {path: tree for folder in folders for path, tree in claims_in(folder).items()}
-    if (files or inside) and len(files) + len(folders) < len(what):
+def read_files(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """The YAMLs among files and folders, as read."""
+    return {path: read_yaml(path) for path in paths if path.is_file()}
+
+
+def find_claims(
+    folders: Sequence[Path], files: Mapping[Path, dict[str, Any]]
+) -> tuple[dict[Path, dict[str, Any]], bool]:
+    """The claims among ``files`` as read and in ``folders``, and whether a whole folder of them was named."""
+    named = {path: tree for path, tree in files.items() if claim_block(tree)}
+    what = [*folders, *(path for path in files if path not in folders)]
+    places = [path for path in what if path.is_dir() and not (path / "config.yaml").exists()]
+    inside = {path: tree for folder in places for path, tree in claims_in(folder).items()}
+    if (named or inside) and len(named) + len(places) < len(what):
         raise UsageError(f"give claims or folders of runs, not both: got {', '.join(map(str, what))}")
-    return {**files, **inside}, bool(inside)
+    return {**named, **inside}, bool(inside)
 
 
 @dataclass(frozen=True)

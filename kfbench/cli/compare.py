@@ -3,30 +3,18 @@
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from kfbench.cli.claims import PLACES, Choice, find_claims, judge
-from kfbench.cli.flags import (
-    Assignments,
-    ConfigFile,
-    Debug,
-    Format,
-    Overwrite,
-    Plot,
-    Specs,
-    single_values,
-    with_config_flags,
-)
-from kfbench.config.load import dump, load_config
+from kfbench.cli.claims import PLACES, Choice, find_claims, judge, read_files
+from kfbench.cli.command import Given, Output, command, end, specs_or
+from kfbench.compare.comparison import Comparison, find_reference, summarise
+from kfbench.config.load import dump
 from kfbench.config.schema import Compare, Config
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
 from kfbench.results.folders import output_folder, shared_folder
-
-if TYPE_CHECKING:
-    from kfbench.compare.comparison import Comparison
 
 # What is compared when no method is named: the two that everybody knows, and the two that they are held against.
 _DEFAULT = ("sgd", "adam", "foof", "kfac")
@@ -35,18 +23,16 @@ _OF_FINISHED_RUNS = ("target_loss", *Compare.model_fields)
 
 What = Annotated[
     Optional[list[Path]],
-    typer.Argument(metavar="[DIR]... | [FILE]", help="folders of finished runs; or a YAML file, what it names is run"),
-]
-Out = Annotated[
-    Optional[Path],
-    typer.Option("--out", metavar="DIR", help="output folder, continued if it trains (default: by problem and budget)"),
+    typer.Argument(metavar="DIR|FILE", help="folders of finished runs; or a YAML file, what it names is run"),
 ]
 Html = Annotated[bool, typer.Option("--html", help="write compare.html, one page that needs no network")]
 
 
 Scale = Annotated[
     Optional[Literal["smoke", "small", "full"]],
-    typer.Option("--scale", help="of a claim: 20 updates, minutes, or as published (default: small)"),
+    typer.Option(
+        "--scale", metavar="smoke|small|full", help="of a claim: 20 updates, minutes, or as published (default: small)"
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="of a claim: exit 1 where it is not reproduced")]
 Keep = Annotated[
@@ -54,22 +40,29 @@ Keep = Annotated[
 ]
 
 
-@with_config_flags("problem", "method", "run", "compare")
+_SHOWN = ("opt", "dataset", "model", "width", "epochs", "seeds", "scale", "keep", "out", "html", "plot", "format")
+_EXAMPLES = (
+    "kfbench compare --opt foof --opt sgd --width 250 --html",
+    "kfbench compare runs/ONE runs/OTHER --plot",
+    "kfbench compare configs/foof-1a.yaml --scale small",
+    "kfbench compare configs/",
+)
+
+
+@command(
+    *("problem", "method", "run", "compare"),
+    first=_SHOWN,
+    examples=_EXAMPLES,
+    out="output folder, continued if it trains (default: by problem and budget)",
+)
 def compare(
+    given: Given,
+    output: Output,
     what: What = None,
-    opt: Specs = None,
-    config: ConfigFile = None,
-    set_: Assignments = None,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    plot: Plot = False,
     html: Html = False,
-    format: Format = "table",
     scale: Scale = None,
     strict: Strict = False,
     keep: Keep = None,
-    debug: Debug = False,
-    **flags: Any,
 ) -> None:
     """Compare optimizers: final losses over seeds, what they need to a target loss, differences paired by seed.
 
@@ -78,29 +71,30 @@ def compare(
 
     A YAML that holds a published claim is run as far as it was not, and judged; a folder of such YAMLs gives the
     table of all verdicts.
-
-    Example: kfbench compare --opt foof --opt sgd --width 250 --html
     """
-    values = single_values(flags, "compare")
+    values = given.values()
     _check_existence(what or [])
-    claims, whole_folder = find_claims([*(what or []), *([config] if config else [])])
+    read = read_files([*(what or []), *([given.file] if given.file else [])])
+    claims, whole_folder = find_claims(what or [], read)
     if claims:
-        choice = Choice("smoke" if values.pop("quick", None) else scale or "small", keep, overwrite, plot, format)
-        if given := _not_applying(values, PLACES, {"--opt": opt, "--set": set_, "--html": html}):
-            raise UsageError(f"a claim is run as its file says: {given} cannot change it; use --scale")
-        raise typer.Exit(judge(claims, whole_folder, choice, out, strict, values))
-    if given := _not_applying({}, (), {"--scale": scale, "--strict": strict, "--keep": keep}):
-        raise UsageError(f"{given} is for published claims, and none is given")
-    folders, file = _sorted(what or [], config)
+        chosen = "smoke" if values.pop("quick", None) else scale or "small"
+        choice = Choice(chosen, keep, output.overwrite, output.plot, output.format)
+        more = {"--opt": given.specs, "--set": given.assignments, "--html": html}
+        if wrong := _not_applying(values, PLACES, more):
+            raise UsageError(f"a claim is run as its file says: {wrong} cannot change it; use --scale")
+        raise typer.Exit(judge(claims, whole_folder, choice, output.out, strict, values))
+    if wrong := _not_applying({}, (), {"--scale": scale, "--strict": strict, "--keep": keep}):
+        raise UsageError(f"{wrong} is for published claims, and none is given")
+    folders, file = _sorted(what or [], given.file)
     if folders:
-        if given := _not_applying(values, _OF_FINISHED_RUNS, {"--opt": opt, "--config": config, "--set": set_}):
-            raise UsageError(f"runs that have ended are compared as they are: {given} cannot change them")
-        settings = load_config(flags=values, specs=["sgd"], command="compare")
-        code = _compare_finished(folders, settings, out, overwrite, plot, html, format)
-    else:
-        settings = _settings(file, values, opt or [], set_ or [])
-        code = _train_and_compare(settings, out, overwrite, plot, html, format)
-    raise typer.Exit(code)
+        more = {"--opt": given.specs, "--config": given.file, "--set": given.assignments}
+        if wrong := _not_applying(values, _OF_FINISHED_RUNS, more):
+            raise UsageError(f"runs that have ended are compared as they are: {wrong} cannot change them")
+        raise typer.Exit(_compare_finished(folders, given.configured({}, values, ["sgd"]), output, html))
+    tree = read.get(file) or read_yaml(file) if file is not None else {}
+    settings = given.configured(tree, values, specs_or(given.specs, tree, _DEFAULT))
+    find_reference(settings.compare.reference, {method.label: method.opt for method in settings.methods})
+    raise typer.Exit(_train_and_compare(settings, output, html))
 
 
 def _check_existence(what: Sequence[Path]) -> None:
@@ -127,33 +121,22 @@ def _not_applying(values: Mapping[str, Any], allowed: Collection[str], named: Ma
     return ", ".join(given + [name for name, value in named.items() if value])
 
 
-def _settings(file: Path | None, values: Mapping[str, Any], specs: Sequence[str], assignments: Sequence[str]) -> Config:
-    from kfbench.compare.comparison import find_reference
-
-    methods = specs or (() if file is not None and "methods" in read_yaml(file) else _DEFAULT)
-    settings = load_config(file, values, methods, assignments, "compare")
-    find_reference(settings.compare.reference, {method.label: method.opt for method in settings.methods})
-    return settings
-
-
-def _compare_finished(
-    folders: Sequence[Path], settings: Config, out: Path | None, overwrite: bool, plot: bool, html: bool, format: str
-) -> int:
-    from kfbench.compare.comparison import summarise
+def _compare_finished(folders: Sequence[Path], settings: Config, output: Output, html: bool) -> int:
     from kfbench.compare.gathering import gather
     from kfbench.results.records import write_yaml
 
-    _keep_apart(out, folders)
+    _keep_apart(output.out, folders)
     comparison = gather(folders)
     if not comparison.methods:
         raise UsageError(f"no run is left to compare: {'; '.join(comparison.damaged)}")
     summary = summarise(comparison, _target(comparison, settings), settings.compare.reference)
-    if out is not None or plot or html:
-        with output_folder(out, "compare", False, overwrite, can_resume=False) as directory:
+    if output.out is not None or output.plot or html:
+        with output_folder(output.out, "compare", False, output.overwrite, can_resume=False) as directory:
             write_yaml(directory / "config.yaml", _tree(comparison, settings))
-            _write(comparison, summary, directory, plot, html)
+            _write(comparison, summary, directory, output.plot, html)
         print(f"records: {directory}", file=sys.stderr)
-    return _report(summary, format)
+    _report(summary, output.format)
+    return end(summary["status"], None, summary["quick"])
 
 
 def _keep_apart(out: Path | None, folders: Sequence[Path]) -> None:
@@ -164,18 +147,17 @@ def _keep_apart(out: Path | None, folders: Sequence[Path]) -> None:
             raise UsageError(f"--out {out} and {folder}, which is compared, lie in each other; give another --out")
 
 
-def _tree(comparison: "Comparison", settings: Config) -> dict[str, Any]:
+def _tree(comparison: Comparison, settings: Config) -> dict[str, Any]:
     """What would train all this again."""
     methods = [{"opt": method.opt, **method.options} for method in comparison.methods]
     block = dump(settings, "compare")["compare"]
     return {"problem": comparison.problem, "methods": methods, "run": comparison.run, "compare": block}
 
 
-def _train_and_compare(settings: Config, out: Path | None, overwrite: bool, plot: bool, html: bool, format: str) -> int:
-    from kfbench.compare.comparison import summarise
+def _train_and_compare(settings: Config, output: Output, html: bool) -> int:
     from kfbench.compare.gathering import gather
 
-    with shared_folder(out, "compare", settings, overwrite) as directory:
+    with shared_folder(output.out, "compare", settings, output.overwrite) as directory:
         from kfbench.cli.progress import progress_observer
         from kfbench.compare.run import compare as train_missing
 
@@ -185,28 +167,26 @@ def _train_and_compare(settings: Config, out: Path | None, overwrite: bool, plot
     seeds = range(settings.run.seed, settings.run.seed + settings.run.seeds)
     names = {folder: label for label, folder in trained["folders"].items()}
     comparison = gather([folder for folder in names if folder.is_dir()], seeds, names)
-    code = 3
+    status, quick = trained["status"], False
     if comparison.methods:
         summary = summarise(comparison, settings.run.target_loss, settings.compare.reference)
-        summary |= {"status": "interrupted"} if trained["status"] == "interrupted" else {}
-        _write(comparison, summary, directory, plot, html)
-        code = _report(summary, format)
-    if trained["status"] == "interrupted":
-        print("interrupted; the same command continues", file=sys.stderr)
-        code = 130
-    elif not comparison.methods:
+        summary |= {"status": status} if status == "interrupted" else {}
+        status, quick = summary["status"], summary["quick"]
+        _write(comparison, summary, directory, output.plot, html)
+        _report(summary, output.format)
+    elif status != "interrupted":
+        status = "failed"
         print("\n".join(comparison.damaged), file=sys.stderr)
-    print(f"records: {directory}", file=sys.stderr)
-    return code
+    return end(status, directory, quick, "the same command continues")
 
 
-def _target(comparison: "Comparison", settings: Config) -> float | None:
+def _target(comparison: Comparison, settings: Config) -> float | None:
     """As given now, or as all the runs were given it."""
     given = {record.summary.get("target_loss") for method in comparison.methods for record in method.seeds}
     return settings.run.target_loss if settings.run.target_loss is not None or len(given) != 1 else given.pop()
 
 
-def _write(comparison: "Comparison", summary: Mapping[str, Any], directory: Path, plot: bool, html: bool) -> None:
+def _write(comparison: Comparison, summary: Mapping[str, Any], directory: Path, plot: bool, html: bool) -> None:
     from kfbench.results.records import write_json
 
     write_json(directory / "summary.json", summary)
@@ -222,8 +202,8 @@ def _write(comparison: "Comparison", summary: Mapping[str, Any], directory: Path
         print(f"page: {directory / 'compare.html'}", file=sys.stderr)
 
 
-def _report(summary: Mapping[str, Any], format: str) -> int:
-    """Print tables and what must be known beside them; returns the exit code."""
+def _report(summary: Mapping[str, Any], format: str) -> None:
+    """Print tables and what must be known beside them."""
     from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
     from kfbench.results.tables import print_table
 
@@ -237,6 +217,3 @@ def _report(summary: Mapping[str, Any], format: str) -> int:
     if summary["status"] != "interrupted":
         for sentence in summary["damaged"]:
             print(f"left out: {sentence}", file=sys.stderr)
-    if summary["quick"]:
-        print("quick run: not for comparison", file=sys.stderr)
-    return 0 if summary["status"] == "done" else 3

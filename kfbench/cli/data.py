@@ -4,7 +4,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from kfbench.cli.flags import Debug, Format
+from kfbench.cli.command import Debug, Format
 from kfbench.config.problem_table import DATASETS
 from kfbench.errors import UsageError, unknown
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kfbench.cli.flags import Debug, Format
+from kfbench.cli.command import Debug, Format
 from kfbench.config.method_table import METHODS
 from kfbench.config.problem_table import DATASETS, MODELS
 

@@ -7,21 +7,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from kfbench.cli.flags import (
-    Assignments,
-    ConfigFile,
-    Debug,
-    Format,
-    Overwrite,
-    Plot,
-    Specs,
-    single_values,
-    with_config_flags,
-)
-from kfbench.config.load import load_config, without_flagged
+from kfbench.cli.command import Given, Output, command, end, specs_or
+from kfbench.config.load import without_flagged
 from kfbench.config.schema import Config
 from kfbench.config.specs import parse_spec
-from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown
 from kfbench.results.folders import shared_folder
 from kfbench.sweep.plan import plan
@@ -30,7 +19,7 @@ from kfbench.sweep.plan import plan
 _MANY_CELLS = 10_000
 
 Parameters = Annotated[
-    Optional[list[str]], typer.Argument(metavar="[PARAMETER]...", help="options to tune (default: lr damping)")
+    Optional[list[str]], typer.Argument(metavar="PARAMETER", help="options to tune (default: lr damping)")
 ]
 Grids = Annotated[
     Optional[list[str]],
@@ -38,47 +27,46 @@ Grids = Annotated[
         "--grid", metavar="[METHOD.]NAME=GRID", help="START:STOP:half-decades|decades|2-decades|COUNT, or a,b,c"
     ),
 ]
-Out = Annotated[
-    Optional[Path],
-    typer.Option(
-        "--out", metavar="DIR", help="folder of the sweep, continued if there (default: by problem and budget)"
-    ),
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the cells and the predicted time, and train nothing")]
 YesMany = Annotated[bool, typer.Option("--yes-many", help=f"allow more than {_MANY_CELLS} cells")]
 
 
-@with_config_flags("problem", "method", "run", "sweep")
+_SHOWN = ("opt", "grid", "dataset", "model", "width", "epochs", "jobs", "refine", "dry_run", "out", "plot", "format")
+_EXAMPLES = (
+    "kfbench sweep lr damping --opt foof --opt sgd -j 2",
+    "kfbench sweep lr --opt adam --grid lr=1e-5:1e-2:half-decades --seeds 3",
+    "kfbench sweep lr damping T --opt kfac --dry-run",
+    "kfbench sweep --config configs/sweep-1k.yaml --plot",
+)
+
+
+@command(
+    *("problem", "method", "run", "sweep"),
+    first=_SHOWN,
+    examples=_EXAMPLES,
+    out="folder of the sweep, continued if there (default: by problem and budget)",
+)
 def sweep(
+    given: Given,
+    output: Output,
     parameters: Parameters = None,
-    opt: Specs = None,
     grid: Grids = None,
-    config: ConfigFile = None,
-    set_: Assignments = None,
-    out: Out = None,
-    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     yes_many: YesMany = False,
-    plot: Plot = False,
-    format: Format = "table",
-    debug: Debug = False,
-    **flags: Any,
 ) -> None:
     """Tune the named parameters of one or several methods, each with as many trials.
 
     What has ended is never run again: the same command continues a sweep that was stopped.
-
-    Example: kfbench sweep lr damping --opt foof --opt sgd -j 2
     """
-    settings = _settings(parameters or [], opt or [], grid or [], config, set_ or [], flags)
+    settings = _settings(given, parameters or [], grid or [])
     cells = sum(method.size for method in plan(settings)) * settings.run.seeds
     if cells > _MANY_CELLS and not yes_many:
         raise UsageError(f"{cells} cells are more than {_MANY_CELLS}: choose coarser grids, or give --yes-many")
     if dry_run:
-        _print_plan(settings, format)
+        _print_plan(settings, output.format)
         return
     _warn(settings)
-    with shared_folder(out, "sweep", settings, overwrite) as directory:
+    with shared_folder(output.out, "sweep", settings, output.overwrite) as directory:
         from kfbench.cli.sweep_progress import sweep_observer
         from kfbench.sweep.run import sweep as run_sweep
 
@@ -87,36 +75,29 @@ def sweep(
             summary = run_sweep(settings, directory, observer)
         finally:
             observer.close()
-    _show(summary, directory, plot, format)
-    raise typer.Exit({"done": 0, "interrupted": 130}.get(summary["status"], 3))
+    _show(summary, directory, output)
+    raise typer.Exit(end(summary["status"], directory, summary["quick"], "the same command continues"))
 
 
-def _settings(
-    parameters: Sequence[str],
-    specs: Sequence[str],
-    grids: Sequence[str],
-    file: Path | None,
-    assignments: Sequence[str],
-    flags: Mapping[str, Any],
-) -> Config:
+def _settings(given: Given, parameters: Sequence[str], grids: Sequence[str]) -> Config:
     """The configuration; foof where no method is named, and no value of what is swept."""
-    tree = read_yaml(file) if file is not None else {}
+    tree, values = given.tree, given.values()
     block: dict[str, Any] = tree["sweep"] if isinstance(tree.get("sweep"), dict) else {}
-    given: dict[str, Any] = dict(single_values(flags, "sweep"))
     if parameters:
-        given["parameters"] = list(parameters)
+        values["parameters"] = list(parameters)
     if grids:
         listed = block.get("grids")
-        given["grids"] = {**(listed if isinstance(listed, dict) else {}), **dict(_grid(text) for text in grids)}
-    swept = given.get("parameters") or block.get("parameters") or ["lr", "damping"]
+        values["grids"] = {**(listed if isinstance(listed, dict) else {}), **dict(_grid(text) for text in grids)}
+    swept = values.get("parameters") or block.get("parameters") or ["lr", "damping"]
     for name in swept:
-        if name in given:
-            raise UsageError(f"--{name.replace('_', '-')} {given[name]} fixes {name!r}, which is swept")
-    methods: list[Any] = [_without_swept_values(spec, swept) for spec in specs]
-    if not specs:
-        named = tree.get("methods")
-        methods = [without_flagged(m, [*swept, *given]) for m in named] if isinstance(named, list) else ["foof"]
-    return load_config(file, given, methods, assignments, "sweep")
+        if name in values:
+            raise UsageError(f"--{name.replace('_', '-')} {values[name]} fixes {name!r}, which is swept")
+    for spec in given.specs:
+        _refuse_swept_values(spec, swept)
+    named = tree.get("methods")
+    if isinstance(named, list):
+        tree["methods"] = [without_flagged(method, [*swept, *values]) for method in named]
+    return given.configured(tree, values, specs_or(given.specs, tree, ["foof"]))
 
 
 def _grid(text: str) -> tuple[str, str]:
@@ -126,13 +107,12 @@ def _grid(text: str) -> tuple[str, str]:
     return name, values
 
 
-def _without_swept_values(spec: str, swept: Sequence[str]) -> str:
-    """The SPEC, which may not fix what is swept."""
+def _refuse_swept_values(spec: str, swept: Sequence[str]) -> None:
+    """A SPEC may not fix what is swept."""
     name, options = parse_spec(spec)
     for option in options:
         if option in swept:
             raise UsageError(f"--opt {shown(spec)} fixes {option!r} of {name}, which is swept")
-    return spec
 
 
 def _warn(settings: Config) -> None:
@@ -166,23 +146,18 @@ def _print_plan(settings: Config, format: str) -> None:
     print(f"the grid takes about {total / jobs / 60:.1f} min with {jobs} job{'s' * (jobs > 1)}{more}", file=sys.stderr)
 
 
-def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) -> None:
+def _show(summary: Mapping[str, Any], directory: Path, output: Output) -> None:
     from kfbench.results.tables import print_rich, print_table
     from kfbench.sweep.tables import maps, notes, sweep_rows
 
-    if format == "table":
+    if output.format == "table":
         print_rich(maps(summary))
-    print_table(sweep_rows(summary), format, summary)
+    print_table(sweep_rows(summary), output.format, summary)
     for line in notes(summary):
         print(line, file=sys.stderr)
-    if plot:
+    if output.plot:
         from kfbench.sweep.plots import plot_sweep
 
         plot_sweep(summary, directory)
     if any(method["best"] is not None for method in summary["methods"].values()):
         print(f"best configurations: {directory / 'best.yaml'}", file=sys.stderr)
-    if summary["quick"]:
-        print("quick run: not for comparison", file=sys.stderr)
-    if summary["status"] == "interrupted":
-        print("interrupted; the same command continues", file=sys.stderr)
-    print(f"records: {directory}", file=sys.stderr)

@@ -1,76 +1,53 @@
 """`kfbench train`: one method on one problem, one or several seeds."""
 
-from pathlib import Path
+import sys
+from dataclasses import replace
 from typing import Any
 
 import typer
 
-from kfbench.cli.flags import (
-    Assignments,
-    ConfigFile,
-    Debug,
-    Format,
-    Out,
-    Overwrite,
-    Plot,
-    Resume,
-    Specs,
-    single_values,
-    with_config_flags,
-)
-from kfbench.config.load import load_config
-from kfbench.config.schema import Config
+from kfbench.cli.command import Given, Output, Resume, command, end
 from kfbench.errors import UsageError
 from kfbench.results.folders import output_folder
 
+_SHOWN = ("opt", "dataset", "model", "lr", "damping", "T", "epochs", "seeds", "out", "resume", "plot", "format")
+_EXAMPLES = (
+    "kfbench train --opt foof --T 100",
+    "kfbench train --opt kfac:damping=0.01,T=10 --dataset fashion-mnist --seeds 3",
+    "kfbench train --opt torch.optim:RMSprop --lr 0.001 --plot",
+    "kfbench train --resume --out runs/NAME",
+)
 
-@with_config_flags("problem", "method", "run")
-def train(
-    opt: Specs = None,
-    config: ConfigFile = None,
-    set_: Assignments = None,
-    out: Out = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    plot: Plot = False,
-    format: Format = "table",
-    debug: Debug = False,
-    **flags: Any,
-) -> None:
-    """Train a model with one optimizer and record every loss.
 
-    Example: kfbench train --opt foof --T 100
-    """
+@command("problem", "method", "run", first=_SHOWN, examples=_EXAMPLES)
+def train(given: Given, output: Output, resume: Resume = False) -> None:
+    """Train a model with one optimizer and record every loss."""
     from kfbench.cli.progress import progress_observer
 
-    if resume and out is None:
+    if resume and output.out is None:
         raise UsageError("--resume needs --out DIR, the folder of the run to continue")
-    if resume and out is not None and config is None and (out / "config.yaml").is_file():
-        config = out / "config.yaml"
-    settings = load_config(config, single_values(flags, "train"), opt or [], set_ or [])
-    _check_one_method(settings)
-    with output_folder(out, f"train-{settings.methods[0].label}", resume, overwrite) as directory:
+    if resume and output.out is not None and given.file is None and (output.out / "config.yaml").is_file():
+        given = replace(given, file=output.out / "config.yaml")
+    settings = given.configured(given.tree, given.values(), given.specs)
+    if len(settings.methods) != 1:
+        labels = ", ".join(method.label for method in settings.methods)
+        raise UsageError(f"train takes one method, got {len(settings.methods)}: {labels}")
+    name = f"train-{settings.methods[0].label}"
+    with output_folder(output.out, name, resume, output.overwrite) as directory:
         from kfbench.training.run import train as run_training
 
         summary = run_training(settings, directory, progress_observer(settings), resume)
-    if plot:
+    if output.plot:
         from kfbench.results.records import load
         from kfbench.training.plots import plot_losses
 
         plot_losses([load(directory)], directory / "loss.png")
-    _report(summary, settings, directory, format)
-    raise typer.Exit(_exit_code(summary["status"]))
+    _report(summary, output.format)
+    again = f"continue with: kfbench train --resume --out {directory}"
+    raise typer.Exit(end(summary["status"], directory, settings.run.quick, again))
 
 
-def _check_one_method(settings: Config) -> None:
-    if len(settings.methods) != 1:
-        labels = ", ".join(method.label for method in settings.methods)
-        raise UsageError(f"train takes one method, got {len(settings.methods)}: {labels}")
-
-
-def _report(summary: dict[str, Any], settings: Config, directory: Path, format: str) -> None:
-    import sys
-
+def _report(summary: dict[str, Any], format: str) -> None:
     from kfbench.results.tables import print_table
     from kfbench.training.tables import summary_rows
 
@@ -80,11 +57,6 @@ def _report(summary: dict[str, Any], settings: Config, directory: Path, format: 
             print(f"seed {run['seed']} {run['status']}: {run['reason']}", file=sys.stderr)
         if run.get("target_loss") is not None:
             print(f"seed {run['seed']}: {_target_sentence(run)}", file=sys.stderr)
-    if settings.run.quick:
-        print("quick run: not for comparison", file=sys.stderr)
-    if summary["status"] == "interrupted":
-        print(f"interrupted; continue with: kfbench train --resume --out {directory}", file=sys.stderr)
-    print(f"records: {directory}", file=sys.stderr)
 
 
 def _target_sentence(run: dict[str, Any]) -> str:
@@ -94,7 +66,3 @@ def _target_sentence(run: dict[str, Any]) -> str:
     return (
         f"training loss {run['target_loss']} was reached at update {run['target_update']}, {seconds:.1f} s of updates"
     )
-
-
-def _exit_code(status: str) -> int:
-    return {"done": 0, "interrupted": 130}.get(status, 3)

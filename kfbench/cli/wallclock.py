@@ -8,22 +8,11 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from kfbench.cli.flags import (
-    Assignments,
-    ConfigFile,
-    Debug,
-    Format,
-    Out,
-    Overwrite,
-    Plot,
-    Specs,
-    single_values,
-    with_config_flags,
-)
-from kfbench.config.load import dump, load_config, without_flagged
+from kfbench.cli.command import Given, Output, command, end
+from kfbench.cli.flags import single_values
+from kfbench.config.load import dump, without_flagged
 from kfbench.config.schema import Config, MethodOptions
 from kfbench.config.specs import find_method, parse_spec
-from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
 from kfbench.results.folders import output_folder
 
@@ -43,44 +32,46 @@ Absolute = Annotated[
 ]
 
 
-@with_config_flags("problem", "method", "run", "wallclock")
+_SHOWN = (
+    *("opt", "T", "dataset", "model", "width", "batch_size"),
+    *("rounds", "precision", "baseline", "out", "plot", "format"),
+)
+_EXAMPLES = (
+    "kfbench wallclock --width 250",
+    "kfbench wallclock --opt foof --opt kfac --T 1 --T 10 --T 100 --plot",
+    "kfbench wallclock --opt foof --width 250 --width 1000 --precision 0.02",
+    "kfbench wallclock --baseline runs/BEFORE --max-regression 5%",
+)
+
+
+@command("problem", "method", "run", "wallclock", first=_SHOWN, examples=_EXAMPLES)
 def wallclock(
-    opt: Specs = None,
-    config: ConfigFile = None,
-    set_: Assignments = None,
-    out: Out = None,
-    overwrite: Overwrite = False,
+    given: Given,
+    output: Output,
     baseline: Baseline = None,
     max_regression: MaxRegression = "10%",
     absolute: Absolute = False,
-    plot: Plot = False,
-    format: Format = "table",
-    debug: Debug = False,
-    **flags: Any,
 ) -> None:
     """Time updates of several optimizers in interleaved windows, with error bars.
 
     Without --opt: SGD, Adam, FOOF and K-FAC with T = 1 and T = 100, S = T. Repeated --T, --width and
     --batch-size are axes.
-
-    Example: kfbench wallclock --width 250
     """
     from kfbench.wallclock.gate import check_baseline, gate, read_percent
 
     allowed = read_percent(max_regression)
-    cells = _cells(config, opt or [], set_ or [], flags)
+    cells = _cells(given)
     if baseline is not None:
         check_baseline(baseline, dump(cells[0], "wallclock"))  # fails now, not after minutes of timing
-    with output_folder(out, "wallclock", False, overwrite, can_resume=False) as directory:
+    with output_folder(output.out, "wallclock", False, output.overwrite, can_resume=False) as directory:
         from kfbench.wallclock.run import wallclock as run_wallclock
 
         summary = run_wallclock(cells, directory, lambda line: print(line, file=sys.stderr, flush=True))
     if summary["cells"]:
-        _show(summary, directory, plot, format)
-    print(f"records: {directory}", file=sys.stderr)
-    if summary["status"] == "interrupted":
-        print("interrupted; what was measured is kept", file=sys.stderr)
-        raise typer.Exit(130)
+        _show(summary, directory, output)
+    quick = any(cell["quick"] for cell in summary["cells"])
+    if code := end(summary["status"], directory, quick, "what was measured is kept"):
+        raise typer.Exit(code)
     changes = gate(directory, baseline, allowed, absolute) if baseline is not None else []
     for row in changes:
         print(
@@ -92,25 +83,22 @@ def wallclock(
         raise typer.Exit(1)
 
 
-def _cells(
-    file: Path | None, specs: Sequence[str], assignments: Sequence[str], flags: Mapping[str, Any]
-) -> list[Config]:
+def _cells(given: Given) -> list[Config]:
     """One configuration for each width and batch size; the methods of all are the same."""
-    flags = dict(flags)
+    flags, tree = dict(given.flags), given.tree
     widths, batch_sizes = flags.pop("width", [None]), flags.pop("batch_size", [None])
     T_values = flags.pop("T", [])
     single = single_values(flags, "wallclock")
-    given: Any = specs or (read_yaml(file).get("methods") if file is not None else None)
-    if not specs and isinstance(given, list):
-        given = [without_flagged(entry, [*single, *(["T"] if T_values else [])]) for entry in given]
-    entries = _with_T(given or _defaults(T_values, single.get("S")), T_values)
+    named: Any = given.specs or tree.get("methods")
+    if not given.specs and isinstance(named, list):
+        named = [without_flagged(entry, [*single, *(["T"] if T_values else [])]) for entry in named]
+    entries = _with_T(named or _defaults(T_values, single.get("S")), T_values)
     problem_flags = {key: value for key, value in single.items() if key not in MethodOptions.model_fields}
-    settings = load_config(file, problem_flags, ["sgd"], assignments, "wallclock").wallclock
-    reference = _entry(settings.reference)
+    reference = _entry(given.configured(tree, problem_flags, ["sgd"]).wallclock.reference)
     others = [entry for i, entry in enumerate(entries) if entry != reference and entry not in entries[:i]]
     methods = [{"opt": name, **options} for name, options in (reference, *others)]
     return [
-        load_config(file, {**single, "width": width, "batch_size": batch_size}, methods, assignments, "wallclock")
+        given.configured(tree, {**single, "width": width, "batch_size": batch_size}, methods)
         for width, batch_size in itertools.product(widths, batch_sizes)
     ]
 
@@ -146,22 +134,20 @@ def _with_T(specs: Any, T_values: Sequence[str]) -> list[tuple[str, dict[str, An
     return entries
 
 
-def _show(summary: Mapping[str, Any], directory: Path, plot: bool, format: str) -> None:
+def _show(summary: Mapping[str, Any], directory: Path, output: Output) -> None:
     from kfbench.results.tables import print_table
     from kfbench.wallclock.tables import exponent_rows, task_rows, timing_rows
 
     cells = summary["cells"]
-    print_table(timing_rows(cells), format, summary)
-    if format == "table":
+    print_table(timing_rows(cells), output.format, summary)
+    if output.format == "table":
         for extra in (task_rows(cells), exponent_rows(cells)):
             if extra:
                 print()
-                print_table(extra, format, {})
-    if plot:
+                print_table(extra, output.format, {})
+    if output.plot:
         from kfbench.wallclock.plots import plot_timings
 
         plot_timings(cells, directory / "wallclock.png")
     for note in dict.fromkeys(note for cell in cells for note in cell["warnings"]):
         print(f"Warning: {note}", file=sys.stderr)
-    if any(cell["quick"] for cell in cells):
-        print("quick run: not for comparison", file=sys.stderr)

@@ -20,8 +20,7 @@ from typing import Any
 from kfbench.errors import KfbenchError, described
 from kfbench.executors.contract import Job, Outcome
 
-# Imported once by the server that forks trials; it reads the data set named in this variable.
-_PRELOADED = "kfbench.training.preload"
+# What the module that the server imports before it forks may read, as JSON.
 PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
 # How long a trial may take to save its checkpoint when it is asked to stop.
 _GRACE_SECONDS = 60.0
@@ -38,17 +37,19 @@ class _Running:
 
 
 class ProcessExecutor:
-    """Up to ``jobs`` processes on this machine, forked from a server that has imported torch; spawned elsewhere."""
+    """Up to ``jobs`` processes on this machine, forked from a server that has imported much; spawned elsewhere.
 
-    def __init__(self, jobs: int, preload: Mapping[str, Any] | None = None) -> None:
+    ``module`` is what the server imports, once, before it forks; it finds ``preload`` in its environment.
+    """
+
+    def __init__(self, jobs: int, module: str, preload: Mapping[str, Any]) -> None:
         self._jobs = jobs
         self._running: dict[str, _Running] = {}
-        if preload is not None:
-            os.environ[PRELOAD_VARIABLE] = json.dumps(preload)
+        os.environ[PRELOAD_VARIABLE] = json.dumps(preload)
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            self._context.set_forkserver_preload(["__main__", _PRELOADED])
+            self._context.set_forkserver_preload(["__main__", module])
 
     def submit(self, job: Job) -> None:
         """Start it in a process of its own."""

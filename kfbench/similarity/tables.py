@@ -74,10 +74,6 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     for run in summary["runs"]:
         if run["reason"]:
             lines.append(f"seed {run['seed']} {run['status']}: {run['reason']}")
-    if summary["quick"]:
-        lines.append("quick run: not for comparison")
-    if summary["status"] == "interrupted":
-        lines.append("interrupted; what was recorded is kept")
     return lines
 
 

@@ -22,7 +22,9 @@ from kfbench.sweep.report import write_report
 from kfbench.sweep.tuning import Tuning
 from kfbench.training.interruption import Interruption
 
+# What runs in other processes, by path: the leader imports no torch.
 _RUN, _PROBE = "kfbench.training.worker:run_trial", "kfbench.training.worker:probe_trial"
+_PRELOADED = "kfbench.training.preload"
 # A timeout meant for hanging trials does not end the first look at a method before this.
 _PROBE_SECONDS = 60.0
 # How many of the next best points may take the place of those that diverge with fresh seeds.
@@ -263,7 +265,7 @@ def _first_trial(config: Config, method: Swept) -> Trial:
 
 def _executor(config: Config, method: Swept, jobs: int) -> ProcessExecutor:
     """With the data of any one trial at hand in all: they share it."""
-    return ProcessExecutor(jobs, dump(_first_trial(config, method).config))
+    return ProcessExecutor(jobs, _PRELOADED, dump(_first_trial(config, method).config))
 
 
 def _first_look(

@@ -42,13 +42,16 @@ class Clocks:
 
     def state_dict(self) -> dict[str, float]:
         """The accounts."""
-        names = ("seconds_updates", "seconds_elsewhere", "seconds_warmup")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "seconds_updates": self.seconds_updates,
+            "seconds_elsewhere": self.seconds_elsewhere,
+            "seconds_warmup": self.seconds_warmup,
+        }
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue the accounts of an interrupted run."""
-        for name, seconds in state.items():
-            setattr(self, name, seconds)
+        self.seconds_updates, self.seconds_elsewhere = state["seconds_updates"], state["seconds_elsewhere"]
+        self.seconds_warmup = state["seconds_warmup"]
 
     def _lap(self) -> float:
         synchronise(self._device)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,8 @@ QUICK = ["--quick", "--width", "20"]
     [
         (["--help"], ["train", "sweep", "compare", "wallclock", "similarity", "data", "list", "--version"]),
         (["-h"], ["train", "data", "list"]),
-        (["train", "--help"], ["--opt", "--lr", "--damping-kind", "--T", "--no-bias", "--set", "--resume", "foof"]),
+        (["train", "--help"], ["--opt", "--lr", "--damping", "--T", "--epochs", "--resume", "foof", "--help-all"]),
+        (["train", "--help-all"], ["--opt", "--lr", "--damping-kind", "--T", "--no-bias", "--set", "--resume", "foof"]),
         (["data", "--help"], ["fetch", "check", "list"]),
         (["data", "check", "--help"], ["NAME", "--data-dir"]),
         (["--version"], ["kfbench 0."]),
@@ -55,6 +57,20 @@ def test_every_name_is_listed_with_its_paper_in_every_format(kfbench):
     assert kfbench("list", "--cite", "--format", "markdown")[1].count("\n") == len(rows) + 2
 
 
+@pytest.mark.parametrize("command", ["train", "sweep", "compare", "wallclock", "similarity"])
+def test_help_is_one_screen_and_its_examples_are_commands(kfbench, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = kfbench(command, "-h")
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and len(lines) <= 24 and max(map(len, lines)) <= 80
+    examples = [line.split() for line in lines if line.startswith(f"  kfbench {command}")]
+    assert len(examples) == 4
+    everything = kfbench(command, "--help-all")[1]
+    shown = re.findall(r"(?m)^  (--[\w-]+|-\w)", out)
+    for flag in {word for words in examples for word in words if word.startswith("-")} | set(shown) - {"--help-all"}:
+        assert re.search(rf"(?m){flag}\b", everything), f"{flag} is no option of {command}"
+
+
 @pytest.mark.parametrize("arguments", [[], ["data"]], ids=["kfbench", "data"])
 def test_no_arguments_show_the_help_and_no_empty_error(kfbench, arguments):
     code, out, err = kfbench(*arguments)
@@ -77,7 +93,7 @@ def answer(arguments, **environment):
             code = error.code
     heavy = sorted({"torch", "torchvision", "matplotlib", "pandas"} & set(sys.modules))
     answers.append([arguments, code, heavy, out.getvalue()])
-for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["compare", "--help"], ["similarity", "--help"],
+for arguments in (["--help"], ["train", "-h"], ["sweep", "--help"], ["compare", "--help-all"], ["similarity", "--help"],
                   ["data", "--help"], ["list"], ["--version"], ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"],
                   ["sweep", "lr", "--grid", "lr=2:1:decades"]):
     answer(arguments)

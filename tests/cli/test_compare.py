@@ -216,7 +216,7 @@ def test_wrong_use_is_one_sentence_and_leaves_nothing(kfbench, runs, arguments, 
 
 
 def test_help_imports_no_torch(kfbench):
-    code, out, _ = kfbench("compare", "--help")
+    code, out, _ = kfbench("compare", "--help-all")
     assert code == 0
-    for part in ("--reference", "--target-loss", "--html", "--seeds", "--opt", "[DIR]", "--overwrite"):
+    for part in ("--reference", "--target-loss", "--html", "--seeds", "--opt", "DIR|FILE", "--overwrite"):
         assert part in out

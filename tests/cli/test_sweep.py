@@ -136,7 +136,7 @@ def test_more_jobs_than_cores_are_warned_of(kfbench):
 
 
 def test_help_imports_no_torch(kfbench):
-    code, out, _ = kfbench("sweep", "--help")
+    code, out, _ = kfbench("sweep", "--help-all")
     assert code == 0
     for part in ("--grid", "--absolute-lr", "--extend", "--refine", "--sampler", "--trial-timeout", "-j", "--dry-run"):
         assert part in out

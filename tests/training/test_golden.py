@@ -1,0 +1,31 @@
+"""Short trajectories of `train`, step rules included, as they were when golden.json was recorded."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kfbench.config.method_table import METHODS
+from kfbench.config.specs import find_method
+
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
+FLAGS = {
+    **{"width": "16", "train_samples": "90", "eval_samples": "50", "batch_size": "20", "updates": "12"},
+    **{"dtype": "float64", "clip_norm": "0.01", "lr_schedule": "cosine"},
+}
+
+
+def test_every_method_has_one():
+    assert {spec.split(":")[0] for spec in GOLDEN} == set(METHODS)
+
+
+@pytest.mark.parametrize("spec", GOLDEN)
+def test_losses_are_those_recorded(kfbench, spec):
+    """Bit for bit on the machine that recorded them; elsewhere sums may be taken in another order."""
+    flags = FLAGS | ({"warmup_batches": "3"} if find_method(spec.split(":")[0]).accepts("warmup_batches") else {})
+    given = [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", value)]
+    code, _, err = kfbench("train", "--opt", spec, *given, "--out", "here")
+    assert code == 0, err
+    losses = pd.read_csv("here/seed-0/updates.csv")["loss"]
+    assert losses.tolist() == pytest.approx(GOLDEN[spec], rel=1e-7)
