@@ -31,7 +31,7 @@ from kfbench.curvature.statistics import LayerStatistics
 _CHUNK = 2**22
 
 
-@runtime_checkable
+@runtime_checkable  # tests check annotations at run time
 class Approximation(Protocol):
     """A symmetric positive semi-definite matrix that stands for one layer's Fisher."""
 
@@ -84,6 +84,7 @@ class SampleFisher:
     @cached_property
     def spectrum(self) -> Float[Tensor, d]:
         """The eigenvalues of F, but for zeros where it is not small, in ascending order."""
+        # Rounding can make a zero eigenvalue negative.
         return torch.linalg.eigvalsh(self.core).clamp_(min=0)
 
     def squared_norm(self) -> Float[Tensor, ""]:
@@ -92,11 +93,13 @@ class SampleFisher:
 
     def inner(self, other: SampleFisher) -> Float[Tensor, ""]:
         """``<F, F'>``, F' of other samples: the sum of all squared products of their rows, over N N'."""
+        # Two matrices F multiply entry by entry; with a Gram matrix on either side the rows must meet.
         if self.is_small and other.is_small:
             return (self.core * other.core).sum()
         inputs = torch.cat([self.inputs, other.inputs])
         gradients = torch.cat([self.output_gradients, other.output_gradients], dim=1)
         K, total, n = gradients.shape[0], len(inputs), self.samples
+        # Of the Gram matrix of both batches only the block between them is wanted.
         products = _gram(inputs, gradients).view(K, total, K, total)[:, :n, :, n:]
         return products.square().sum() / (n * other.samples)
 
@@ -116,6 +119,7 @@ class KroneckerProduct:
         """``1/N sum_kn sum_pp' (g_p' B g_p') (a_p' A a_p')``."""
         B, A = self.B.double(), self.A.double()
         a, g = fisher.inputs, fisher.output_gradients
+        # K P^2 products a sample.
         step = max(1, _CHUNK // (a.shape[1] ** 2 * len(g)))
         total = a.new_zeros(())
         for a_part, g_part in zip(a.split(step), g.split(step, dim=1), strict=True):
@@ -132,6 +136,7 @@ class KroneckerProduct:
 
     @cached_property
     def _eigenvalues(self) -> Tensor:
+        # Kept: one refresh may be looked at many times before the next.
         return torch.outer(*(torch.linalg.eigvalsh(M.double()).clamp_(min=0) for M in (self.B, self.A))).flatten()
 
 
@@ -164,6 +169,7 @@ def relative_error(fisher: SampleFisher, approximation: Approximation) -> Float[
     """
     norm = fisher.squared_norm()
     squared = norm - 2 * approximation.inner(fisher) + approximation.squared_norm()
+    # The difference of terms that nearly cancel may come out negative.
     return (squared.clamp(min=0) / norm).sqrt()
 
 

@@ -57,14 +57,16 @@ class Captured:
 
     def gradient_of(self, name: str, losses: Tensor) -> Tensor:
         """One layer's mean gradient [d_out, d_in], keeping the graph: for checking it against autograd."""
-        found = torch.autograd.grad(
+        # Not through _true_rows, which is kept: it would hold rows of layers that may yet be excluded.
+        by_call = torch.autograd.grad(
             losses.sum(), [call.edge for call in self.calls[name]], retain_graph=True, allow_unused=True
         )
-        rows = [self._one_call(name, call, g) for call, g in zip(self.calls[name], found, strict=True)]
+        rows = [self._one_call(name, call, g) for call, g in zip(self.calls[name], by_call, strict=True)]
         return LayerGradient(torch.cat(rows, 1).flatten(0, 1), self.inputs(name).flatten(0, 1), len(losses)).dense()
 
     def inputs(self, name: str) -> Tensor:
         """Input rows [N, P, d_in] of a layer; a layer used twice joins along P."""
+        # Kept: statistics and gradients ask for the same rows, which for a convolution are all its patches.
         if name not in self._inputs:
             for call in self.calls[name]:
                 if call.input._version != call.version:
@@ -100,8 +102,10 @@ class Captured:
         if fisher == "none":
             return {}
         if fisher == "empirical":
+            # True labels cost no pass of their own: these are the rows that the gradient is made of.
             return {name: g[None] for name, g in self._true_rows(losses, keep_graph=True).items()}
         assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
+        # Detached: labels are drawn from the output, not differentiated through it.
         drawn = vectors(output.detach(), fisher)
         per_vector = [self._backpropagate(output, vector)[0] for vector in drawn]
         return {name: torch.stack([r[name] for r in per_vector]) for name in self.calls}
@@ -119,6 +123,7 @@ class Captured:
         return [None if g is None else g / len(losses) for g in self._plain_gradients]
 
     def _true_rows(self, losses: Tensor, keep_graph: bool) -> dict[str, Tensor]:
+        # One pass gives both, and is made once: after it the graph may be gone.
         if self._rows is None:
             self._rows, self._plain_gradients = self._backpropagate(losses, None, keep_graph, self.plain)
         return self._rows
@@ -131,15 +136,17 @@ class Captured:
         wanted: list[Any] = [*edges, *(plain or [])]
         if not wanted:
             return {}, []
+        # Ones make it the gradient of the sum, so that each row is of its own sample's loss, without 1/N.
         weights = torch.ones_like(start) if vector is None else vector
-        found: list[Tensor | None] = list(
+        gradients: list[Tensor | None] = list(
             torch.autograd.grad(start, wanted, weights, retain_graph=keep_graph, allow_unused=True)
         )
+        # In the order of `edges`; what is left over belongs to the plain parameters.
         rows = {}
         for name, calls in self.calls.items():
-            parts = [self._one_call(name, call, found.pop(0)) for call in calls]
+            parts = [self._one_call(name, call, gradients.pop(0)) for call in calls]
             rows[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return rows, found
+        return rows, gradients
 
     def _one_call(self, name: str, call: _Call, gradient: Tensor | None) -> Tensor:
         if gradient is None:  # this call does not reach the loss
@@ -158,6 +165,7 @@ class capture:
     def __enter__(self) -> Captured:
         for layer in self.captured.layers.values():
             hook = self._make_hook(layer.name)
+            # A model may give the layer its input by keyword.
             self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         return self.captured
 
@@ -175,7 +183,8 @@ class capture:
             if output._is_view():  # an in-place operation on a view would rewrite its edge
                 output = replaced = output.clone()
             x = args[0] if args else kwargs["input"]
+            # A layer used twice has two. Detaching keeps memory and version counter, so a later change is noticed.
             calls.setdefault(name, []).append(_Call(x.detach(), x._version, get_gradient_edge(output)))
-            return replaced
+            return replaced  # None leaves what the layer returned
 
         return hook

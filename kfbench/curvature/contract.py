@@ -72,4 +72,5 @@ class Layer(ABC):
         weight = self.module.weight
         if not self.has_bias:
             return [matrix.view_as(weight)]
+        # reshape, since without the column of the bias the rows are not contiguous.
         return [matrix[:, :-1].reshape(weight.shape), matrix[:, -1]]

@@ -16,6 +16,7 @@ class ConvolutionLayer(Layer):
         """Groups and padding other than with a number of zeros."""
         if module.groups != 1:
             return "grouped convolutions have no single input factor"
+        # unfold pads with zeros alone, as many in front as behind.
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             return f"padding {module.padding!r} ({module.padding_mode}) is not supported"
         return None

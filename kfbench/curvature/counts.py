@@ -34,6 +34,7 @@ def forward_backward(shapes: list[LayerShape]) -> float:
 
 def label_backward(shapes: list[LayerShape], vectors: int) -> float:
     """Backpropagating that many more vectors to every layer's output."""
+    # It ends at the first layer's output, so that layer's weights are not multiplied.
     return vectors * sum(shape.product for shape in shapes if not shape.first)
 
 

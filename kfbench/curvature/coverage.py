@@ -40,19 +40,21 @@ class Coverage:
         (tied weights, penalties inside the loss, modules that bypass hooks) and batches that do
         not lie along the first dimension.
         """
+        # At first nothing has been named, not even what find_layers left out.
         before = len(self.left_out) if self._named else 0
         for name in list(self.layers):
             if reason := why_wrong(self.layers[name], captured, losses):
                 self.left_out[name] = reason
                 del self.layers[name]
                 captured.exclude(name)
+        # Parameters of layers left out just now are plain ones from this very update on.
         captured.plain[:] = self.plain_parameters()
         if not self._named and self.per_sample:
             warn_of_batch_mixing(self.model)
         self.verified = self._named = True
         if len(self.left_out) > before:
-            found = list(self.left_out.items())[before:]
-            listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in found)
+            unnamed = list(self.left_out.items())[before:]
+            listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in unnamed)
             warnings.warn(f"not preconditioned, plain gradient instead: {listed}", stacklevel=5)
 
 
@@ -79,12 +81,14 @@ def why_wrong(layer: Layer, captured: Captured, losses: Tensor) -> str | None:
         return "its forward was not called through the module"
     if captured.samples_per_call()[layer.name] != {len(losses)}:
         return "its batch does not lie along the first dimension"
+    # The update itself still needs the graph.
     truth = torch.autograd.grad(losses.sum(), layer.parameters, retain_graph=True, allow_unused=True)
     expected = [torch.zeros_like(p) if g is None else g for g, p in zip(truth, layer.parameters, strict=True)]
     G = captured.gradient_of(layer.name, losses)
     wanted = layer.matrix(expected) / len(losses)
     exact = wanted.device.type == "cpu" or wanted.dtype == torch.float64
     tolerance = _AGREEMENT.get(wanted.dtype, _LOOSE_AGREEMENT) if exact else _LOOSE_AGREEMENT
+    # Synchronises, which only a forward that is verified pays for.
     if float((G - wanted).norm()) > tolerance * float(wanted.norm()):
         return "its weight is used outside the layer too"
     return None

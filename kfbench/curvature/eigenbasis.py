@@ -55,15 +55,14 @@ def second_moments(g: Float[Tensor, "K N P d_out"], a: Float[Tensor, "N P d_in"]
     """
     samples, positions, d_in = a.shape
     if positions == 1:
-        return _squares_summed(g[:, :, 0]).T @ a[:, 0].square() / samples
+        # One vector a sample, the usual case, needs no sum over vectors.
+        squares = g[0, :, 0].square() if len(g) == 1 else g[:, :, 0].square().sum(0)
+        return squares.T @ a[:, 0].square() / samples
     d_out = g.shape[3]
     total = g.new_zeros(d_out, d_in)
     chunk = max(1, _CHUNK // (d_out * d_in))
     for vectors in g:
         for g_part, a_part in zip(vectors.split(chunk), a.split(chunk), strict=True):
+            # Squared sample by sample, then summed: squaring the sum would give the moment of the batch gradient.
             total += torch.bmm(g_part.mT, a_part).square_().sum(0)
     return total / samples
-
-
-def _squares_summed(g: Float[Tensor, "K N d"]) -> Float[Tensor, "N d"]:
-    return g[0].square() if len(g) == 1 else g.square().sum(0)

@@ -19,7 +19,7 @@ from kfbench.curvature.statistics import LayerStatistics, Statistics
 # lets a symmetric matrix be multiplied out on one side of its diagonal only.
 _CHUNK = 2**22
 
-# One diagonal block of F -> the layers in it.
+# The name of the one block of an F that is not block-diagonal; otherwise blocks are named by their layers.
 WHOLE_NETWORK = "the whole network"
 
 
@@ -28,6 +28,7 @@ class LayerRows:
 
     def __init__(self, inputs: Float[Tensor, "N P d_in"], output_gradients: Float[Tensor, "K N P d_out"]) -> None:
         self.inputs, self.output_gradients = inputs, output_gradients
+        # Inputs are shared with the model, not copied: a change in place would be silent.
         self._version = inputs._version
 
     @property
@@ -39,6 +40,7 @@ class LayerRows:
         """``<u_kn, v>``: by the rows of v, or by v as a matrix where that is less work."""
         a, g = self._unchanged_inputs(), self.output_gradients
         d_out, d_in = v.shape
+        # Without rows, v is known as a matrix alone.
         if 0 < len(v.inputs) * (d_out + d_in) < d_out * d_in:
             products = (g @ v.output_gradients.T).mul_(a @ v.inputs.T)  # [K, N, P, rows of v]
             return products.sum(dim=(2, 3)) / v.samples
@@ -55,6 +57,7 @@ class LayerRows:
     def add_gram(self, total: Float[Tensor, "M M"]) -> None:
         """Add ``<u_kn, u_k'n'>`` to ``total``, rows in the order of ``dot`` flattened."""
         P, (d_out, d_in) = self.inputs.shape[1], self.shape
+        # Multiply-adds for two rows: by pairs of positions, or of their gradients as matrices.
         if P**2 * (d_out + d_in) <= d_out * d_in:
             self._add_gram_by_pairs(total)
         else:
@@ -64,6 +67,7 @@ class LayerRows:
         """``sum_pp' (g_knp . g_k'n'p') (a_np . a_n'p')``, by blocks of points on and below the diagonal."""
         a, g = self.inputs, self.output_gradients
         K, N, P, _ = g.shape
+        # A view, so that what is added reaches the caller's matrix.
         total = total.view(K, N, K, N)
         step = max(1, _CHUNK // (K * P * K * N * P))
         for start in range(0, N, step):
@@ -73,6 +77,7 @@ class LayerRows:
             shaped = g_products.view(K, end - start, P, K, end, P)
             block = shaped.mul_(a_products.view(end - start, P, 1, end, P)).sum(dim=(2, 5))
             total[:, start:end, :, :end] += block
+            # Mirrored to above the diagonal, but for the block on it, which is whole already.
             total[:, :start, :, start:end] += block[..., :start].permute(2, 3, 0, 1)
 
     def _add_gram_by_gradients(self, total: Tensor) -> None:
@@ -86,6 +91,7 @@ class LayerRows:
     def _weighted(self, w: Tensor) -> Float[Tensor, "R d_out"]:
         """``sum_k w_kn g_knp``: the rows that meet the inputs in ``U' w``."""
         g = self.output_gradients
+        # w comes from a solve in float64, rows keep the model's precision.
         return torch.einsum("kn,knpo->npo", w.to(g.dtype), g).flatten(0, 1)
 
     def _unchanged_inputs(self) -> Tensor:
@@ -111,7 +117,11 @@ class FisherRows:
     @classmethod
     def of(cls, statistics: Statistics, block_diagonal: bool) -> "FisherRows":
         """From what was captured of one batch."""
-        return cls({name: _layer_rows(layer) for name, layer in statistics.items()}, block_diagonal)
+        rows = {}
+        for name, layer in statistics.items():
+            assert layer.output_gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
+            rows[name] = LayerRows(layer.inputs, layer.output_gradients)
+        return cls(rows, block_diagonal)
 
     def part(self, block: str) -> "FisherRows":
         """One diagonal block alone."""
@@ -128,19 +138,21 @@ class FisherRows:
         return self._any().output_gradients.shape[0] * self.points
 
     def _any(self) -> LayerRows:
+        # N and K are the same in all layers.
         return next(iter(self.layers.values()))
 
     def grams(self) -> dict[str, Float[Tensor, "M M"]]:
         """``U U'`` of every block, in float64: products in the precision of the rows, their sum is not."""
-        found = {}
+        grams = {}
         for block, names in self.blocks.items():
-            found[block] = self._any().inputs.new_zeros(self.count, self.count, dtype=torch.float64)
+            grams[block] = self._any().inputs.new_zeros(self.count, self.count, dtype=torch.float64)
             for name in names:
-                self.layers[name].add_gram(found[block])
-        return found
+                self.layers[name].add_gram(grams[block])
+        return grams
 
     def times(self, v: Mapping[str, LayerGradient]) -> dict[str, Float[Tensor, "M"]]:
         """``U v`` of every block."""
+        # The system that they are the right-hand side of is solved in float64.
         dots = {name: layer.dot(v[name]).flatten().double() for name, layer in self.layers.items()}
         return {block: torch.stack([dots[name] for name in names]).sum(0) for block, names in self.blocks.items()}
 
@@ -183,10 +195,15 @@ class NewestRows:
 
     def observe(self, statistics: Statistics, points: int | None = None) -> None:
         """Keep the rows of the first ``points``, or all."""
-        self._observed = {name: _first(layer, points) for name, layer in statistics.items()}
+        kept = {}
+        for name, layer in statistics.items():
+            g = layer.output_gradients
+            kept[name] = LayerStatistics(layer.inputs[:points], None if g is None else g[:, :points])
+        self._observed = kept
 
     def refresh(self) -> "FisherRows":
         """The newest rows, which are in force from now on."""
+        # A refresh without a newer batch keeps the rows it has.
         if self._observed is not None:
             self._put(self._observed)
             self._observed = None
@@ -209,16 +226,6 @@ class NewestRows:
 def as_gradients(v: Mapping[str, Tensor]) -> dict[str, LayerGradient]:
     """Matrices, one a layer, as gradients that have no rows."""
     return {name: LayerGradient.from_dense(matrix, 1) for name, matrix in v.items()}
-
-
-def _layer_rows(layer: LayerStatistics) -> LayerRows:
-    assert layer.output_gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
-    return LayerRows(layer.inputs, layer.output_gradients)
-
-
-def _first(layer: LayerStatistics, points: int | None) -> LayerStatistics:
-    g = layer.output_gradients
-    return LayerStatistics(layer.inputs[:points], None if g is None else g[:, :points])
 
 
 def _pack(statistics: Statistics) -> dict[str, list[Tensor | None]]:

@@ -30,6 +30,7 @@ class LayerGradient:
     @classmethod
     def from_dense(cls, matrix: Float[Tensor, "d_out d_in"], samples: int) -> LayerGradient:
         """A gradient known only as a matrix; it has no rows."""
+        # No rows, but of the widths that ``shape`` reads.
         gradient = cls(matrix.new_empty(0, matrix.shape[0]), matrix.new_empty(0, matrix.shape[1]), samples)
         gradient._dense = matrix
         return gradient
@@ -44,6 +45,7 @@ class LayerGradient:
             return parts[0]
         samples = sum(part.samples for part in parts)
         rows = sum(len(part.inputs) for part in parts)
+        # More rows than that would send a side to the dense gradient anyway, see ``transform``.
         if keep_rows or (all(part._dense is None for part in parts) and rows < min(parts[0].shape)):
             joined = [torch.cat([getattr(p, side) for p in parts]) for side in ("output_gradients", "inputs")]
             return cls(joined[0], joined[1], samples)
@@ -74,6 +76,7 @@ class LayerGradient:
         number of rows (or columns) that the dense gradient offers it.
         """
         d_out, d_in = self.shape
+        # A matrix without rows (``from_dense``) must not look cheap for having 0 of them.
         rows = len(self.inputs) if self._dense is None else max(d_out, d_in)
         g, a = self.output_gradients, self.inputs
         left_on_rows, right_on_rows = rows < d_in, rows < d_out
@@ -101,6 +104,7 @@ class LayerGradient:
         """``scale G + g' a``: one product where both share their inputs or few rows are joined, else two."""
         if self._dense is not None:
             return torch.addmm(self._dense, g.T, a, beta=scale)
+        # Its own rows are of the sum over samples; g has its factors already.
         own = self.output_gradients * (scale / self.samples)
         if _is_same(a, self.inputs):
             return (own + g).T @ a
@@ -116,4 +120,5 @@ class LayerGradient:
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same numbers in the same memory."""
+    # Views of one tensor are new objects every time they are made, so identity would not tell.
     return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)

@@ -17,6 +17,7 @@ def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
     Only trainable parameters count. A module is left out, never wrongly preconditioned, where its
     rows would not determine its gradient; its parameters then keep their plain gradient.
     """
+    # modules() gives each module once, so that a second owner is another module, not a second call.
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -37,6 +38,7 @@ def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
 
 def _why_not(module: nn.Module, known: list[type[nn.Module]], owners: dict[int, int]) -> str | None:
     """Why this module cannot be captured, or None where it can."""
+    # Before its weight is looked at, which a parametrization replaces by a property.
     if parametrize.is_parametrized(module):
         return "its weight is a parametrization"
     if not known:
@@ -56,4 +58,5 @@ def batch_mixing(model: nn.Module) -> list[str]:
     A layer's gradient is then still exact, but its rows are not the gradients of single samples.
     """
     kinds = nn.modules.batchnorm._BatchNorm
+    # Without running averages it normalises by the batch in evaluation mode too.
     return [n for n, m in model.named_modules() if isinstance(m, kinds) and (m.training or m.running_mean is None)]

@@ -31,6 +31,7 @@ def pi_correction(trace_a: Tensor, d_in: int, trace_b: Tensor, d_out: int) -> Te
     """
     ratio = (trace_a / d_in) / (trace_b / d_out)
     usable = (trace_a > 0) & (trace_b > 0)
+    # No branch in Python, which would synchronise; where a trace is 0 the ratio is infinite or no number.
     return torch.where(usable, ratio, torch.ones_like(ratio)).sqrt()
 
 
@@ -64,6 +65,7 @@ class DampedInverse:
         if self._inverse is not None:
             return rows @ self._inverse
         assert L is not None
+        # rows (L L')^-1 = rows L'^-1 L^-1: L' comes first.
         halfway = torch.linalg.solve_triangular(L.T, rows, upper=True, left=False)
         return torch.linalg.solve_triangular(L, halfway, upper=False, left=False)
 
@@ -97,11 +99,13 @@ def damped_inverses(
         bad = torch.stack(flags).tolist()
         failed = [name for name, is_bad in zip(matrices, bad, strict=True) if is_bad]
     for name in failed:
+        # From the matrix itself: the failed factorisation has overwritten its damped copy.
         factors[name] = _cholesky_with_retries(name, matrices[name], float(damping[name]))
     return {name: DampedInverse(factor) for name, factor in factors.items()}, failed
 
 
 def _damped(matrix: Tensor, damping: Tensor | float) -> Tensor:
+    # A copy: averages go on undamped.
     damped = matrix.clone()
     damped.diagonal().add_(damping)
     return damped
@@ -120,6 +124,7 @@ def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _blocked_cholesky(M: Tensor, flags: list[Tensor]) -> None:
     """In place, by halves: ``M11 = L11 L11'``, ``L21 = M21 L11^-T``, then M22 - L21 L21'."""
     if len(M) <= _CHOLESKY_BLOCK:
+        # Raises nothing; a failed block is carried on with, and its flag is looked at with all others.
         factor, info = torch.linalg.cholesky_ex(M)
         M.copy_(factor)
         flags.append(info.ne(0))
@@ -134,7 +139,9 @@ def _blocked_cholesky(M: Tensor, flags: list[Tensor]) -> None:
 
 def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
     scale = float(matrix.diagonal().abs().mean())
+    # Without any damping ten times as much would be none.
     extra = max(damping, torch.finfo(matrix.dtype).eps * scale)
+    # No damping would help these.
     if not (math.isfinite(scale) and math.isfinite(extra)):
         raise FloatingPointError(f"the factor of layer {name!r} has values that are not finite")
     for _ in range(_RETRIES):
@@ -160,6 +167,7 @@ def add_outer_products_below(
     """The same, but what stands above the diagonal blocks is left as it is."""
     d = len(matrix)
     if d <= block:
+        # Where keep is 0, old values are not even read, so that nothing not finite survives in them.
         matrix.addmm_(rows.T, rows, beta=keep, alpha=scale)
         return
     half = d // 2
@@ -180,6 +188,7 @@ def _mirror(matrix: Tensor, block: int) -> None:
 def eigenbasis(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
     """Eigenvalues, ascending and clamped at 0, and eigenvectors in columns, of a symmetric M."""
     values, vectors = torch.linalg.eigh(matrix)
+    # Negative only by rounding, of a matrix that is positive semi-definite.
     return values.clamp_(min=0), vectors
 
 
@@ -196,6 +205,7 @@ def conjugate_gradient(
     ``max_iterations``. The test of the residual synchronises with the device once an iteration.
     Source: Hestenes & Stiefel 1952, section 3.
     """
+    # Copies, since x, r and p are updated in place.
     x = torch.zeros_like(b) if start is None else start.clone()
     r = b.clone() if start is None else b - product(x)
     p = r.clone()

@@ -70,6 +70,7 @@ class FactorAverages:
         old_weight = self.ema * self._weights.get(name, 0.0)
         weight = old_weight + 1 - self.ema
         if name not in self.means:
+            # Zeros that count for nothing: they are kept with weight 0.
             self.means[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
         add_outer_products(self.means[name], rows, keep=old_weight / weight, scale=(1 - self.ema) / weight / divisor)
         self._weights[name] = weight
@@ -84,6 +85,7 @@ class FactorAverages:
         for name, layer in statistics.items():
             gradients = layer.output_gradients
             assert gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
+            # N P, without K: over vectors it is a sum.
             self.add(name, gradients, divisor=gradients.shape[1] * gradients.shape[2])
 
     def state_dict(self) -> dict[str, Any]:

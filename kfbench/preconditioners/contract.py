@@ -106,6 +106,7 @@ class Traits:
     def of(cls, method: Any) -> Traits:
         """What this method says; an attribute that it lacks has its default."""
         said = {field.name: getattr(method, field.name) for field in fields(cls) if hasattr(method, field.name)}
+        # By presence alone: own_points may be None and damping_retries 0.
         extra = {"draws_points": hasattr(method, "own_points"), "counts_retries": hasattr(method, "damping_retries")}
         return cls(**{**said, **extra})
 

@@ -58,6 +58,7 @@ class EKFAC:
         self.A.add_inputs(statistics)
         self.B.add_output_gradients(statistics)
         self._observed = statistics
+        # Before the first refresh there is no basis to measure in.
         if self.bases and not self.needs_rows:
             self.scales = self._measured_scales(statistics)
 
@@ -65,9 +66,10 @@ class EKFAC:
         """New eigenbases, and the scales in them from the rows observed last; RuntimeError without any."""
         if self._observed is None:
             raise RuntimeError("EKFAC measures its scales on observed rows: observe a batch before each refresh")
+        # The bases first: scales hold in the basis they were measured in alone.
         self._refresh_bases(damping)
         self.scales = self._measured_scales(self._observed)
-        self._observed = None
+        self._observed = None  # a batch's rows are large, and each refresh wants its own
 
     def _refresh_bases(self, damping: float) -> None:
         # Freed first, so that no two generations are held at once.
@@ -91,6 +93,7 @@ class EKFAC:
         g, a = G.per_sample()
         g, a = g @ basis.U_B, a @ basis.U_A
         self.scales[name] = second_moments(g[None], a)
+        # The mean of rotated samples is the rotated gradient: the rows are rotated once for both.
         return LayerGradient(g.flatten(0, 1), a.flatten(0, 1), G.samples).dense()
 
     def _measured_scales(self, statistics: Statistics) -> dict[str, Tensor]:
@@ -106,6 +109,7 @@ class EKFAC:
         """``U diag(S) U'`` as it is now."""
         if layer not in self.bases:
             return None
+        # A copy, since EKFAC-ra averages into its scales in place.
         return ScaledEigenbasis(self.bases[layer], self.scales[layer].clone())
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:

@@ -30,10 +30,11 @@ class EKFACRA(EKFAC):
             raise ValueError(f"scale_decay must be in [0, 1), got {scale_decay}")
         super().__init__(ema, fisher, damping_init)
         self.scale_decay = scale_decay
-        self.needs_rows = False
+        self.needs_rows = False  # after EKFAC has set it: the squared batch gradient needs no single samples
 
     def observe(self, statistics: Statistics) -> None:
         """Average in both factors."""
+        # The rows are not kept, as no scale is measured on them.
         self.A.add_inputs(statistics)
         self.B.add_output_gradients(statistics)
 

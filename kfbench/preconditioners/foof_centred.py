@@ -52,20 +52,23 @@ class CentredFOOF(FOOF):
         self.inverses, self.centres = {}, {}  # freed first, so that no two generations are held at once
         covariances = {}
         for name, moments in self.A.means.items():
+            # Cloned, since a view would follow the running average until the next refresh.
             positions, sums = moments[-1, -1].clone(), moments[-1, :-1]
             self.centres[name] = (sums / positions, positions)
+            # sum_p (a - c)(a - c)' = sum_p a a' - P c c', where P c are the sums.
             covariances[name] = torch.addr(moments[:-1, :-1], sums, sums / positions, alpha=-1)
         self.inverses, retried = damped_inverses(covariances, dict.fromkeys(covariances, damping))
         self.damping_retries += len(retried)
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
         """Directions [d_out, d_in]."""
-        return {name: G.transform(right=self._right(name)) for name, G in gradients.items()}
-
-    def _right(self, name: str) -> RowMap:
-        if not self.biased[name]:
-            return self.inverses[name]
-        return partial(_centred, self.inverses[name], *self.centres[name])
+        directions = {}
+        for name, G in gradients.items():
+            right: RowMap = self.inverses[name]
+            if self.biased[name]:  # else nothing could take up the mean
+                right = partial(_centred, self.inverses[name], *self.centres[name])
+            directions[name] = G.transform(right=right)
+        return directions
 
     def state_dict(self) -> dict[str, Any]:
         """FOOF's state, the centres, and which layers have a bias."""

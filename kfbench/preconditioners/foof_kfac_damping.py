@@ -45,6 +45,7 @@ class FOOFWithKFACDamping:
         if damping == 0 and self.rescale == "lambda_B":
             raise ValueError("rescale=lambda_B divides by a part of damping, which must be above 0, got 0")
         self.kfac.refresh(damping)
+        # Kept with the inverses, since the averages go on before it divides.
         _, self.lambda_B = self.kfac.heuristic_damping(damping)
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
@@ -57,6 +58,7 @@ class FOOFWithKFACDamping:
         if self.rescale == "lambda_B":
             return direction.div_(self.lambda_B[name])
         kfac_norm = G.transform(left, right).norm()
+        # A gradient of zero gives a direction of zero, not 0 / 0.
         return direction.mul_(kfac_norm / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny))
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:

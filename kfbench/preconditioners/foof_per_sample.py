@@ -71,9 +71,12 @@ def damped_rows(a: Float[Tensor, "N P d_in"], damping: float) -> Float[Tensor, "
     """
     if a.shape[1] == 1:
         squares = a.square().sum(2, keepdim=True)
+        # Where lambda is 0, a sample of zeros has direction 0, not 0 / 0.
         return a / (squares + damping).clamp(min=torch.finfo(a.dtype).tiny)
     by_position = a.shape[1] <= a.shape[2]
     gram = a @ a.mT if by_position else a.mT @ a
     diagonal, limits = gram.diagonal(dim1=1, dim2=2), torch.finfo(a.dtype)
+    # A view: this damps the Gram matrices themselves.
     diagonal += damping + limits.eps * diagonal.mean(1, keepdim=True) + limits.tiny
+    # Unlike solve it looks at no error flag, hence does not synchronise.
     return torch.linalg.solve_ex(gram, a)[0] if by_position else torch.linalg.solve_ex(gram, a.mT)[0].mT

@@ -45,6 +45,7 @@ class GaussNewtonCG:
         if max_iterations < 1:
             raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
         self.tolerance, self.max_iterations, self.warm_start = tolerance, max_iterations, warm_start
+        # Each solve then begins where the last one ended, so none may be left out.
         self.apply_remembers = warm_start
         self.newest = NewestRows(block_diagonal)
         self.damping = 0.0
@@ -64,6 +65,7 @@ class GaussNewtonCG:
     def refresh(self, damping: float) -> None:
         """Nothing is factorised; what is solved with changes here. ValueError as ``check``."""
         rows = self.newest.refresh()
+        # Whoever uses the method from Python has not asked ``check`` before.
         self.check(damping, rows.points, rows.count // rows.points)
         self.damping = damping
 

@@ -66,6 +66,7 @@ class KFAC:
 
     def heuristic_damping(self, damping: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(lambda_A, lambda_B) of every layer, scalars, from the averages as they are now."""
+        # Traces stay tensors: as numbers they would cost a synchronisation a layer.
         lambda_A, lambda_B = {}, {}
         for name, A in self.A.means.items():
             B = self.B.means[name]

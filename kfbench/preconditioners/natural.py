@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kfbench.curvature.approximations import SampleFisher
 from kfbench.curvature.counts import LayerShape, cholesky
-from kfbench.curvature.fisher_rows import LayerRows, NewestRows, as_gradients
+from kfbench.curvature.fisher_rows import NewestRows, as_gradients
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses
 from kfbench.curvature.statistics import Statistics
@@ -74,10 +74,11 @@ class NaturalGradient:
     def refresh(self, damping: float) -> None:
         """Cholesky factor of ``lambda D I + U U'`` in every block; ValueError as ``check``."""
         rows = self.newest.refresh()
+        # Whoever uses the method from Python has not asked ``check`` before.
         self.check(damping, rows.points, rows.count // rows.points)
         self.inverses = {}  # freed first, so that no two generations are held at once
         self.inverses, retried = damped_inverses(rows.grams(), dict.fromkeys(rows.blocks, damping * rows.points))
-        self.damping = damping
+        self.damping = damping  # ``apply`` divides by that of the factors, whatever the next refresh takes
         self.damping_retries += len(retried)
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
@@ -101,7 +102,11 @@ class NaturalGradient:
         ``V = U' / sqrt(lambda D)`` here.
         """
         rows = self.newest.rows
-        y = as_gradients({name: _normal(layer, generator) for name, layer in rows.layers.items()})
+        normal = {}
+        for name, layer in rows.layers.items():
+            like = layer.inputs
+            normal[name] = torch.randn(*layer.shape, generator=generator, dtype=like.dtype, device=like.device)
+        y = as_gradients(normal)
         disturbed = {}
         for block, Uy in rows.times(y).items():
             z = torch.randn(len(Uy), generator=generator, dtype=Uy.dtype, device=Uy.device)
@@ -110,6 +115,7 @@ class NaturalGradient:
 
     def _solve_gram(self, u: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``(lambda D I + U U')^-1 u`` of every block."""
+        # An inverse acts on rows, here on a single one.
         return {block: self.inverses[block](u_block[None])[0] for block, u_block in u.items()}
 
     def approximation(self, layer: str) -> SampleFisher | None:
@@ -146,14 +152,10 @@ class NaturalGradient:
         self.damping, self.damping_retries = state["damping"], state["damping_retries"]
 
 
-def _normal(layer: LayerRows, generator: torch.Generator | None) -> Tensor:
-    like = layer.inputs
-    return torch.randn(*layer.shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
 def _gram_count(shape: LayerShape, vectors: int) -> float:
     """Products of pairs, counted whole, or each point's gradient and their products, whichever is chosen."""
     rows, d_out, d_in = shape.rows, shape.d_out, shape.d_in
+    # The rule of ``LayerRows.add_gram``.
     if shape.positions**2 * (d_out + d_in) <= d_out * d_in:
         return float(rows**2 * (d_in + vectors**2 * d_out))
     M = vectors * rows // shape.positions

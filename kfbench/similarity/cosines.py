@@ -17,6 +17,7 @@ class FOOFInnerProduct:
 
     def times(self, u: Matrices) -> dict[str, Tensor]:
         """``u_l (A_l + lambda I)``."""
+        # beta adds lambda u in the pass that makes u A.
         return {name: torch.addmm(matrix, matrix, self.A[name], beta=self.damping) for name, matrix in u.items()}
 
 
@@ -30,15 +31,16 @@ def cosines(
     The Euclidean inner product where none is given. Not a number where a direction is zero.
     """
     times = inner_product.times if inner_product else dict
+    # Once for each direction, however many pairs it is in.
     weighted = {label: times(directions[label]) for label in dict.fromkeys(x for pair in pairs for x in pair)}
 
     def inner(a: str, b: str) -> Tensor:
-        parts = [_dot(weighted[a][name], v) for name, v in directions[b].items()]
+        # In float64: a sum over a whole layer would lose digits in float32.
+        parts = [
+            torch.dot(weighted[a][name].flatten().double(), v.flatten().double()) for name, v in directions[b].items()
+        ]
+        # Inner products of layers add up to that of the network; cosines would not.
         return torch.stack([*parts, torch.stack(parts).sum()])
 
     norms = {label: inner(label, label).sqrt() for label in weighted}
     return torch.stack([inner(a, b) / (norms[a] * norms[b]) for a, b in pairs])
-
-
-def _dot(u: Tensor, v: Tensor) -> Tensor:
-    return torch.dot(u.flatten().double(), v.flatten().double())

@@ -11,12 +11,7 @@ from kfbench.curvature.capture import capture
 from kfbench.problems.datasets import Dataset
 from kfbench.results.records import CsvLog
 from kfbench.similarity.looks import Looks
-from kfbench.similarity.means import (
-    PROGRESS_COLUMNS,
-    SIMILARITY_COLUMNS,
-    SPECTRUM_COLUMNS,
-    SimilaritySummary,
-)
+from kfbench.similarity.means import PROGRESS_COLUMNS, SIMILARITY_COLUMNS, SPECTRUM_COLUMNS, SimilaritySummary
 from kfbench.similarity.panel import Panel
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
@@ -68,6 +63,7 @@ class FollowedTrainee(Trainee):
     def __init__(self, config: Config, data: Dataset, seed: int, device: torch.device) -> None:
         super().__init__(followed_config(config), data, seed, device)
         self.panel = Panel(config.methods, self)
+        # A torch optimizer captures nothing, so one of the others captures for all.
         if isinstance(self.preconditioning, PlainUpdate):
             self.preconditioning = ShownGradient(self.model, self.panel.leader)
         self.looks = Looks(config.similarity, self.panel)
@@ -75,6 +71,7 @@ class FollowedTrainee(Trainee):
     def warm_up(self) -> None:
         """Fill the statistics of all methods from the same batches, each from as many as it wants."""
         counts = self.panel.warm_up_counts()
+        # As many as the longest warm-up wants; each turn stops at its own count.
         batches = warmup_batches(self.data, self.run.batch_size, self.seed, max(counts))
         self.panel.leader.warm_up(batches, counts)
         if self.looks.spectrum is not None:
@@ -128,12 +125,13 @@ class FollowedRun(SeedRun):
         observer: Observer,
         stop: Interruption,
         logs: Logs,
-        found: SimilaritySummary,
+        means: SimilaritySummary,
     ) -> None:
         super().__init__(trainee, followed_config(config), folder, observer, stop, keep_weights=False)
-        self._looks, self._logs, self._found = trainee.looks, logs, found
+        self._looks, self._logs, self._means = trainee.looks, logs, means
 
     def _flush(self) -> bool:
+        # Before the losses, since with one that is not finite the run ends.
         similarity_rows, progress_rows, spectrum_rows = self._looks.drain()
         for name, rows in (
             ("similarity.csv", similarity_rows),
@@ -141,10 +139,10 @@ class FollowedRun(SeedRun):
             ("spectrum.csv", spectrum_rows),
         ):
             self._logs.append(name, rows)
-        self._found.add_cosines(similarity_rows)
-        self._found.add_progress(progress_rows)
+        self._means.add_cosines(similarity_rows)
+        self._means.add_progress(progress_rows)
         if self._looks.spectrum is not None:
-            self._found.add_spectrum(spectrum_rows, self._looks.spectrum.periods)
+            self._means.add_spectrum(spectrum_rows, self._looks.spectrum.periods)
         return super()._flush()
 
     def _checkpoint(self, ended: bool = False) -> None:

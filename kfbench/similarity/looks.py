@@ -60,6 +60,7 @@ class Looks:
 
     def before_forward(self) -> None:
         """Before the training forward of an update."""
+        # Here, since the forward is about to draw the dropout that a step's loss must be measured under.
         self._random = RandomState(self.trainee.device) if self.looking and self.settings.progress else None
 
     def before_turns(self) -> None:
@@ -73,13 +74,14 @@ class Looks:
         self.panel.complete()
         if self.spectrum is not None:
             self.spectrum.after_turns()
+        # Refreshes are noticed at every update; all that follows costs time and is for looks alone.
         if not self.looking:
             return
-        before = float(loss)
-        found = {metric: self._cosines(metric) for metric in self.settings.metric}
+        before = float(loss)  # synchronises, at looks only
+        by_metric = {metric: self._cosines(metric) for metric in self.settings.metric}
         progress = self._progress(x, y, before) if self.settings.progress else []
         spectrum = self.spectrum.rows() if self.spectrum is not None else []
-        self._pending.append((self.trainee.step, before, (list(self.panel.layers), found), progress, spectrum))
+        self._pending.append((self.trainee.step, before, (list(self.panel.layers), by_metric), progress, spectrum))
 
     def _cosines(self, metric: str) -> Tensor:
         inner_product = None
@@ -95,6 +97,7 @@ class Looks:
         assert self._random is not None
         parts = trainee.micro_batches(x, y)
         decrease = LossDecrease(trainee.model, trainee.likelihood, parts, before, self._random)
+        # An optimizer without a learning rate moves as one with 1 would.
         own, own_lr = self.panel.directions[followed.label], trainee.lr or 1.0
         rows = []
         for each in self.panel.asked:
@@ -105,6 +108,7 @@ class Looks:
             else:
                 value = decrease.of(direction, lr)
             rows.append({"method": each.label, "kind": "as-is", "lr": lr, "progress": value})
+            # With the followed norms and lr, methods differ by where they point, not by how far they go.
             value = decrease.of(rescaled(direction, own, self.panel.layers), own_lr)
             rows.append({"method": each.label, "kind": "rescaled", "lr": own_lr, "progress": value})
         return rows
@@ -114,11 +118,12 @@ class Looks:
         similarity: Rows = []
         progress: Rows = []
         spectrum: Rows = []
-        for update, loss, (layers, found), of_progress, of_spectrum in self._pending:
+        for update, loss, (layers, by_metric), of_progress, of_spectrum in self._pending:
+            # A share of no finite loss is no progress, and its directions are of weights that have diverged.
             if not math.isfinite(loss):
                 continue
             place = {"seed": self.trainee.seed, "update": update}
-            for metric, values in found.items():
+            for metric, values in by_metric.items():
                 similarity += [place | row for row in self._cosine_rows(layers, metric, values)]
             progress += [place | row for row in of_progress]
             spectrum += [place | {k: _plain(v) for k, v in row.items()} for row in of_spectrum]

@@ -49,6 +49,7 @@ class LossDecrease:
     def of(self, direction: Direction, lr: float) -> float:
         """The progress of the step ``-lr direction``; not a number where the loss is none."""
         with self._moved(direction, lr), forward_isolated(self.model):
+            # Within the block, which puts the present state back afterwards.
             self.random.restore()
             losses = [self.likelihood.loss(self.model(x), y).sum() for x, y in self.parts]
         after = float(torch.stack(losses).sum()) / sum(len(x) for x, _ in self.parts)
@@ -56,6 +57,7 @@ class LossDecrease:
 
     @contextmanager
     def _moved(self, direction: Direction, lr: float) -> Iterator[None]:
+        # Copies to put back: subtracting the step again would leave rounding in the weights.
         kept = {p: p.clone() for p, d in direction.items() if d is not None}
         try:
             for p in kept:
@@ -75,21 +77,22 @@ def best_of_half_decades(value: Callable[[float], float], centre: float) -> tupl
 
     Values that are not finite count as lowest; of equals the smallest argument.
     """
-    found: dict[int, float] = {}
+    value_at: dict[int, float] = {}
 
     def look(k: int) -> None:
         at_k = value(centre * 10 ** (k / 2))
-        found[k] = at_k if math.isfinite(at_k) else -math.inf
+        value_at[k] = at_k if math.isfinite(at_k) else -math.inf
 
     for k in range(-_REACH, _REACH + 1):
         look(k)
     for _ in range(_EXTENSION):
-        best = max(sorted(found), key=found.__getitem__)
-        if best not in (min(found), max(found)) or found[best] == -math.inf:
+        best = max(sorted(value_at), key=value_at.__getitem__)  # sorted: of equals, max takes the first
+        # Inside, the best is found; where nothing is finite, no end is more promising than the other.
+        if best not in (min(value_at), max(value_at)) or value_at[best] == -math.inf:
             break
-        look(best + (1 if best == max(found) else -1))
-    best = max(sorted(found), key=found.__getitem__)
-    return (found[best] if math.isfinite(found[best]) else math.nan), centre * 10 ** (best / 2)
+        look(best + (1 if best == max(value_at) else -1))
+    best = max(sorted(value_at), key=value_at.__getitem__)
+    return (value_at[best] if math.isfinite(value_at[best]) else math.nan), centre * 10 ** (best / 2)
 
 
 @torch.no_grad()
@@ -98,10 +101,11 @@ def rescaled(direction: Direction, like: Direction, layers: dict[str, Layer]) ->
 
     Parameters of no captured layer are moved as ``like`` moves them.
     """
-    found = dict(like)
+    moved = dict(like)
     own, wanted = matrices(layers, direction), matrices(layers, like)
     for name, layer in layers.items():
+        # A direction of zero stays zero.
         tiny = torch.finfo(own[name].dtype).tiny
         factor = wanted[name].norm() / own[name].norm().clamp(min=tiny)
-        found.update(zip(layer.parameters, layer.split(own[name] * factor), strict=True))
-    return found
+        moved.update(zip(layer.parameters, layer.split(own[name] * factor), strict=True))
+    return moved

@@ -28,11 +28,11 @@ class Means:
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = keys
-        self._found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._entries: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def add(self, row: Mapping[str, Any], name: str, value: float) -> None:
         """One more value of ``name`` for the keys of ``row``."""
-        entry = self._found.setdefault(tuple(row[key] for key in self._keys), {})
+        entry = self._entries.setdefault(tuple(row[key] for key in self._keys), {})
         total, count, not_finite, _ = entry.get(name, (0.0, 0, 0, None))
         if math.isfinite(value):
             total, count = total + value, count + 1
@@ -42,7 +42,7 @@ class Means:
 
     def __iter__(self) -> Any:
         """(keys, name -> (mean or None, number of values, how many were not finite, last))."""
-        for key, entry in self._found.items():
+        for key, entry in self._entries.items():
             named = {n: (total / k if k else None, k, bad, last) for n, (total, k, bad, last) in entry.items()}
             yield dict(zip(self._keys, key, strict=True)), named
 
@@ -69,6 +69,7 @@ class SimilaritySummary:
         """Rows of spectrum.csv; ``periods``: T of every method."""
         for row in rows:
             age = row["updates_since_refresh"]
+            # With T = 1 a look is both right after a refresh and right before the next.
             places = ["", *["_at_refresh"] * (age == 0), *["_before_refresh"] * (age == periods[row["method"]] - 1)]
             for place in places:
                 self._spectrum.add(row, f"mean_error{place}", row["frobenius_error"])

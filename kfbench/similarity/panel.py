@@ -57,6 +57,7 @@ class Panel:
         self.followed = next(each for each in self.asked if each.label == trainee.method.label)
         if any(each.turn is None for each in self.asked):  # it is what these are made from
             self._named[_GRADIENT] = Preconditioning(trainee.model, PlainGradient(), damping=0.0, T=1)
+        # The followed one leads: first in every forward, it draws its labels as if it were alone.
         leading = self.followed.label if self.followed.turn else next(iter(self._named))
         self.leader = self._named[leading]
         for label, other in self._named.items():
@@ -86,6 +87,7 @@ class Panel:
     def _build(self, method: Method) -> Asked:
         trainee = self.trainee
         if not find_method(method.opt).preconditioner:
+            # SGD steps along its gradient; what another optimizer would do is tried out on a copy.
             is_gradient = method.opt == "sgd"
             return Asked(method, None, None if is_gradient else Shadow(method, trainee.model, trainee.likelihood))
         is_followed = method.label == trainee.method.label
@@ -96,6 +98,7 @@ class Panel:
     def _build_preconditioning(self, method: Method) -> Preconditioning:
         trainee = self.trainee
 
+        # Called at a refresh, when ``preconditioning`` has been made.
         def own_points(refresh: int) -> Iterator[Batch]:
             return trainee.points_for(preconditioning.turn, refresh)
 
@@ -108,6 +111,7 @@ class Panel:
     def warm_up_counts(self) -> list[int]:
         """How many warm-up batches each turn of the forward takes, the leader's first."""
         wanted = {id(each.turn): each.method.options.get("warmup_batches") or 0 for each in self.asked if each.turn}
+        # The plain gradient and whoever keeps rows for the spectrum are nobody's wish, and take none.
         return [wanted.get(id(turn), 0) for turn in self.leader.forward.turns]
 
     def prepare(self, looking: bool) -> None:
@@ -131,6 +135,7 @@ class Panel:
             if each is self.followed and each.shadow is None:
                 self.directions[each.label] = written  # as the step rule left it
             elif each.turn is None and gradient is not None:
+                # Of the followed optimizer, what its step rule has left; the others see the gradient.
                 given = written if each is self.followed else gradient
                 self.directions[each.label] = each.shadow.step(given) if each.shadow else given
 
@@ -142,9 +147,9 @@ class Panel:
 @torch.no_grad()
 def matrices(layers: Mapping[str, Layer], direction: Direction) -> dict[str, Tensor]:
     """A direction as one matrix [d_out, d_in] for every layer; zero where the loss does not use a parameter."""
-    found = {}
+    by_layer = {}
     for name, layer in layers.items():
         parts = [direction.get(p) for p in layer.parameters]
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, layer.parameters, strict=True)]
-        found[name] = layer.matrix(filled)
-    return found
+        by_layer[name] = layer.matrix(filled)
+    return by_layer

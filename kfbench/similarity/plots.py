@@ -19,10 +19,12 @@ def plot_similarity(directory: Path, summary: Mapping[str, Any]) -> None:
     """Writes similarity.png and heatmap.png, and progress.png, spectrum.png where there is something to draw."""
     import matplotlib
 
+    # Before pyplot is imported: no display is looked for.
     matplotlib.use("Agg")
     import pandas as pd
 
     looks = styles(summary["methods"])
+    # Layers are called 1 or 3 where a model is nn.Sequential: these are names.
     cosines = pd.read_csv(directory / "similarity.csv", dtype={"layer": str})
     if len(cosines):
         _cosines(cosines, summary, looks, directory / "similarity.png")
@@ -72,17 +74,19 @@ def _heat_map(table: "pd.DataFrame", summary: Mapping[str, Any], path: Path) -> 
         np.fill_diagonal(values, 1.0)
         means = whole[whole["metric"] == metric].groupby(["method_a", "method_b"])["cosine"].mean()
         for (a, b), mean in means.items():
+            # Each pair is recorded once.
             values[place[a], place[b]] = values[place[b], place[a]] = mean
         image = panel.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r")
         for i, j in np.ndindex(values.shape):
             if np.isfinite(values[i, j]):
+                # Legible on the dark ends of the colours.
                 shade = "white" if abs(values[i, j]) > 0.6 else "black"
                 panel.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color=shade)
         panel.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8)
         panel.set_yticks(range(len(labels)), labels, fontsize=8)
         panel.set_title(f"mean cosine, {metric}", fontsize=9)
     figure.colorbar(image, ax=list(panels), shrink=0.8)
-    _save(figure, [], summary, path)
+    _save(figure, [], summary, path)  # no panels: a grid would lie over the image
 
 
 def _progress(table: "pd.DataFrame", summary: Mapping[str, Any], looks: Mapping[str, Any], path: Path) -> None:

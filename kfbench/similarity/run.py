@@ -10,9 +10,7 @@ from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
 from kfbench.results.seeds import over_seeds
 from kfbench.similarity.followed import FollowedRun, FollowedTrainee, Logs
-from kfbench.similarity.means import (
-    SimilaritySummary,
-)
+from kfbench.similarity.means import SimilaritySummary
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
 from kfbench.updates.build import build_data, prepare_torch
@@ -35,10 +33,10 @@ def similarity(config: Config, directory: Path, observer: Observer) -> dict[str,
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
     trainee: FollowedTrainee | None = first
     data, device, head = first.data, first.device, _head(config, first)
-    del first
+    del first  # else the first seed's model would stay in memory to the end
     write_yaml(directory / "config.yaml", dump(_with_plain_labels(config), "similarity"))
     write_json(directory / "environment.json", environment(device))
-    logs, found = Logs(directory, config), SimilaritySummary()
+    logs, means = Logs(directory, config), SimilaritySummary()
     runs: list[dict[str, Any]] = []
     try:
         with Interruption() as stop:
@@ -46,21 +44,22 @@ def similarity(config: Config, directory: Path, observer: Observer) -> dict[str,
                 folder = directory / f"seed-{seed}"
                 folder.mkdir(exist_ok=True)
                 trainee = trainee or FollowedTrainee(config, data, seed, device)
-                runs.append(FollowedRun(trainee, config, folder, observer, stop, logs, found).run(resume=False))
+                runs.append(FollowedRun(trainee, config, folder, observer, stop, logs, means).run(resume=False))
                 trainee = None  # the next seed's model takes its place in memory
-                write_json(directory / "summary.json", head | {"status": "interrupted"} | found.as_dict())
+                # Until all seeds have ended, whoever finds this file must not take it for the whole.
+                write_json(directory / "summary.json", head | {"status": "interrupted"} | means.as_dict())
                 if stop.requested:
                     break
     finally:
         logs.close()
     followed = over_seeds(runs)
     missing = len(runs) < len(seeds)
-    summary = head | {"status": "interrupted" if missing else followed["status"]} | found.as_dict() | {"runs": runs}
+    summary = head | {"status": "interrupted" if missing else followed["status"]} | means.as_dict() | {"runs": runs}
     write_json(directory / "summary.json", summary)
     return summary
 
 
-def _head(config: Config, trainee: "FollowedTrainee") -> dict[str, Any]:
+def _head(config: Config, trainee: FollowedTrainee) -> dict[str, Any]:
     """What was asked, of whom, how often."""
     settings, foof = config.similarity, trainee.looks.foof
     shown = dump(config, "similarity")

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kfbench.config.schema import Method
 from kfbench.errors import UsageError, described
@@ -24,6 +24,7 @@ class Shadow:
         self._label, self._followed = method.label, list(model.parameters())
         copied = copy.deepcopy(model)
         self._copies = list(copied.parameters())
+        # An optimizer draws no labels, so any seed will do.
         self._optimizer, _, _ = build_method(method, copied, 0, likelihood, lambda refresh: ())
 
     @torch.no_grad()
@@ -32,6 +33,7 @@ class Shadow:
         for mine, followed in zip(self._copies, self._followed, strict=True):
             given = gradient.get(followed)
             mine.copy_(followed)
+            # A copy, since an optimizer may change its gradients in place.
             mine.grad = None if given is None else given.clone()
         lr = self._optimizer.param_groups[0].get("lr")
         try:
@@ -41,10 +43,6 @@ class Shadow:
                 f"method {self._label!r} failed when it was asked for a step: {described(error)}"
             ) from error
         return {
-            followed: None if mine.grad is None else _difference(followed, mine, 1.0 if lr is None else float(lr))
+            followed: None if mine.grad is None else (followed - mine) / (1.0 if lr is None else float(lr))
             for mine, followed in zip(self._copies, self._followed, strict=True)
         }
-
-
-def _difference(before: Tensor, after: Tensor, lr: float) -> Tensor:
-    return (before - after) / lr

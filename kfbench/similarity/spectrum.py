@@ -112,6 +112,7 @@ class Spectrum:
         self._first_use: dict[str, int] = {}
         for tracked in self.tracked.values():
             fisher, batch_size = tracked.turn.traits.fisher, trainee.run.batch_size
+            # Two Fishers are formed: of the current batch, and by some methods of their own points.
             points = max(batch_size, tracked.turn.points_of_a_refresh(batch_size))
             _check_rows(points * vectors_of(fisher, trainee.data.outputs), fisher)
             if fisher not in self.keepers:
@@ -125,6 +126,7 @@ class Spectrum:
 
     def _add_keeper(self, fisher: str, every: int) -> None:
         trainee, keeper = self.panel.trainee, RowKeeper(fisher)
+        # A stream of its own, so that looking changes no method's labels.
         seed = stream_seed(trainee.seed, SPECTRUM_LABELS)
         observer = Preconditioning(trainee.model, keeper, damping=0.0, T=1, likelihood=trainee.likelihood, seed=seed)
         observer.turn.reschedule(AtLooks(every))
@@ -134,10 +136,12 @@ class Spectrum:
     def warmed_up(self) -> None:
         """After the warm-up."""
         for tracked in self.tracked.values():
+            # The warm-up ends with a refresh, which gives the direction of update 0.
             tracked.notice(0)
 
     def before_turns(self) -> None:
         """Before the turns of an update: which methods will refresh before they apply."""
+        # Asked before: whoever applies first will use its refresh one update later.
         step = self.panel.trainee.step
         self._first_use = {label: step + (not tracked.turn.observes_first) for label, tracked in self.tracked.items()}
 
@@ -153,15 +157,16 @@ class Spectrum:
     @torch.no_grad()
     def rows(self) -> list[dict[str, Any]]:
         """Of one look: layer, method, updates_since_refresh, and two tensors [], error and distance."""
-        found = []
+        rows = []
         for name in self.layers:
+            # One for all methods with these labels: it keeps its norm and eigenvalues.
             fishers = {f: SampleFisher(k.statistics[name]) for f, k in self.keepers.items() if name in k.statistics}
             for label, tracked in self.tracked.items():
                 fisher = fishers.get(tracked.turn.traits.fisher)
                 approximation = tracked.in_force.get(name)
-                if fisher is None or approximation is None:  # found not to be captured after all; a warning said so
+                if fisher is None or approximation is None:  # turned out not to be captured; a warning said so
                     continue
-                found.append(
+                rows.append(
                     {
                         "layer": name,
                         "method": label,
@@ -170,7 +175,7 @@ class Spectrum:
                         "spectrum_distance": spectrum_distance(fisher, approximation),
                     }
                 )
-        return found
+        return rows
 
 
 def _check_rows(rows: int, fisher: str) -> None:

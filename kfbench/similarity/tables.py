@@ -13,29 +13,29 @@ _MAX_LAYERS = 8
 
 def cosine_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a pair and metric: the whole network, then its layers."""
-    found = _over_seeds(summary["cosines"], ("method_a", "method_b", "metric", "layer"), "mean")
-    layers = list(dict.fromkeys(key[3] for key in found if key[3] != WHOLE))
+    cosines = _over_seeds(summary["cosines"], ("method_a", "method_b", "metric", "layer"), "mean")
+    layers = list(dict.fromkeys(key[3] for key in cosines if key[3] != WHOLE))
     shown = layers if len(layers) <= _MAX_LAYERS else []
     rows = []
-    for a, b, metric in dict.fromkeys(key[:3] for key in found):
-        row = {"cosine of": a, "with": b, "metric": metric, "network": _cell(found[a, b, metric, WHOLE])}
-        rows.append(row | {f"layer {name}": _cell(found.get((a, b, metric, name))) for name in shown})
+    for a, b, metric in dict.fromkeys(key[:3] for key in cosines):
+        row = {"cosine of": a, "with": b, "metric": metric, "network": _cell(cosines[a, b, metric, WHOLE])}
+        rows.append(row | {f"layer {name}": _cell(cosines.get((a, b, metric, name))) for name in shown})
     return rows
 
 
 def progress_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a method: mean progress of its own steps, and of its direction with the followed one's norms."""
-    found = _over_seeds(summary["progress"], ("method", "kind"), "mean")
+    progress = _over_seeds(summary["progress"], ("method", "kind"), "mean")
     lrs = _over_seeds(summary["progress"], ("method", "kind"), "mean_lr")
     step = {"search": "best lr", "given": "own lr"}.get(summary["progress_lr"] or "", "")
     return [
         {
             "progress of": method,
-            step: _cell(found.get((method, "as-is"))),
-            f"norms of {summary['follow']}": _cell(found.get((method, "rescaled"))),
-            "mean lr": number(_mean(lrs.get((method, "as-is"))), 3),
+            step: _cell(progress.get((method, "as-is"))),
+            f"norms of {summary['follow']}": _cell(progress.get((method, "rescaled"))),
+            "mean lr": number(mean_and_deviation(lrs.get((method, "as-is"), []))[0], 3),
         }
-        for method in dict.fromkeys(method for method, _ in found)
+        for method in dict.fromkeys(method for method, _ in progress)
     ]
 
 
@@ -51,7 +51,7 @@ def spectrum_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = dict.fromkeys((entry["layer"], entry["method"]) for entry in summary["spectrum"])
     return [
         {"curvature in": f"layer {layer}", "method": method}
-        | {shown: _cell(found.get((layer, method))) for shown, found in columns.items()}
+        | {shown: _cell(values.get((layer, method))) for shown, values in columns.items()}
         for layer, method in keys
     ]
 
@@ -81,16 +81,12 @@ def _over_seeds(
     entries: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str
 ) -> dict[tuple[Any, ...], list[float]]:
     """key -> the values of all seeds that have one."""
-    found: dict[tuple[Any, ...], list[float]] = {}
+    by_key: dict[tuple[Any, ...], list[float]] = {}
     for entry in entries:
-        values = found.setdefault(tuple(entry[key] for key in keys), [])
+        values = by_key.setdefault(tuple(entry[key] for key in keys), [])
         if entry.get(name) is not None:
             values.append(float(entry[name]))
-    return found
-
-
-def _mean(values: Sequence[float] | None) -> float | None:
-    return mean_and_deviation(values or [])[0]
+    return by_key
 
 
 def _cell(values: Sequence[float] | None) -> str:

@@ -28,6 +28,7 @@ class NormClipping:
         """``lr_t / lr`` []."""
         assert proposed.lr is not None, "an optimizer without a learning rate is refused when it is built"
         c = self.c * learning_rate_factor("exp", self.decay, proposed.step, self.total)
+        # Not positive: c / 0 is infinite, and the last clamp makes that 1.
         factor = ((c / proposed.product().clamp(min=0)).sqrt() / proposed.lr).clamp(max=1)
         self._clipped += factor < 1
         return factor
@@ -47,4 +48,5 @@ class NormClipping:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore, bit for bit."""
+        # Into the tensor on this run's device, wherever the saved one lies.
         self._clipped.copy_(state["clipped"])

@@ -15,6 +15,7 @@ def learning_rate_factor(schedule: str, decay: float, step: int, total: int, per
     if schedule == "step" and period is not None:
         return decay ** (step // period)
     if schedule == "step":
+        # The falls so far, counted as booleans.
         return decay ** ((progress >= 0.5) + (progress >= 0.75))
     if schedule == "exp":
         return decay**progress

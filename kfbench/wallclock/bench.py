@@ -48,7 +48,7 @@ class Bench:
 
     def _warm(self, contestant: TraineeContestant) -> None:
         # A period that will be composed anyway need not be run whole.
-        whole = not (self._always_composed(contestant))
+        whole = not self._always_composed(contestant)
         try:
             contestant.warm_up(self.config.wallclock.warmup_periods if whole else 0)
             diverged = contestant.diverged
@@ -75,6 +75,7 @@ class Bench:
                 self._plan(contestant, seconds)
         while settings.compose == "auto" and self._total(seconds) > settings.max_time:
             candidates = [c for c in self.timed if self._can_be_composed(c)]
+            # Composed, it takes a window for each part: what is shorter than these would gain nothing.
             candidates = [c for c in candidates if seconds[c.label] > len(PARTS) * settings.window_seconds]
             if not candidates:
                 break
@@ -94,7 +95,7 @@ class Bench:
         for contestant in self.wholes:
             if contestant.label in updates:
                 self.timed.append(contestant)
-            else:
+            else:  # it was composed: only its parts have windows
                 self.timed += [PartContestant(contestant, part) for part in PARTS]
 
     def timed_in_order(self) -> list[TraineeContestant]:
@@ -113,6 +114,7 @@ class Bench:
             self._plan(PartContestant(contestant, part), seconds)
 
     def _total(self, seconds: dict[str, float]) -> float:
+        # Once more the reference, which every round times twice.
         return self.config.wallclock.rounds * (sum(seconds.values()) + seconds[self.reference.label])
 
     def describe(self, contestant: TraineeContestant) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class Bench:
                 f"{contestant.label}: its loss was not finite when a window ended, so something else than training "
                 "was timed; lower its lr"
             )
-        found: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "composed": contestant.label in self.composed,
             "T": trainee.preconditioning.T,
             "S": trainee.preconditioning.S,
@@ -135,9 +137,10 @@ class Bench:
             predicted = predicted_tasks(trainee, self.batches[0])
             base = predicted_tasks(self.reference.trainee, self.batches[0])
             ratio = sum(predicted.values()) / sum(base.values()) if predicted and base else None
-            found |= {"predicted_multiply_adds": predicted, "predicted_ratio": ratio}
+            entry |= {"predicted_multiply_adds": predicted, "predicted_ratio": ratio}
+            # Tasks are timed over a whole period, which of a composed method is too long.
             if not self.config.run.quick and contestant.label not in self.composed:
-                found["seconds_by_task"] = measured_tasks(contestant)
+                entry["seconds_by_task"] = measured_tasks(contestant)
         if not self.config.run.quick:
-            found |= probe_memory(dump(self.config.with_methods([trainee.method])))
-        return found
+            entry |= probe_memory(dump(self.config.with_methods([trainee.method])))
+        return entry

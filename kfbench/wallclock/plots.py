@@ -16,6 +16,7 @@ def plot_timings(cells: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Bars of ratios with their intervals; where an axis varies, cost against it on logarithmic axes."""
     import matplotlib
 
+    # Before pyplot is imported: no display is looked for.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -44,6 +45,7 @@ def _bars(panel: "Axes", cell: Mapping[str, Any]) -> None:
     for position, method in enumerate(methods):
         entry = cell["methods"][method]
         ratio = float(entry["ratio"])
+        # Of few rounds the interval is unbounded, which no bar can show.
         reach = [[ratio - max(float(entry["ratio_low"]), 0)], [min(float(entry["ratio_high"]), 10 * ratio) - ratio]]
         panel.barh(position, ratio, color=looks[method]["color"], alpha=0.75)
         panel.errorbar(ratio, position, xerr=reach, color="black", capsize=3, linewidth=1)
@@ -51,7 +53,7 @@ def _bars(panel: "Axes", cell: Mapping[str, Any]) -> None:
             panel.plot(entry["predicted_ratio"], position, marker="d", color="white", markeredgecolor="black")
     names = [f"{m} (A/A)" if m == cell["reference"] else m for m in methods]
     panel.set_yticks(range(len(methods)), names)
-    panel.invert_yaxis()
+    panel.invert_yaxis()  # the first method on top, as in the table
     panel.axvline(1, color="grey", linewidth=0.8, linestyle=":")
     panel.set_xlabel(f"time per update / {cell['reference']}   (bar: 95% interval, diamond: multiply-adds)")
 
@@ -75,6 +77,7 @@ def _against_T(panel: "Axes", groups: Mapping[str, Sequence[tuple[int, float]]])
 
 def _curves(panel: "Axes", cells: Sequence[Mapping[str, Any]], axis: str) -> None:
     others = {"width": "batch_size", "batch_size": "width"}[axis]
+    # One line a method: along the other axis it stays where the first cell is.
     fixed = cells[0][others]
     chosen = [cell for cell in cells if cell[others] == fixed]
     looks = styles(list(chosen[0]["methods"]))

@@ -20,10 +20,10 @@ _WARM_UP_EXCESS = 0.1
 
 def per_update(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """method -> round -> seconds per update; the last window wins where a round has several."""
-    found: dict[str, dict[int, float]] = {}
+    costs: dict[str, dict[int, float]] = {}
     for row in rows:
-        found.setdefault(str(row["method"]), {})[int(row["round"])] = float(row["seconds"]) / int(row["updates"])
-    return found
+        costs.setdefault(str(row["method"]), {})[int(row["round"])] = float(row["seconds"]) / int(row["updates"])
+    return costs
 
 
 def compose(
@@ -34,6 +34,7 @@ def compose(
     for name, (T, S) in schedules.items():
         plain, observing, refresh = (costs[name + part] for part in PARTS)
         composed[name] = {
+            # The last of the S observing updates is the one that refreshes.
             r: ((T - S) * plain[r] + (S - 1) * observing[r] + refresh[r]) / T
             for r in plain
             if r in observing and r in refresh
@@ -45,19 +46,20 @@ def ratios(costs: Mapping[str, Mapping[int, float]], method: str, reference: str
     """Per round: the method over the mean of the reference's two windows; of the reference: one over the other."""
     control = costs[reference + CONTROL]
     if method == reference:
+        # One window over the other: against their mean half of the noise would cancel.
         return [costs[reference][r] / control[r] for r in sorted(control)]
     return [2 * costs[method][r] / (costs[reference][r] + control[r]) for r in sorted(control) if r in costs[method]]
 
 
 def half_widths(costs: Mapping[str, Mapping[int, float]], reference: str) -> list[float]:
     """Relative half-width of every method's ratio interval, as far as measured."""
-    found = []
+    widths = []
     for method in costs:
         if not method.endswith(CONTROL):
             values = ratios(costs, method, reference)
             low, high = median_interval(values)
-            found.append((high - low) / 2 / median(values))
-    return found
+            widths.append((high - low) / 2 / median(values))
+    return widths
 
 
 def summarise(costs: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, dict[str, Any]]:
@@ -69,18 +71,18 @@ def summarise(costs: Mapping[str, Mapping[int, float]], reference: str) -> dict[
     for method, rounds in costs.items():
         if method.endswith(CONTROL):
             continue
-        seconds, found = list(rounds.values()), ratios(costs, method, reference)
-        low, high = median_interval(found)
+        seconds, by_round = list(rounds.values()), ratios(costs, method, reference)
+        low, high = median_interval(by_round)
         seconds_low, seconds_high = median_interval(seconds)
         summary[method] = {
             "seconds_per_update": median(seconds),
             "seconds_per_update_low": seconds_low,
             "seconds_per_update_high": seconds_high,
             "seconds_per_update_iqr": interquartile_range(seconds),
-            "ratio": median(found),
+            "ratio": median(by_round),
             "ratio_low": low,
             "ratio_high": high,
-            "rounds": len(found),
+            "rounds": len(by_round),
         }
     return summary
 
@@ -93,16 +95,17 @@ def warnings_of(
     threads: int,
 ) -> list[str]:
     """What was seen, why it may be, what to do."""
-    found = []
+    warnings = []
     loads = [float(row["load_average"]) for row in rows if row["load_average"] not in (None, "")]
+    # This run's own threads are part of the load.
     others = max(loads, default=0.0) - threads
     if others > 0.5:
-        found.append(
+        warnings.append(
             f"the load average reached {max(loads):.1f} while {threads} of {cpu_count} cores were used: other programs "
             "run; close them, or trust ratios rather than milliseconds"
         )
     if threads > 1 and threads + max(others, 0) > cpu_count:
-        found.append(
+        warnings.append(
             f"{threads} threads beside a load of {max(others, 0):.1f} exceed the {cpu_count} cores: "
             "contended threads can run tens of times slower; use --threads 1"
         )
@@ -112,16 +115,16 @@ def warnings_of(
         seconds = [rounds[r] for r in sorted(rounds)]
         spread = interquartile_range(seconds) / median(seconds)
         if spread > _WIDE_SPREAD:
-            found.append(
+            warnings.append(
                 f"{method}: half of the windows spread over {spread:.0%} of the median; the machine is noisy; "
                 "use more --rounds or a quieter machine"
             )
         if _slow_start(method, costs, reference):
-            found.append(
+            warnings.append(
                 f"{method}: the first rounds were more than {_WARM_UP_EXCESS:.0%} slower than the others, relative to "
                 "the reference; the warm-up was too short; raise --warmup-periods"
             )
-    return found
+    return warnings
 
 
 def _slow_start(method: str, costs: Mapping[str, Mapping[int, float]], reference: str) -> bool:
@@ -141,14 +144,14 @@ def regressions(
     A method fails only if even the lower bound of its change is above ``allowed``; the two intervals
     combine in quadrature on the logarithm.
     """
-    found = []
+    rows = []
     for method in now:
         if method not in baseline:
             continue
         change = float(now[method][key]) / float(baseline[method][key])
         error = math.hypot(_reach(now[method], key, "_low"), _reach(baseline[method], key, "_high"))
         lower = change * math.exp(-error)
-        found.append(
+        rows.append(
             {
                 "method": method,
                 "change": change - 1,
@@ -157,7 +160,7 @@ def regressions(
                 "failed": lower - 1 > allowed,
             }
         )
-    return found
+    return rows
 
 
 def _reach(entry: Mapping[str, Any], key: str, side: str) -> float:
@@ -171,6 +174,7 @@ def _reach(entry: Mapping[str, Any], key: str, side: str) -> float:
 def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:
     """The slope of log y against log x by least squares; None for fewer than two different x."""
     logs = [(math.log(x), math.log(y)) for x, y in points]
+    # Of no points at all the variance is 0 too.
     mean_x = sum(x for x, _ in logs) / max(len(logs), 1)
     mean_y = sum(y for _, y in logs) / max(len(logs), 1)
     variance = sum((x - mean_x) ** 2 for x, _ in logs)

@@ -58,8 +58,10 @@ def time_rounds(
     entries = [(contestant.label, contestant) for contestant in contestants]
     entries.append((contestants[0].label + CONTROL, contestants[0]))
     for number in range(first_round, first_round + rounds):
+        # By its own number, so that a round has the same order in whichever process it runs.
         order = random.Random(f"{seed}/{number}").sample(entries, len(entries))
         for position, (label, contestant) in enumerate(order):
+            # The control is the reference again: its windows are those of the reference.
             count = updates[contestant.label]
             contestant.prepare()
             seconds = contestant.run(count)

@@ -16,14 +16,7 @@ from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_ya
 from kfbench.training.interruption import Interruption
 from kfbench.updates.build import build_data, prepare_torch
 from kfbench.wallclock.bench import Bench, Progress
-from kfbench.wallclock.ratios import (
-    WINDOW_COLUMNS,
-    compose,
-    half_widths,
-    per_update,
-    summarise,
-    warnings_of,
-)
+from kfbench.wallclock.ratios import WINDOW_COLUMNS, compose, half_widths, per_update, summarise, warnings_of
 from kfbench.wallclock.rounds import time_rounds, time_until
 
 
@@ -93,9 +86,12 @@ def _time_cell(bench: Bench, folder: Path, progress: Progress, stop: Interruptio
         return None
     costs = compose(per_update(rows), bench.composed)
     reference = bench.reference.label
-    found = summarise(costs, reference)
-    methods = {c.label: found[c.label] | bench.describe(c) for c in bench.wholes}
-    notes = warnings_of(rows, costs, reference, os.cpu_count() or 1, config.run.threads)
+    summaries = summarise(costs, reference)
+    methods = {c.label: summaries[c.label] | bench.describe(c) for c in bench.wholes}
+    notes = warnings_of(rows, costs, reference, os.cpu_count() or 1, config.run.threads) + bench.notes
+    wanted = config.wallclock.precision
+    if wanted is not None and (widest := _widest(bench, rows)) > wanted:
+        notes.append(f"inconclusive: after --max-time the widest interval is +-{widest:.1%}, wanted +-{wanted:.1%}")
     return {
         "reference": reference,
         "width": config.problem.width,
@@ -103,7 +99,7 @@ def _time_cell(bench: Bench, folder: Path, progress: Progress, stop: Interruptio
         "label": _label(config),
         "seconds_total": time.monotonic() - bench.began,
         "methods": methods,
-        "warnings": notes + bench.notes + _precision_notes(bench, rows),
+        "warnings": notes,
         "quick": config.run.quick,
     }
 
@@ -134,6 +130,7 @@ def _rounds_here(bench: Bench, log: CsvLog, progress: Progress, stop: Interrupti
         return settings.precision is None or _widest(bench, rows) <= settings.precision
 
     def time_left() -> float:
+        # A request to stop reads as no time left, which ends after whole rounds.
         return -1.0 if stop.requested else settings.max_time - (time.monotonic() - began)
 
     seed = bench.config.run.seed
@@ -145,13 +142,14 @@ def _rounds_apart(bench: Bench, log: CsvLog, progress: Progress) -> list[dict[st
     settings = bench.config.wallclock
     rows: list[dict[str, Any]] = []
     tree = dump(bench.config, "wallclock")
+    # Not forked, which would inherit what this process has warmed up.
     context = multiprocessing.get_context("spawn")
     for index in range(settings.processes):
         rounds = list(range(index, settings.rounds, settings.processes))
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            found = pool.submit(_one_process, tree, bench.updates, rounds).result()
-        log.append(found)
-        rows += found
+            of_process = pool.submit(_one_process, tree, bench.updates, rounds).result()
+        log.append(of_process)
+        rows += of_process
         progress(f"process {index + 1}/{settings.processes}: {len(rounds)} rounds")
     return rows
 
@@ -160,6 +158,7 @@ def _one_process(tree: dict[str, Any], updates: dict[str, int], rounds: list[int
     flags = {**tree["problem"], **tree["run"], **tree["wallclock"]}
     config = configure({}, flags, tree["methods"], commands=("wallclock",))
     bench = Bench(config, lambda line: None)
+    # The windows that the leading process planned, so that rounds of all processes are alike.
     bench.follow(updates)
     seed = config.run.seed
     return [row for r in rounds for row in time_rounds(bench.timed_in_order(), bench.updates, 1, seed, r)]
@@ -167,10 +166,3 @@ def _one_process(tree: dict[str, Any], updates: dict[str, int], rounds: list[int
 
 def _widest(bench: Bench, rows: list[dict[str, Any]]) -> float:
     return max(half_widths(compose(per_update(rows), bench.composed), bench.reference.label))
-
-
-def _precision_notes(bench: Bench, rows: list[dict[str, Any]]) -> list[str]:
-    wanted = bench.config.wallclock.precision
-    if wanted is None or (widest := _widest(bench, rows)) <= wanted:
-        return []
-    return [f"inconclusive: after --max-time the widest interval is +-{widest:.1%}, wanted +-{wanted:.1%}"]

@@ -66,6 +66,7 @@ def exponent_rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for method in group[0]["methods"]:
                 measured = fitted_exponent([(c[axis], c["methods"][method]["seconds_per_update"]) for c in group])
                 counts = [(c[axis], c["methods"][method]["predicted_multiply_adds"]) for c in group]
+                # A method that does not count in every cell has no predicted growth.
                 predicted = None
                 if all(tasks for _, tasks in counts):
                     predicted = fitted_exponent([(x, sum(tasks.values())) for x, tasks in counts])

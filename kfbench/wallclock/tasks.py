@@ -42,6 +42,7 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     tasks = dict.fromkeys(TASKS, 0.0)
     tasks["forward and backward"] = counts.forward_backward(shapes)
     seen = shapes
+    # Its own points go forward once more, but backward for their labels alone.
     if turn.has_own_points:
         observed, seen = refreshed, [shape.with_points(points) for shape in shapes]
         tasks["forward and backward"] += refreshed * sum(shape.product for shape in seen)
@@ -49,6 +50,7 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
         tasks["label backward"] = observed * counts.label_backward(seen, vectors)
     tasks["statistics"] = observed * counted["statistics"]
     tasks["inverse"] = refreshed * counted["refresh"]
+    # Only the update that refreshes applies to the batch it has just observed.
     to_same_batch = refreshed if turn.order == "same" else 0.0
     apart = counted["apply"]
     tasks["apply"] = apart + to_same_batch * (counted.get("apply to the same batch", apart) - apart)
