@@ -55,8 +55,9 @@ class Layer(ABC):
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters whose gradient this layer's rows determine."""
-        return [p for p in self.module.parameters(recurse=False) if p.requires_grad]
+        """The parameters whose gradient this layer's rows determine: the weight, then the bias where one is trained."""
+        # By name: after prune.remove, or a weight set anew, the bias is registered first.
+        return [self.module.weight, self.module.bias] if self.has_bias else [self.module.weight]
 
     def with_ones(self, rows: Float[Tensor, "N P d"]) -> Float[Tensor, "N P d_in"]:
         """With the column of the bias, where there is one."""

@@ -1,27 +1,49 @@
-"""Which layers are preconditioned, verified against autograd before the first update; the rest keep plain gradients."""
+"""Which layers are preconditioned, verified against autograd at every new kind of forward; the rest stay plain."""
 
+import math
 import warnings
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured
 from kfbench.curvature.contract import Layer
+from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.layers import batch_mixing, find_layers
+
+# How far a captured gradient may lie from autograd's, relative to the norm of the same sums of absolute values: what
+# rounding allows however much the sums cancel, as behind batch norm, where their result is tiny.
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
+_LOOSE_ROUNDING = 4e-3  # half precisions, and TF32, which accelerators may use for convolutions alone
+
+_HIDDEN = "its forward was not called through the module"
+
+# One kind of forward of a layer: how often it is called, how often each of its parameters is used in the graph.
+_Kind = tuple[int, ...]
 
 
 class Coverage:
     """The layers whose captured gradient is autograd's; all methods of one captured forward share it.
 
-    ``left_out`` maps the names of all other modules with parameters to the reason. ``per_sample``: the
-    method takes rows for gradients of single samples, so modules that mix them are worth a warning.
+    ``left_out`` maps the names of all other modules with parameters to the reason. ``per_sample``: a
+    method takes rows for gradients of single samples, so whatever mixes them is worth a warning.
     """
 
     def __init__(self, model: nn.Module, per_sample: bool = False) -> None:
         self.model, self.per_sample = model, per_sample
         self.layers, self.left_out = find_layers(model)
-        self.verified = self._named = False
+        self._trainable = self._fingerprint()
+        self._verified: dict[str, set[_Kind]] = {}
+        self._named: set[str] = set()
+        self._warned_of_mixing = False
+        if not self.layers:
+            raise ValueError(f"no layer of the model can be preconditioned: {_listed(self.left_out)}")
+
+    def _fingerprint(self) -> tuple[tuple[int, bool], ...]:
+        return tuple((id(p), p.requires_grad) for p in self.model.parameters())
 
     def plain_parameters(self) -> list[nn.Parameter]:
         """Those of no captured layer."""
@@ -30,65 +52,172 @@ class Coverage:
 
     def keep(self, names: Collection[str]) -> None:
         """As an interrupted run had verified it."""
+        for name in self.layers.keys() - set(names):
+            self.left_out[name] = "it was left out before"
         self.layers = {name: self.layers[name] for name in names}
-        self.verified = True
+
+    def look_again(self) -> set[str]:
+        """Find the layers anew where parameters were frozen, thawed or replaced; returns those that came or changed."""
+        now = self._fingerprint()
+        if now == self._trainable:
+            return set()
+        before, self._trainable = self.layers, now
+        found, self.left_out = find_layers(self.model)
+        # What was found out about a layer still holds where it is the same one.
+        self.layers = found
+        replaced = sorted(name for name, layer in before.items() if name in found and not _same(layer, found[name]))
+        changed = {*replaced, *(found.keys() ^ before.keys())}
+        for name in changed:
+            self._verified.pop(name, None)
+        if replaced:
+            warnings.warn(f"layers {', '.join(replaced)} changed, so their curvature starts anew", stacklevel=4)
+        return changed
+
+    def start_anew(self) -> None:
+        """Believe nothing that was verified: the losses of what comes may hold more."""
+        self._verified.clear()
 
     def verify(self, captured: Captured, losses: Tensor) -> None:
         """Leave out every layer whose captured gradient is not autograd's; warn of those not named before.
 
         This finds, whatever the reason, weights that are also used past the layer's own forward
         (tied weights, penalties inside the loss, modules that bypass hooks) and batches that do
-        not lie along the first dimension.
+        not lie along the first dimension. It costs a backward pass, and is done where a layer is called, or its
+        parameters are used in the graph, in a way that was not seen before; what tells is cheap.
         """
-        # At first nothing has been named, not even what find_layers left out.
-        before = len(self.left_out) if self._named else 0
-        for name in list(self.layers):
-            if reason := why_wrong(self.layers[name], captured, losses):
-                self.left_out[name] = reason
+        uses, doubtful = _uses(losses), []
+        for name, layer in self.layers.items():
+            calls = captured.calls.get(name, [])
+            kind = (len(calls), *(uses[id(p)] for p in layer.parameters))
+            whole = all(call.input.shape[0] == len(losses) for call in calls)
+            # A layer that takes no part in this batch at all is skipped, not wrong.
+            if any(kind) and not (whole and kind in self._verified.get(name, ())):
+                doubtful.append((name, kind))
+        if doubtful:
+            self._verify(captured, losses, doubtful, uses)
+        elif not self._named:
+            self._warn()
+
+    def _verify(
+        self, captured: Captured, losses: Tensor, doubtful: list[tuple[str, _Kind]], uses: Mapping[int, int]
+    ) -> None:
+        wrong = _why_wrong([self.layers[name] for name, _ in doubtful], captured, losses, uses)
+        for name, kind in doubtful:
+            if name in wrong:
+                self.left_out[name] = wrong[name]
                 del self.layers[name]
                 captured.exclude(name)
+            else:
+                self._verified.setdefault(name, set()).add(kind)
         # Parameters of layers left out just now are plain ones from this very update on.
         captured.plain[:] = self.plain_parameters()
-        if not self._named and self.per_sample:
-            warn_of_batch_mixing(self.model)
-        self.verified = self._named = True
-        if len(self.left_out) > before:
-            unnamed = list(self.left_out.items())[before:]
-            listed = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in unnamed)
-            warnings.warn(f"not preconditioned, plain gradient instead: {listed}", stacklevel=5)
+        if self.per_sample and not self._warned_of_mixing:
+            self._warn_of_mixing(captured, losses)
+        self._warn()
+        if not self.layers and all(why == _HIDDEN for why in wrong.values()):
+            raise ValueError(
+                f"no layer is left to precondition: {_listed(self.left_out)}; a model that torch.compile has run "
+                "before the first capture hides its layers"
+            )
 
+    def _warn(self) -> None:
+        unnamed = {name: why for name, why in self.left_out.items() if name not in self._named}
+        self._named.update(unnamed)
+        if unnamed:
+            warnings.warn(f"not preconditioned, plain gradient instead: {_listed(unnamed)}", stacklevel=6)
 
-# How far a captured gradient may lie from autograd's, relative to its norm: rounding, nothing more.
-_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
-
-_LOOSE_AGREEMENT = 2e-2  # half precisions, and TF32, which accelerators may use for convolutions alone
-
-
-def warn_of_batch_mixing(model: nn.Module) -> None:
-    """Name the modules behind which no row is the gradient of a single sample."""
-    if mixing := batch_mixing(model):
-        warnings.warn(
-            f"{', '.join(map(repr, mixing))} normalise by the batch, so no row is the gradient of a single sample and "
-            "the Fisher of this method is not the model's; put them into evaluation mode, or use another normalisation",
-            stacklevel=5,
+    def _warn_of_mixing(self, captured: Captured, losses: Tensor) -> None:
+        """Name what no row behind is the gradient of a single sample: BatchNorm, or whatever couples samples."""
+        self._warned_of_mixing = True
+        consequence = (
+            "so no row is the gradient of a single sample and the Fisher of this method is not the model's; put them "
+            "into evaluation mode, or use another normalisation"
         )
+        if mixing := batch_mixing(self.model):
+            warnings.warn(f"{', '.join(map(repr, mixing))} normalise by the batch, {consequence}", stacklevel=6)
+        elif coupled := _coupled(captured, losses):
+            warnings.warn(
+                f"the loss of the first sample depends on rows of others in {', '.join(map(repr, coupled))}, so no row "
+                "is the gradient of a single sample and the Fisher of this method is not the model's; let samples lie "
+                "along the first dimension, and no loss or layer look at several of them",
+                stacklevel=6,
+            )
 
 
-def why_wrong(layer: Layer, captured: Captured, losses: Tensor) -> str | None:
-    """Why the rows of this layer do not give its gradient, or None where they do."""
-    calls = captured.calls.get(layer.name)
-    if not calls:
-        return "its forward was not called through the module"
-    if captured.samples_per_call()[layer.name] != {len(losses)}:
-        return "its batch does not lie along the first dimension"
+def _listed(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name or 'the model itself'} ({why})" for name, why in reasons.items()) or "it has no parameters"
+
+
+def _same(a: Layer, b: Layer) -> bool:
+    return a.module is b.module and [id(p) for p in a.parameters] == [id(p) for p in b.parameters]
+
+
+def _uses(losses: Tensor) -> Counter[int]:
+    """How often each parameter (by id) is used in the graph below the losses."""
+    uses: Counter[int] = Counter()
+    seen, waiting = set(), [losses.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            if following is None:
+                continue
+            if following.name() == "torch::autograd::AccumulateGrad":
+                uses[id(following.variable)] += 1  # type: ignore[attr-defined]
+            elif following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return uses
+
+
+def _why_wrong(layers: list[Layer], captured: Captured, losses: Tensor, uses: Mapping[int, int]) -> dict[str, str]:
+    """The reason for each of these layers whose rows do not give its gradient; one backward pass for all."""
+    reasons = {}
+    for layer in layers:
+        calls = captured.calls.get(layer.name)
+        if not calls:
+            reasons[layer.name] = _HIDDEN
+        elif any(call.input.shape[0] != len(losses) for call in calls):
+            reasons[layer.name] = "its batch does not lie along the first dimension"
+    doubtful = [layer for layer in layers if layer.name not in reasons]
+    if not doubtful:
+        return reasons
+    parameters = [p for layer in doubtful for p in layer.parameters]
+    edges: list[Any] = [call.edge for layer in doubtful for call in captured.calls[layer.name]]
     # The update itself still needs the graph.
-    truth = torch.autograd.grad(losses.sum(), layer.parameters, retain_graph=True, allow_unused=True)
-    expected = [torch.zeros_like(p) if g is None else g for g, p in zip(truth, layer.parameters, strict=True)]
-    G = captured.gradient_of(layer.name, losses)
-    wanted = layer.matrix(expected) / len(losses)
-    exact = wanted.device.type == "cpu" or wanted.dtype == torch.float64
-    tolerance = _AGREEMENT.get(wanted.dtype, _LOOSE_AGREEMENT) if exact else _LOOSE_AGREEMENT
+    gradients = list(torch.autograd.grad(losses.sum(), [*parameters, *edges], retain_graph=True, allow_unused=True))
+    of_parameters, of_calls = gradients[: len(parameters)], gradients[len(parameters) :]
+    for layer in doubtful:
+        expected = [torch.zeros_like(p) if (g := of_parameters.pop(0)) is None else g for p in layer.parameters]
+        pairs = [(call.input, of_calls.pop(0)) for call in captured.calls[layer.name]]
+        used = [(x, g) for x, g in pairs if g is not None]
+        if not _agree(layer, used, layer.matrix(expected), len(losses)):
+            outside = any(uses[id(p)] > len(pairs) for p in layer.parameters)
+            reason = "its weight is used outside the layer too" if outside else "a hook changes its gradient"
+            reasons[layer.name] = reason
+    return reasons
+
+
+def _agree(layer: Layer, used: list[tuple[Tensor, Tensor]], expected: Tensor, samples: int) -> bool:
+    """Whether the rows of these calls, (input, output gradient), sum to the expected gradient, but for rounding."""
+    if not used:
+        return not bool(expected.any())
+    low = any(g.dtype in (torch.bfloat16, torch.float16) for _, g in used)
+    wide = torch.float64 if expected.dtype == torch.float64 else torch.float32
+    a = torch.cat([layer.input_rows(x).to(wide) for x, _ in used], dim=1).flatten(0, 1)
+    g = torch.cat([layer.gradient_rows(g).to(wide) for _, g in used], dim=1).flatten(0, 1)
+    difference = LayerGradient(g, a, samples).dense() - expected.to(wide) / samples
+    magnitude = LayerGradient(g.abs(), a.abs(), samples).dense()
+    exact = not low and (g.device.type == "cpu" or wide == torch.float64)
+    tolerance = _ROUNDING[wide] if exact else _LOOSE_ROUNDING
     # Synchronises, which only a forward that is verified pays for.
-    if float((G - wanted).norm()) > tolerance * float(wanted.norm()):
-        return "its weight is used outside the layer too"
-    return None
+    error, bound = float(difference.norm()), tolerance * float(magnitude.norm())
+    return error <= bound or not math.isfinite(error)  # a corrupt batch tells nothing of its layers
+
+
+def _coupled(captured: Captured, losses: Tensor) -> list[str]:
+    """The layers in which the first sample's loss has a gradient with respect to other samples' rows."""
+    if len(losses) < 2:
+        return []
+    gradients = list(torch.autograd.grad(losses[0], captured.edges, retain_graph=True, allow_unused=True))
+    by_layer = {name: [gradients.pop(0) for _ in calls] for name, calls in captured.calls.items()}
+    return [name for name, own in by_layer.items() if any(g is not None and bool(g[1:].any()) for g in own)]

@@ -209,6 +209,11 @@ class NewestRows:
             self._observed = None
         return self.rows
 
+    def clear(self) -> None:
+        """As before the first observation."""
+        self._observed = None
+        self._put({})
+
     def _put(self, statistics: Statistics) -> None:
         self._statistics = statistics
         self._rows = FisherRows.of(statistics, self.block_diagonal) if statistics else None

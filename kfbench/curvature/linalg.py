@@ -1,6 +1,7 @@
 """Linear algebra on plain tensors: damped inverses, pi, eigenbases, conjugate gradient. No layer, no model."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -192,6 +193,35 @@ def eigenbasis(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[
     return values.clamp_(min=0), vectors
 
 
+def damping_below_rounding(damping: float, largest: Mapping[str, Tensor]) -> tuple[str, float] | None:
+    """The layer whose eigenvalues, the ``largest`` [] of each, are known least well, and to what; None if all better.
+
+    An eigendecomposition errs by about the largest eigenvalue times the precision: what is divided by less than that
+    is noise. One synchronisation with the device.
+    """
+    if not largest:
+        return None
+    values = torch.stack([value.detach().double() for value in largest.values()])
+    eps = torch.finfo(next(iter(largest.values())).dtype).eps
+    place = int(values.argmax())
+    resolved = eps * float(values[place])
+    return None if damping >= resolved else (list(largest)[place], resolved)
+
+
+def warn_of_small_damping(damping: float, largest: Mapping[str, Tensor]) -> bool:
+    """Warn where ``damping_below_rounding`` finds a layer; returns whether it did."""
+    below = damping_below_rounding(damping, largest)
+    if below is not None:
+        name, resolved = below
+        dtype = str(next(iter(largest.values())).dtype).removeprefix("torch.")
+        warnings.warn(
+            f"damping {damping:g} is below what {dtype} resolves of the curvature of layer {name!r}, so directions are "
+            f"partly noise; use a damping of at least {resolved:.1g}, or --dtype float64 (said once)",
+            stacklevel=5,
+        )
+    return below is not None
+
+
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor],
     b: Float[Tensor, "d"],
@@ -211,8 +241,9 @@ def conjugate_gradient(
     p = r.clone()
     rr, limit = r @ r, tolerance**2 * (b @ b)
     for iteration in range(max_iterations):
-        if not bool(rr > limit):  # also where it is not a number
-            return x, iteration
+        if not bool(rr > limit):
+            # Where the residual is no number the start is no solution: adding 0 rr says so.
+            return x.add_(0 * rr), iteration
         Mp = product(p)
         alpha = rr / (p @ Mp)
         x.addcmul_(p, alpha)

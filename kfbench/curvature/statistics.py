@@ -7,7 +7,7 @@ batch size nor the reduction of the loss enters:
 - ``B = 1/(N P) sum_n sum_p g g'`` [d_out, d_out], summed over the K backpropagated vectors
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,12 @@ class FactorAverages:
             assert gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
             # N P, without K: over vectors it is a sum.
             self.add(name, gradients, divisor=gradients.shape[1] * gradients.shape[2])
+
+    def forget(self, names: Collection[str]) -> None:
+        """These layers are others now: their next observation counts fully."""
+        for name in names:
+            self.means.pop(name, None)
+            self._weights.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Means and their accumulated weights."""

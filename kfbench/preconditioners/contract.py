@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -98,6 +98,9 @@ class Traits:
     approximation: Callable[[str], Approximation | None] | None = None
     """The matrix that stands for the Fisher of the named layer as things are: asked right after ``apply``, or
     after a refresh where it is ``approximation_of_refresh``; None for a layer that it does not know."""
+
+    forget: Callable[[Collection[str]], None] | None = None
+    """Throw away what is kept of these layers, which are others now; without it their old shapes must still do."""
 
     approximation_of_refresh: bool = False
     """Whether that matrix is in force from one refresh to the next, though what it is made from goes on."""

@@ -17,7 +17,7 @@ Deviations from Algorithm 1: the basis is recomputed at the end of each period o
 beginning; with ``ema`` above 0 the factors are running averages (the paper decomposes those of one batch).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +26,7 @@ from kfbench.curvature.approximations import ScaledEigenbasis
 from kfbench.curvature.counts import LayerShape, eigh, one_side, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import factored_damping
+from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import FactorAverages, Statistics
 from kfbench.preconditioners.contract import FISHERS
 
@@ -51,6 +51,7 @@ class EKFAC:
         self.bases: dict[str, KroneckerEigenbasis] = {}
         self.scales: dict[str, Tensor] = {}  # S, always in the basis that stands beside it
         self.damping: dict[str, Tensor] = {}  # what is added to S: a scalar, or [d_out, d_in]
+        self._warned = False  # of a damping that is below rounding
         self._observed: Statistics | None = None  # until the refresh that follows in the same update
 
     def observe(self, statistics: Statistics) -> None:
@@ -76,6 +77,9 @@ class EKFAC:
         self.bases, self.scales, self.damping = {}, {}, {}
         self.bases = {name: KroneckerEigenbasis.of(self.B.means[name], A) for name, A in self.A.means.items()}
         self.damping = {name: _damping(basis, damping, self.damping_init) for name, basis in self.bases.items()}
+        if not self._warned:
+            largest = {name: basis.s_B[-1] * basis.s_A[-1] for name, basis in self.bases.items()}
+            self._warned = warn_of_small_damping(damping, largest)
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
         """Directions [d_out, d_in]; with true labels the scales are measured first, on the gradient's rows."""
@@ -123,6 +127,15 @@ class EKFAC:
         else:  # the rows are rotated on both sides, whichever order were cheaper for the gradient alone
             counts["apply"] = scales + d_out * d_in * (d_out + d_in)
         return counts
+
+    def forget(self, names: Collection[str]) -> None:
+        """Layers that are others now start anew."""
+        self.A.forget(names)
+        self.B.forget(names)
+        self._observed = None
+        for kept in (self.bases, self.scales, self.damping):
+            for name in names:
+                kept.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, bases, scales and damping; not the observed rows, which no update hands to the next."""

@@ -1,5 +1,6 @@
 """EKFAC-ra: EKFAC with a running average of squared batch gradients as scales (George et al. 2018, section 3.2)."""
 
+import torch
 from torch import Tensor
 
 from kfbench.curvature.counts import LayerShape
@@ -45,7 +46,11 @@ class EKFACRA(EKFAC):
 
     def _rotated(self, name: str, G: LayerGradient) -> Tensor:
         rotated, decay = self.bases[name].rotate(G), self.scale_decay
-        self.scales[name].mul_(decay).addcmul_(rotated, rotated, value=(1 - decay) * G.samples)
+        # A gradient that is not finite would stay in the average; which it is stays on the device.
+        finite = torch.isfinite(rotated.sum())
+        counted = torch.where(finite, rotated, 0.0)
+        kept = torch.where(finite, rotated.new_full((), decay), 1.0)
+        self.scales[name].mul_(kept).addcmul_(counted, counted, value=(1 - decay) * G.samples)
         return rotated
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:

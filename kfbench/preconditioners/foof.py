@@ -1,6 +1,6 @@
 """FOOF, gradient descent on neurons (Benzing 2022, eq 6 and Algorithm 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +48,11 @@ class FOOF:
             "refresh": cholesky(shape.d_in),
             "apply": one_side(shape.rows, shape.d_out, shape.d_in),
         }
+
+    def forget(self, names: Collection[str]) -> None:
+        """Layers that are others now start anew."""
+        self.A.forget(names)
+        self.inverses = {name: inverse for name, inverse in self.inverses.items() if name not in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, inverses and the count of retries."""

@@ -11,7 +11,7 @@ could take up the mean: there only the factor is centred, ``Delta_W = G (Sigma +
 that the direction still comes from a positive definite matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,11 @@ class CentredFOOF(FOOF):
                 right = partial(_centred, self.inverses[name], *self.centres[name])
             directions[name] = G.transform(right=right)
         return directions
+
+    def forget(self, names: Collection[str]) -> None:
+        """Layers that are others now start anew."""
+        super().forget(names)
+        self.centres = {name: centre for name, centre in self.centres.items() if name not in names}
 
     def state_dict(self) -> dict[str, Any]:
         """FOOF's state, the centres, and which layers have a bias."""

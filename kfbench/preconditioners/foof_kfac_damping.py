@@ -1,6 +1,6 @@
 """FOOF with the damping that K-FAC gives to A (Benzing 2022, appendix D.9): K-FAC without its second factor."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -66,6 +66,11 @@ class FOOFWithKFACDamping:
         counts, right = self.kfac.multiply_adds(shape, vectors), one_side(shape.rows, shape.d_out, shape.d_in)
         counts["apply"] = right if self.rescale == "lambda_B" else counts["apply"] + shape.product + right
         return counts
+
+    def forget(self, names: Collection[str]) -> None:
+        """Layers that are others now start anew."""
+        self.kfac.forget(names)
+        self.lambda_B = {name: value for name, value in self.lambda_B.items() if name not in names}
 
     def state_dict(self) -> dict[str, Any]:
         """K-FAC's state, and lambda_B."""

@@ -7,7 +7,7 @@ follow from captured rows without another pass through the model: ``G v = 1/N U'
 Hessian-free optimization, section 4 (there by R-operators); Martens & Grosse 2015, section 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -84,13 +84,20 @@ class GaussNewtonCG:
 
         start = self.solutions.get(block)
         x, self.iterations[block] = conjugate_gradient(damped, _flat(G), start, self.tolerance, self.max_iterations)
-        if self.warm_start:
+        if not bool(torch.isfinite(x).all()):  # of a corrupt batch: later solves must not begin there
+            self.solutions.pop(block, None)
+        elif self.warm_start:
             self.solutions[block] = x.clone()  # what is returned may be changed by the optimizer
         return _split(x, G)
 
     def approximation(self, layer: str) -> SampleFisher | None:
         """G of that layer on the points of the last refresh, exactly."""
         return SampleFisher.of(self.newest.rows.layers.get(layer))
+
+    def forget(self, names: Collection[str]) -> None:
+        """Rows are of the whole network, so none holds any more; the next solve begins at 0."""
+        self.newest.clear()
+        self.solutions = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, the damping in force, and where the next solves begin."""

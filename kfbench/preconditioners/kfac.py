@@ -12,7 +12,7 @@ approximated by ``B (x) A`` (row-major vec). How lambda enters is the damping ki
   on the signs of eigenvectors, which are LAPACK's choice, so it is not portable across machines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from kfbench.curvature.approximations import KroneckerProduct
 from kfbench.curvature.counts import LayerShape, cholesky, eigh, one_side, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping
+from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import FactorAverages, Statistics
 from kfbench.preconditioners.contract import FISHERS
 
@@ -44,6 +44,7 @@ class KFAC:
         self.fisher, self.damping_kind = fisher, damping_kind
         self.A, self.B = FactorAverages(ema), FactorAverages(ema)
         self.damping_retries = 0
+        self._warned = False  # of a damping that is below rounding
         # After a refresh either the inverses are filled or the bases, by damping kind.
         self.inverses: dict[str, tuple[DampedInverse, DampedInverse]] = {}
         self.bases: dict[str, KroneckerEigenbasis] = {}
@@ -63,6 +64,9 @@ class KFAC:
         else:
             self.bases = {n: KroneckerEigenbasis.of(self.B.means[n], A) for n, A in self.A.means.items()}
             self.denominators = {n: basis.eigenvalues().add_(damping) for n, basis in self.bases.items()}
+            if not self._warned:
+                largest = {n: basis.s_B[-1] * basis.s_A[-1] for n, basis in self.bases.items()}
+                self._warned = warn_of_small_damping(damping, largest)
 
     def heuristic_damping(self, damping: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(lambda_A, lambda_B) of every layer, scalars, from the averages as they are now."""
@@ -103,6 +107,14 @@ class KFAC:
             "refresh": decompose(d_in) + decompose(d_out),
             "apply": one_side(shape.rows, d_out, d_in) + one_side(shape.rows, d_in, d_out) + rotation_back,
         }
+
+    def forget(self, names: Collection[str]) -> None:
+        """Layers that are others now start anew."""
+        self.A.forget(names)
+        self.B.forget(names)
+        for kept in (self.inverses, self.bases, self.denominators):
+            for name in names:
+                kept.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, inverses or bases, and the count of retries."""

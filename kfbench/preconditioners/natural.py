@@ -10,7 +10,7 @@ model's precision. Where v lies in their span (same batch, all or true labels) t
 leaves |F| / lambda times the rounding error of that precision: small lambda want float64 there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -135,6 +135,11 @@ class NaturalGradient:
             # One product over the rows of both where they share their inputs.
             "apply to the same batch": dots + sum(mine.product for mine in own if mine.positions > 1),
         }
+
+    def forget(self, names: Collection[str]) -> None:
+        """Rows are of the whole network, so none holds any more."""
+        self.newest.clear()
+        self.inverses = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, factors and the damping in force."""

@@ -2,13 +2,16 @@
 
 The Fisher of one sample's output f is ``E[grad_f log p(y|f) grad_f log p(y|f)']`` over labels y
 drawn from the model. It is handed on as K vectors per sample whose outer products sum to it, or
-for sampled labels to an unbiased estimate of it.
+for sampled labels to an unbiased estimate of it. Samples lie along the first dimension; whatever
+else an output holds (tokens, pixels) are independent labels of the same sample, over which its
+loss is a sum.
 """
 
+import math
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -17,7 +20,7 @@ class Likelihood(Protocol):
     """``-log p(target | output)`` and its Fisher, for outputs with samples along the first dimension."""
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:
-        """Per-sample loss, never reduced."""
+        """Per-sample loss, never reduced over samples."""
 
     def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """[1, *output.shape]: gradient of the loss at one label drawn per sample."""
@@ -30,52 +33,90 @@ class Likelihood(Protocol):
 
 
 class Categorical:
-    """Softmax over the last dimension: output = logits [N, C], target = class indices [N]."""
+    """Softmax: output = logits [N, C], target = class indices [N].
 
-    def loss(self, output: Float[Tensor, "N C"], target: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-        """Cross-entropy in nats."""
-        return cross_entropy(output, target, reduction="none")
+    Outputs of more dimensions have a label at every position and need ``class_dim``, where their classes lie: 1 as
+    in torch's cross-entropy ([N, C, T], [N, C, H, W]) or -1 ([N, T, C]); targets have the output's shape without it.
+    ValueError where an output leaves that open.
+    """
 
-    def sampled_vectors(
-        self, output: Float[Tensor, "N C"], generator: torch.Generator | None
-    ) -> Float[Tensor, "1 N C"]:
-        """``p - onehot(y)`` with y drawn from p."""
-        p = output.softmax(dim=-1)
+    def __init__(self, class_dim: int | None = None) -> None:
+        self.class_dim = class_dim
+
+    def _logits(self, output: Tensor) -> Float[Tensor, "N P C"]:
+        """One row a position."""
+        if output.dim() == 2:
+            return output[:, None]
+        if self.class_dim is None or output.dim() < 2:
+            raise ValueError(
+                f"the categorical likelihood takes logits [N, C], got an output of shape {list(output.shape)}; with a "
+                "label at every position say where the classes lie: Categorical(class_dim=1), or -1"
+            )
+        return output.movedim(self.class_dim, -1).flatten(1, -2)
+
+    def _like(self, vectors: Float[Tensor, "K N P C"], output: Tensor) -> Tensor:
+        """[K, *output.shape]: the inverse of ``_logits``."""
+        if output.dim() == 2:
+            return vectors[:, :, 0]
+        assert self.class_dim is not None
+        last = output.movedim(self.class_dim, -1)
+        own = self.class_dim if self.class_dim < 0 else self.class_dim + 1  # the vectors come first
+        return vectors.view(len(vectors), *last.shape).movedim(-1, own)
+
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:
+        """Cross-entropy in nats, summed over the positions of a sample."""
+        if output.dim() == 2:
+            return cross_entropy(output, target, reduction="none")
+        logits = self._logits(output)
+        return cross_entropy(logits.movedim(-1, 1), target.flatten(1), reduction="none").sum(1)
+
+    def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        """``p - onehot(y)`` with y drawn from p, at every position."""
+        p = self._logits(output).softmax(dim=-1)
         # The first of C exponential clocks of rates p to ring. Unlike torch.multinomial this does not
         # abort a CUDA context when the outputs are no longer finite: the loss will say so.
         clocks = torch.empty_like(p).exponential_(generator=generator)
         drawn = (p / clocks).argmax(dim=-1, keepdim=True)
-        return p.scatter_add(1, drawn, -torch.ones_like(p))[None]
+        return self._like(p.scatter_add(-1, drawn, -torch.ones_like(p))[None], output)
 
-    def full_vectors(self, output: Float[Tensor, "N C"]) -> Float[Tensor, "K N C"]:
-        """Columns of ``diag(sqrt p) - p sqrt(p)'``, whose square is ``diag(p) - p p'``."""
-        p = output.softmax(dim=-1)
+    def full_vectors(self, output: Tensor) -> Tensor:
+        """Columns of ``diag(sqrt p) - p sqrt(p)'``, whose square is ``diag(p) - p p'``: C for every position."""
+        p = self._logits(output).softmax(dim=-1)
         root = p.sqrt()
-        return (torch.diag_embed(root) - p[:, :, None] * root[:, None, :]).permute(2, 0, 1)
+        columns = torch.diag_embed(root) - p[..., :, None] * root[..., None, :]  # [N, P, C, K of one position]
+        positions = p.shape[1]
+        if positions == 1:
+            return self._like(columns.permute(3, 0, 1, 2), output)
+        # Labels of different positions are independent: each vector is zero at all positions but one.
+        vectors = columns.new_zeros(positions, p.shape[2], *p.shape)
+        for q in range(positions):
+            vectors[q, :, :, q] = columns[:, q].permute(2, 0, 1)
+        return self._like(vectors.flatten(0, 1), output)
 
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
-        """Whether the most likely class is the true one."""
-        return output.argmax(dim=-1) == target
+        """Whether the most likely class is the true one, at every position."""
+        right = self._logits(output).argmax(dim=-1) == target.reshape(len(target), -1)
+        return right.all(dim=1)
 
 
 class Gaussian:
-    """Unit variance: loss ``1/2 |f - y|^2`` per sample (no constant); output and target [N, d]."""
+    """Unit variance: loss ``1/2 |f - y|^2`` per sample (no constant); output and target [N, ...] alike."""
 
-    def loss(self, output: Float[Tensor, "N d"], target: Float[Tensor, "N d"]) -> Float[Tensor, "N"]:
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:
         """Half the squared error, summed over the dimensions of a sample."""
-        return 0.5 * (output - target).square().flatten(1).sum(1)
+        return 0.5 * (output - target).square().reshape(len(output), -1).sum(1)
 
-    def sampled_vectors(
-        self, output: Float[Tensor, "N d"], generator: torch.Generator | None
-    ) -> Float[Tensor, "1 N d"]:
+    def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """``f - y`` with y drawn around f: a standard normal."""
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
-        return noise[None]
+        return noise[None]  # its sign is as likely either way
 
-    def full_vectors(self, output: Float[Tensor, "N d"]) -> Float[Tensor, "d N d"]:
-        """The output Fisher is the identity, and its own root."""
-        identity = torch.eye(output.shape[1], dtype=output.dtype, device=output.device)
-        return identity[:, None, :].expand(-1, len(output), -1)
+    def full_vectors(self, output: Tensor) -> Tensor:
+        """The output Fisher is the identity, and its own root: a vector for every number of a sample's output."""
+        width = math.prod(output.shape[1:])
+        identity = torch.eye(width, dtype=output.dtype, device=output.device)
+        # A view: every sample has the same vectors.
+        return identity.view(width, 1, *output.shape[1:]).expand(-1, *output.shape)
 
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Regression has no accuracy."""
@@ -83,28 +124,26 @@ class Gaussian:
 
 
 class Bernoulli:
-    """Independent units: output = logits [N, d], target [N, d] from 0 to 1, such as pixels.
+    """Independent units: output = logits [N, ...], target alike from 0 to 1, such as pixels.
 
     A target between 0 and 1 counts as that part of a 1, as in Hinton & Salakhutdinov 2006; the
     Fisher is that of the Bernoulli distribution, whose labels are 0 or 1.
     """
 
-    def loss(self, output: Float[Tensor, "N d"], target: Float[Tensor, "N d"]) -> Float[Tensor, "N"]:
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:
         """Cross-entropy in nats, summed over the units of a sample; stable for large logits."""
-        return binary_cross_entropy_with_logits(output, target, reduction="none").sum(1)
+        return binary_cross_entropy_with_logits(output, target, reduction="none").reshape(len(output), -1).sum(1)
 
-    def sampled_vectors(
-        self, output: Float[Tensor, "N d"], generator: torch.Generator | None
-    ) -> Float[Tensor, "1 N d"]:
+    def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         """``p - y`` with every unit of y drawn from p."""
         p = output.sigmoid()
         uniform = torch.rand(p.shape, generator=generator, dtype=p.dtype, device=p.device)
         return (p - (uniform < p).to(p.dtype))[None]
 
-    def full_vectors(self, output: Float[Tensor, "N d"]) -> Float[Tensor, "d N d"]:
+    def full_vectors(self, output: Tensor) -> Tensor:
         """Columns of ``diag(sqrt(p (1 - p)))``; ``1 - p`` is the sigmoid of ``-f``, which loses no digits."""
-        root = (output.sigmoid() * (-output).sigmoid()).sqrt()
-        return torch.diag_embed(root).permute(2, 0, 1)
+        root = (output.sigmoid() * (-output).sigmoid()).sqrt().reshape(len(output), -1)
+        return torch.diag_embed(root).permute(2, 0, 1).reshape(-1, *output.shape)
 
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Reconstruction has no accuracy."""

@@ -1,5 +1,6 @@
 """The trainee that is followed, its loop and its CSVs."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.config.schema import Config, Method
-from kfbench.curvature.capture import capture
 from kfbench.problems.datasets import Dataset
 from kfbench.results.records import CsvLog
 from kfbench.similarity.looks import Looks
@@ -39,7 +39,7 @@ class ShownGradient(PlainUpdate):
         super().__init__(model)
         self._leader = leader
 
-    def capture(self) -> capture:
+    def capture(self) -> AbstractContextManager[Any]:
         """The context for one training forward, captured for the others."""
         return self._leader.capture()
 

@@ -1,7 +1,8 @@
 """The public door: a method's direction in place of the gradient, for any model in any training loop."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import METHODS
-from kfbench.curvature.capture import capture
+from kfbench.curvature.capture import Captured
 from kfbench.curvature.contract import Layer
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
-from kfbench.updates.shared_forward import SharedForward
+from kfbench.updates.shared_forward import SharedForward, exact
 from kfbench.updates.turn import FisherBatches, Turn, Watch
 
 # From ``gradient'direction`` over all parameters [], computed when asked, what a step rule multiplies the
@@ -42,11 +43,13 @@ class Preconditioning:
     damping: lambda, added to the curvature as the method defines.
     T, S: refresh every T updates, observing the S before it (default min(T, 50)).
     order: "independent" (apply, observe, refresh) or "same" (observe, refresh, apply).
-    likelihood: "categorical" (logits), "gaussian", "bernoulli" (logits), or an object like them;
-        used where labels are sampled from the model.
+    likelihood: "categorical" (logits [N, C]), "gaussian", "bernoulli" (logits), or an object like them, such
+        as ``Categorical(class_dim=-1)`` for logits [N, T, C]; used where labels are sampled from the model.
     seed: of the sampled labels, which have a generator of their own.
     fisher_batches: number of a refresh -> batches (inputs, targets) of the points that a method draws
         for itself ("natural" in order "independent"); they go through the model batch by batch.
+    on_nonfinite: "skip" leaves statistics that are not finite out of the method (one warning, then counted in
+        ``skipped_batches``), "stop" raises FloatingPointError; what becomes of that update's step is the caller's.
     options: of the named method, such as ``ema=0.95`` or ``damping_kind="standard"``.
 
     Raises ValueError for values out of range, TypeError for options a method does not have.
@@ -64,17 +67,24 @@ class Preconditioning:
         likelihood: str | Likelihood = "categorical",
         seed: int = 0,
         fisher_batches: FisherBatches | None = None,
+        on_nonfinite: str = "skip",
         **options: Any,
     ) -> None:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"the model is wrapped in {type(model).__name__}, whose reductions do not run here: give model.module, "
+                "and average .grad over the ranks before the optimizer's step"
+            )
         self.model = model
         self.method: Preconditioner = make_preconditioner(method, **options) if isinstance(method, str) else method
-        self.turn = Turn(self.method, damping, T, S, order, self._vectors, fisher_batches)
+        self.turn = Turn(self.method, damping, T, S, order, self._vectors, fisher_batches, on_nonfinite)
         if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
         self.forward = SharedForward(model, self.likelihood)
         self.forward.join(self.turn)
-        self.label_generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+        self.device = next(model.parameters()).device
+        self.label_generator = torch.Generator(self.device).manual_seed(seed)
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -104,18 +114,30 @@ class Preconditioning:
     def begin(self) -> None:
         """Before the forwards of an update: nothing, what was collected lies in the turn."""
 
-    def capture(self) -> capture:
-        """The context for one training forward (of one micro-batch)."""
+    @property
+    def skipped_batches(self) -> int:
+        """How many batches were left out of the statistics because they were not finite."""
+        return self.turn.skipped_batches
+
+    def capture(self) -> AbstractContextManager[Captured]:
+        """The context for one training forward (of one micro-batch); an error inside gives up the whole update."""
         return self.forward.capture()
 
-    def backward(self, losses: Tensor, output: Tensor) -> None:
-        """Backpropagate ``losses`` [N] (not reduced) and leave the direction in every ``.grad``."""
-        self.accumulate(losses, output)
+    def backward(self, losses: Tensor, output: Tensor, loss_scale: float = 1.0) -> None:
+        """Backpropagate ``losses`` [N] (not reduced) and leave the direction in every ``.grad``.
+
+        ``loss_scale``: what the losses were multiplied by; the direction is that of losses without it.
+        """
+        self.accumulate(losses, output, loss_scale=loss_scale)
         self.finish()
 
-    def accumulate(self, losses: Tensor, output: Tensor, keep_graph: bool = False) -> None:
+    def accumulate(self, losses: Tensor, output: Tensor, keep_graph: bool = False, loss_scale: float = 1.0) -> None:
         """Take in one micro-batch; ``finish`` then treats all of them as one batch."""
-        self.forward.collect(losses, output, keep_graph)
+        self.forward.collect(losses, output, keep_graph, loss_scale)
+
+    def discard(self) -> None:
+        """Give up the update that was begun with ``accumulate``."""
+        self.forward.discard()
 
     def take_in(self, losses: Tensor, output: Tensor, part: Tensor) -> None:
         """One micro-batch of an update whose mean loss ``part`` [] is a share of."""
@@ -130,12 +152,13 @@ class Preconditioning:
         def write(gradients: dict[str, LayerGradient], directions: dict[str, Tensor]) -> None:
             with torch.no_grad():
                 for parameter, direction in self.turn.by_parameter(self.forward, directions):
-                    parameter.grad = direction
-                if scale is not None:
+                    parameter.grad = None if direction is None else laid_out_like(parameter, direction)
+                if scale is not None:  # only now, since the product reads the plain gradients from .grad
                     scale_gradients(self.model, scale(lambda: self._product(gradients, directions)))
 
-        self.turn.take(self.forward, write)
-        self.forward.ask(self.forward.turns[1:])
+        with exact(self.device):
+            self.turn.take(self.forward, write)
+            self.forward.ask(self.forward.turns[1:])
 
     def _product(self, gradients: dict[str, LayerGradient], directions: dict[str, Tensor]) -> Tensor:
         """``gradient'direction`` over all parameters []; of those with a plain gradient its squared norm."""
@@ -161,14 +184,35 @@ class Preconditioning:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything from which an interrupted run continues bit for bit, but the model."""
-        return self.turn.state_dict() | {"labels": self.label_generator.get_state(), "layers": list(self.layers)}
+        """A snapshot of everything from which an interrupted run continues bit for bit, but the model."""
+        shapes = {name: [layer.d_out, layer.d_in] for name, layer in self.layers.items()}
+        state = self.turn.state_dict() | {"labels": self.label_generator.get_state(), "layers": list(self.layers)}
+        return copy.deepcopy(state) | {"made_by": [type(self.method).__name__, self._dtype], "shapes": shapes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of ``state_dict``."""
-        self.turn.load_state_dict(state)
-        self.label_generator.set_state(state["labels"].cpu())
+        """The inverse of ``state_dict``; ValueError for the state of another method, model or precision."""
+        self._refuse_other(state)
+        self.turn.load_state_dict(copy.deepcopy(state))
+        self.label_generator.set_state(state["labels"].cpu())  # where torch wants it, whatever the generator's device
         self.forward.coverage.keep(state["layers"])
+
+    @property
+    def _dtype(self) -> str:
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    def _refuse_other(self, state: Mapping[str, Any]) -> None:
+        names, own = ", ".join(state["layers"]), ", ".join(self.layers)
+        if unknown := [name for name in state["layers"] if name not in self.layers]:
+            raise ValueError(f"the state is of a model with layers {names}; this one has no {unknown[0]}, but {own}")
+        # States of before these were kept are believed.
+        method, dtype = state.get("made_by", [type(self.method).__name__, self._dtype])
+        if method != type(self.method).__name__:
+            raise ValueError(f"the state is of a method {method}, this is {type(self.method).__name__}")
+        if dtype != self._dtype:
+            raise ValueError(f"the state is of a model in {dtype}, this one is in {self._dtype}")
+        for name, shape in state.get("shapes", {}).items():
+            if list(shape) != (mine := [self.layers[name].d_out, self.layers[name].d_in]):
+                raise ValueError(f"the state is of a layer {name} of shape {list(shape)}, here it has {mine}")
 
     def _vectors(self, output: Tensor, fisher: str) -> Tensor:
         if fisher == "full":
@@ -188,6 +232,18 @@ def scale_gradients(model: nn.Module, factor: Tensor | None) -> None:
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad = parameter.grad * factor
+
+
+def laid_out_like(parameter: Tensor, direction: Tensor) -> Tensor:
+    """The direction in the parameter's strides, precision and a memory of its own.
+
+    Fused optimizers read memory in a line: of a transposed direction, or of a column of another one, they would
+    give numbers to the wrong weights.
+    """
+    whole = direction.untyped_storage().nbytes() == direction.numel() * direction.element_size()
+    if whole and direction.stride() == parameter.stride() and direction.dtype == parameter.dtype:
+        return direction
+    return torch.empty_like(parameter).copy_(direction)
 
 
 def make_preconditioner(name: str, **options: Any) -> Preconditioner:

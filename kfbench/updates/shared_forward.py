@@ -1,11 +1,15 @@
 """One captured forward that serves several methods: what is verified, drawn or backpropagated for one is for all."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from kfbench.curvature.capture import Captured, capture
+from kfbench.curvature import capture as capturing
+from kfbench.curvature.capture import Captured
 from kfbench.curvature.contract import Layer
 from kfbench.curvature.coverage import Coverage
 from kfbench.errors import described
@@ -37,35 +41,61 @@ class SharedForward:
         """The preconditioned layers by name."""
         return self.coverage.layers
 
-    def capture(self) -> capture:
-        """The context for one training forward (of one micro-batch)."""
-        block = capture(self.layers, self.coverage.plain_parameters())
+    def capture(self) -> AbstractContextManager[Captured]:
+        """The context for one training forward (of one micro-batch); one that fails gives up the whole update."""
+        changed = self.coverage.look_again()
+        for turn in self.turns if changed else ():
+            turn.discard()
+            turn.forget(changed)
+        block = capturing.capture(self.layers, self.coverage.plain_parameters())
         self._captured = block.captured
-        return block
+        return self._guarded(block)
 
-    def collect(self, losses: Tensor, output: Tensor, keep_graph: bool = False) -> None:
+    @contextmanager
+    def _guarded(self, block: capturing.capture) -> Iterator[Captured]:
+        try:
+            with block as captured:
+                yield captured
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Give up the update that was begun: nothing of it is part of the next."""
+        self._captured = None
+        for turn in self.turns:
+            turn.discard()
+
+    def collect(self, losses: Tensor, output: Tensor, keep_graph: bool = False, loss_scale: float = 1.0) -> None:
         """Hand the captured forward to every turn: ``losses`` [N] per sample, the model's ``output``."""
         if losses.dim() != 1:
             raise ValueError(f"losses must be per sample, [N], got shape {list(losses.shape)}: use reduction='none'")
         captured, self._captured = self._captured, None
         if captured is None:
             raise RuntimeError("no forward was captured: run the model inside 'with preconditioning.capture():'")
-        if not self.coverage.verified:
-            self.coverage.verify(captured, losses)
-        for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph
-            turn.collect_statistics(captured, losses, output)
-        for turn in self.turns:
-            turn.collect_gradients(captured, losses, keep_graph)
+        captured.loss_scale = float(loss_scale)
+        try:
+            with exact(losses.device):
+                before = set(self.layers)
+                self.coverage.verify(captured, losses)
+                for turn in self.turns:
+                    turn.forget(before - self.layers.keys())
+                    turn.meet(captured.calls.keys())
+                for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph
+                    turn.draw(captured, losses, output)
+                for turn in self.turns:
+                    turn.collect(captured, losses, keep_graph)
+        except BaseException:
+            self.discard()
+            raise
 
     def of_batch(self, x: Tensor, y: Tensor) -> tuple[Captured, Tensor, Tensor]:
         """(captured, losses [N], output) of a batch that no update is made of."""
-        with self.capture():
+        block = capturing.capture(self.layers, self.coverage.plain_parameters())
+        with block as captured:
             output = self.model(x)
-        captured, self._captured = self._captured, None
-        assert captured is not None
         losses = self.likelihood.loss(output, y)
-        if not self.coverage.verified:
-            self.coverage.verify(captured, losses)
+        self.coverage.verify(captured, losses)
         return captured, losses, output
 
     def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]], counts: Sequence[int] | None = None) -> None:
@@ -84,9 +114,9 @@ class SharedForward:
                         turn.observe(turn.statistics_of(captured, losses, output))
                 seen += 1
         for turn, limit in zip(self.turns, limits, strict=True):
-            if min(seen, limit):
+            if min(seen, limit):  # nothing to refresh from, else
                 turn.refresh()
-        self.coverage.verified = False  # the losses of the coming updates may hold more than the likelihood's
+        self.coverage.start_anew()  # the losses of the coming updates may hold more than the likelihood's
 
     def ask(self, turns: Sequence[Turn]) -> None:
         """Their turns, writing nothing; RuntimeError names the one that fails, since whatever is followed has not."""
@@ -96,3 +126,9 @@ class SharedForward:
             except Exception as error:
                 name = type(turn.method).__name__
                 raise RuntimeError(f"{name}, which is only asked, failed: {described(error)}") from error
+
+
+def exact(device: torch.device) -> AbstractContextManager[Any]:
+    """Factors and directions in the precision of their rows, also within a user's autocast."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

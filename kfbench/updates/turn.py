@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.statistics import LayerStatistics, join_statistics
+from kfbench.curvature.statistics import LayerStatistics
 from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
+from kfbench.updates.collected import check_directions, first_not_finite, joined_gradients, joined_statistics
 from kfbench.updates.isolation import forward_isolated
 from kfbench.updates.schedule import Amortisation, Schedule
 
@@ -30,6 +31,8 @@ Direction = Mapping[nn.Parameter, Tensor | None]
 Watch = Callable[[str], AbstractContextManager[None]]
 
 _UNWATCHED = nullcontext()
+# What becomes of statistics that are not finite: left out of the method, or FloatingPointError.
+ON_NONFINITE = ("skip", "stop")
 
 
 class Turn:
@@ -47,6 +50,7 @@ class Turn:
         order: str | None,
         vectors: Vectors,
         fisher_batches: FisherBatches | None,
+        on_nonfinite: str = "skip",
     ) -> None:
         if damping < 0:
             raise ValueError(f"damping must be at least 0, got {damping}")
@@ -62,8 +66,12 @@ class Turn:
         self.has_own_points = self.order == "independent" and self.traits.draws_points
         if self.has_own_points and fisher_batches is None:
             raise ValueError("in order 'independent' the method draws points of its own: give fisher_batches, got None")
-        self._fisher_batches, self._vectors = fisher_batches, vectors
-        self.step = self.refreshes = 0
+        if on_nonfinite not in ON_NONFINITE:
+            raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
+        self._fisher_batches, self._vectors, self._on_nonfinite = fisher_batches, vectors, on_nonfinite
+        self.step = self.refreshes = self.skipped_batches = 0
+        self._known: set[str] = set()  # layers whose statistics are part of the last refresh
+        self._answered = False
         self._refreshed = self._warned_of_retries = False
         self._listener: Callable[[Direction], None] | None = None
         self._around: Watch = lambda task: _UNWATCHED
@@ -126,25 +134,65 @@ class Turn:
         finally:
             self._around = lambda task: _UNWATCHED
 
-    def collect_statistics(self, captured: Captured, losses: Tensor, output: Tensor) -> None:
-        """Those of one micro-batch, where the coming update observes; needs the graph."""
-        if self.observing:
-            self._statistics.append(self.statistics_of(captured, losses, output))
+    def meet(self, names: Collection[str]) -> None:
+        """Layers that the coming update uses: where one is new, the update observes and refreshes first."""
+        if self._refreshed and not self._known.issuperset(names):
+            self._refreshed = False
 
-    def collect_gradients(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
-        """Those of one micro-batch; frees the graph unless it is to be kept."""
+    def forget(self, names: Collection[str]) -> None:
+        """Layers that are others now: nothing that is known of them holds any more."""
+        if not names:
+            return
+        self._known -= set(names)
+        if self.traits.newest_only:  # its rows are of the whole network, so none of them fits any more
+            self._known, self._refreshed = set(), False
+        if self.traits.forget is not None:
+            self.traits.forget(names)
+
+    def discard(self) -> None:
+        """Give up what was collected since the last turn."""
+        self._gradients, self._statistics, self._plain = [], [], []
+
+    def draw(self, captured: Captured, losses: Tensor, output: Tensor) -> None:
+        """Backpropagate labels where the coming update observes; needs the graph."""
+        if self.observing:
+            with self._around("label backward"):
+                captured.draw(self.traits.fisher, output, self._vectors, losses)
+
+    def collect(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
+        """Gradients of one micro-batch, and its statistics; frees the graph unless it is to be kept."""
         self._gradients.append(captured.gradients(losses, keep_graph))
         self._plain.append((len(losses), captured.plain_gradients(losses)))
+        if self.observing:
+            # Only now is known which calls the losses reach.
+            self._statistics.append(captured.statistics(self.traits.fisher))
 
     def statistics_of(self, captured: Captured, losses: Tensor, output: Tensor) -> dict[str, LayerStatistics]:
-        """What the method would observe of one captured forward."""
+        """What the method would observe of one captured forward that no update is made of."""
         with self._around("label backward"):
-            return captured.statistics(self.traits.fisher, losses, output, self._vectors)
+            captured.draw(self.traits.fisher, output, self._vectors, losses)
+        return captured.statistics(self.traits.fisher)
 
-    def observe(self, statistics: dict[str, LayerStatistics]) -> None:
-        """Hand them to the method."""
+    def observe(self, statistics: dict[str, LayerStatistics]) -> bool:
+        """Hand them to the method, unless they are not finite; returns whether it got them.
+
+        One corrupt sample would stay in every average for good.
+        """
+        bad = first_not_finite(statistics)
+        if bad is not None:
+            self.skipped_batches += 1
+            sentence = f"a batch's statistics of layer {bad!r} are not finite"
+            if (
+                self._on_nonfinite == "stop" or not self._refreshed
+            ):  # without any refresh there is nothing to go on with
+                raise FloatingPointError(sentence)
+            if self.skipped_batches == 1:
+                warnings.warn(f"{sentence}, so they are left out (further batches are only counted)", stacklevel=2)
+            return False
         with self._around("statistics"):
             self.method.observe(statistics)
+        self._known |= statistics.keys()
+        return True
 
     def take(
         self,
@@ -153,27 +201,38 @@ class Turn:
     ) -> None:
         """One update of this method from what was collected; ``write`` gets gradients and directions [d_out, d_in].
 
-        Without ``write``, and with nobody listening, a method that would not remember it is not applied.
+        Without ``write``, and with nobody listening, a method that would not remember it is not applied. Where it
+        fails, what was collected is given up, so that no later update is made of it.
         """
-        gradients = {
-            name: LayerGradient.join([part[name] for part in self._gradients], self.traits.needs_rows)
-            for name in forward.layers
-        }
-        statistics = join_statistics(self._statistics) if self._statistics else None
-        before = self.observes_first
-        if before:
-            self._observe_and_refresh(forward, statistics)
-        if write is not None or self._listener is not None or self.traits.apply_remembers:
-            with self._around("apply"):
-                directions = self.method.apply(gradients)
-            if write is not None:
-                write(gradients, directions)
-            if self._listener is not None:
-                self._listener(dict(self.by_parameter(forward, directions)))
-        if not before:
-            self._observe_and_refresh(forward, statistics)
-        self._gradients, self._statistics, self._plain = [], [], []
+        try:
+            gradients = joined_gradients(self._gradients, self._plain, forward.layers, self.traits.needs_rows)
+            statistics = joined_statistics(self._statistics, forward.layers, self.traits.newest_only)
+            before = self.observes_first  # kept: a refresh changes the answer
+            if before:
+                self._observe_and_refresh(forward, statistics)
+            if write is not None or self._listener is not None or self.traits.apply_remembers:
+                directions = self._directions(gradients)
+                if write is not None:
+                    write(gradients, directions)
+                if self._listener is not None:
+                    self._listener(dict(self.by_parameter(forward, directions)))
+            if not before:
+                self._observe_and_refresh(forward, statistics)
+        finally:
+            self.discard()
         self.step += 1
+
+    def _directions(self, gradients: dict[str, LayerGradient]) -> dict[str, Tensor]:
+        """The method's, and the plain gradient of layers that it has seen nothing of."""
+        known = {name: G for name, G in gradients.items() if name in self._known} if self._known else gradients
+        with self._around("apply"):
+            directions = self.method.apply(known)
+        if not self._answered:
+            check_directions(directions, known)
+            self._answered = True
+        if len(known) == len(gradients):
+            return directions
+        return {name: directions[name] if name in known else G.dense() for name, G in gradients.items()}
 
     def by_parameter(
         self, forward: SharedForward, directions: Mapping[str, Tensor]
@@ -183,6 +242,7 @@ class Turn:
             yield from zip(layer.parameters, layer.split(directions[name]), strict=True)
         total = sum(n for n, _ in self._plain)
         for index, parameter in enumerate(forward.coverage.plain_parameters()):
+            # Each is a mean over its own micro-batch.
             parts = [(n, g) for n, grads in self._plain if (g := grads[index]) is not None]
             plain = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
             yield parameter, plain
@@ -193,20 +253,20 @@ class Turn:
         refreshing = due(self.step) or not self._refreshed
         if self.has_own_points and refreshing:
             statistics = self._statistics_of_own_points(forward)
-        if statistics is not None:
-            self.observe(statistics)
-        if refreshing:
+        taken = self.observe(statistics) if statistics is not None else True
+        if refreshing and taken:
             self.refresh()
 
-    def _statistics_of_own_points(self, forward: SharedForward) -> dict[str, LayerStatistics]:
+    def _statistics_of_own_points(self, forward: SharedForward) -> dict[str, LayerStatistics] | None:
         """At the current weights, leaving no trace in the model."""
         assert self._fisher_batches is not None
         with forward_isolated(forward.model):
+            # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
             batches = self._fisher_batches(self.step // self.schedule.T)
             parts = [self.statistics_of(*forward.of_batch(x, y)) for x, y in batches]
         if not parts:
             raise ValueError(f"fisher_batches gave no batch at update {self.step}")
-        return join_statistics(parts)
+        return joined_statistics(parts, forward.layers, self.traits.newest_only)
 
     def refresh(self) -> None:
         """Everything cubic, with the damping in force; warns, once, of factors that needed more."""
@@ -224,9 +284,16 @@ class Turn:
 
     def state_dict(self) -> dict[str, Any]:
         """The method's own state, and where it is in its schedule."""
-        return {"method": self.method.state_dict(), "step": self.step, "refreshed": self._refreshed}
+        return {
+            "method": self.method.state_dict(),
+            "step": self.step,
+            "refreshed": self._refreshed,
+            "known": sorted(self._known),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse; ``state`` may hold more."""
         self.method.load_state_dict(state["method"])
         self.step, self._refreshed = state["step"], state["refreshed"]
+        # States of before there were layers that come and go: all had been seen.
+        self._known = set(state.get("known", state["layers"] if state["refreshed"] else ()))

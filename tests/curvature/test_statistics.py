@@ -77,7 +77,8 @@ def test_sampled_output_factor_converges_to_the_full_one(model):
         with pre.capture() as captured:
             again = p.model(p.x)
         losses = p.likelihood.loss(again, p.y)
-        statistics = captured.statistics("sampled", losses, again, lambda o, f, v=vectors: v)
+        captured.draw("sampled", again, lambda o, f, v=vectors: v, losses)
+        statistics = captured.statistics("sampled")
         for name, layer in statistics.items():
             g = layer.output_gradients.flatten(0, 2)
             sums[name] += g.T @ g / len(p.x) / layer.output_gradients.shape[2]

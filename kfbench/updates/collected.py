@@ -1,0 +1,119 @@
+"""What one turn collects of its micro-batches: joined, with layers that were skipped; finite; answered as promised."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kfbench.curvature.contract import Layer
+from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.statistics import LayerStatistics, join_statistics
+
+
+def joined_gradients(
+    parts: Sequence[Mapping[str, LayerGradient]],
+    plain: Sequence[tuple[int, Any]],
+    layers: Mapping[str, Layer],
+    keep_rows: bool,
+) -> dict[str, LayerGradient]:
+    """The gradient of every layer over all micro-batches; zero rows where one did not use it.
+
+    ``plain``: (samples, ...) of every micro-batch.
+    """
+    joined = {}
+    for name, layer in layers.items():
+        own = [part.get(name) for part in parts]
+        like = next((G for G in own if G is not None), None)
+        positions = len(like.inputs) // like.samples if like is not None and like.samples else 1
+        whole = [
+            _zero_gradient(layer, samples, positions) if G is None else G
+            for G, (samples, _) in zip(own, plain, strict=True)
+        ]
+        joined[name] = LayerGradient.join(whole, keep_rows)
+    return joined
+
+
+def _zero_gradient(layer: Layer, samples: int, positions: int) -> LayerGradient:
+    weight = layer.module.weight
+    like = weight.new_empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
+    rows = samples * positions
+    return LayerGradient(like.new_zeros(rows, layer.d_out), like.new_zeros(rows, layer.d_in), samples)
+
+
+def joined_statistics(
+    parts: Sequence[dict[str, LayerStatistics]], layers: Mapping[str, Layer], newest_only: bool
+) -> dict[str, LayerStatistics] | None:
+    """The statistics over all micro-batches, None of none.
+
+    A layer that some micro-batch skipped has zero rows there. One that none used is left out, so that averages keep
+    what they know of it; a method that keeps only the newest rows gets zeros for it, which is exactly its Fisher.
+    """
+    if not parts:
+        return None
+    names = [name for name in layers if any(name in part for part in parts)]
+    if len(names) == len(layers) and all(len(part) == len(names) for part in parts):
+        return join_statistics(list(parts))  # the usual case
+    any_layer = next((layer for part in parts for layer in part.values()), None)
+    if any_layer is None:
+        return None
+    wanted = list(layers) if newest_only else names
+    whole = []
+    for part in parts:
+        first = next(iter(part.values()), any_layer)
+        whole.append({name: part.get(name) or _zero_statistics(name, layers[name], parts, first) for name in wanted})
+    return join_statistics(whole)
+
+
+def _zero_statistics(
+    name: str, layer: Layer, parts: Sequence[Mapping[str, LayerStatistics]], first: LayerStatistics
+) -> LayerStatistics:
+    """Zero rows with the samples and vectors of ``first``, and the positions that the layer has elsewhere."""
+    samples = len(first.inputs)
+    positions = next((part[name].inputs.shape[1] for part in parts if name in part), 1)
+    g = first.output_gradients
+    gradients = None if g is None else g.new_zeros(len(g), samples, positions, layer.d_out)
+    return LayerStatistics(first.inputs.new_zeros(samples, positions, layer.d_in), gradients, layer.has_bias)
+
+
+def first_not_finite(statistics: Mapping[str, LayerStatistics]) -> str | None:
+    """The first layer with rows that are not finite; one synchronisation with the device in all."""
+    tensors = [
+        (name, rows)
+        for name, layer in statistics.items()
+        for rows in (layer.inputs, layer.output_gradients)
+        if rows is not None
+    ]
+    if not tensors:
+        return None
+    # A sum is cheaper than looking at every entry, and is finite only if all of them are.
+    sums = torch.stack([rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).double() for _, rows in tensors])
+    finite = torch.isfinite(sums).tolist()
+    return next((name for (name, _), is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
+
+
+def check_directions(directions: Any, gradients: Mapping[str, LayerGradient]) -> None:
+    """TypeError, one sentence, for a method's first answer that is not a detached matrix of every layer asked for."""
+    if not isinstance(directions, Mapping):
+        raise TypeError(f"apply returned a {type(directions).__name__}, expected a mapping from layers to directions")
+    for name in directions:
+        if name not in gradients:
+            asked = ", ".join(gradients)
+            raise TypeError(f"apply returned a direction for {name}, which it was not asked for; it was for {asked}")
+    for name, G in gradients.items():
+        if name not in directions:
+            raise TypeError(f"apply returned {', '.join(map(str, directions)) or 'nothing'}, but none for {name}")
+        _check_direction(name, directions[name], G)
+
+
+def _check_direction(name: str, direction: Any, G: LayerGradient) -> None:
+    if not isinstance(direction, Tensor):
+        raise TypeError(f"apply returned a {type(direction).__name__} for {name}, expected a tensor")
+    if list(direction.shape) != list(G.shape):
+        raise TypeError(f"apply returned shape {list(direction.shape)} for {name}, expected {list(G.shape)}")
+    if direction.requires_grad:
+        raise TypeError(f"apply returned a graph for {name}, expected a detached tensor")
+    for what in ("dtype", "device"):
+        got, wanted = (str(getattr(tensor, what)).removeprefix("torch.") for tensor in (direction, G.inputs))
+        if got != wanted:
+            raise TypeError(f"apply returned {got} for {name}, expected {wanted}")
