@@ -32,8 +32,9 @@ def _kfbench(monkeypatch, *arguments):
     return ended.value.code
 
 
-def test_python_of_the_readme_runs():
-    blocks = _blocks(README, "python")
+@pytest.mark.parametrize("page", ["README.md", "docs/own-loop.md"])
+def test_python_of_the_pages_runs(page):
+    blocks = _blocks((ROOT / page).read_text(), "python")
     assert blocks
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The runs of a comparison as `train`'s plot takes them."""
 
 from kfbench.compare.comparison import Comparison
 from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, Records
@@ -9,8 +9,9 @@ def records_of(comparison: Comparison) -> list[Records]:
     import pandas as pd
 
     config = {"problem": comparison.problem, "run": comparison.run}
-    found = []
+    records = []
     for method in comparison.methods:
+        # Its label here, which need not be that under which it ran.
         epochs = [row | {"method": method.label} for record in method.seeds for row in record.epochs]
         losses = [
             {"method": method.label, "seed": record.seed, "update": update, "loss": loss}
@@ -18,5 +19,6 @@ def records_of(comparison: Comparison) -> list[Records]:
             for update, loss in record.losses
         ]
         tables = (pd.DataFrame(losses, columns=list(UPDATE_COLUMNS)), pd.DataFrame(epochs, columns=list(EPOCH_COLUMNS)))
-        found.append(Records(method.seeds[0].folder.parent, config, method.environment, {}, *tables))
-    return found
+        # Without a summary, of which a plot needs nothing.
+        records.append(Records(method.seeds[0].folder.parent, config, method.environment, {}, *tables))
+    return records

@@ -45,6 +45,8 @@ class Captured:
     layers: dict[str, Layer]
     plain: list[nn.Parameter]
     calls: dict[str, list[_Call]] = field(default_factory=dict)
+    without_graph: set[str] = field(default_factory=set)
+    """Layers that were called under no_grad: by an evaluation, or where a checkpoint hides them."""
     loss_scale: float = 1.0
     """What the losses were multiplied by; it is taken out of every gradient."""
     _true: list[Tensor | None] | None = None
@@ -208,6 +210,7 @@ class capture:
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
             if not output.requires_grad:  # evaluation, or under no_grad
+                self.captured.without_graph.add(name)
                 return None
             replaced = None
             if output._is_view():  # an in-place operation on a view would rewrite its edge

@@ -20,6 +20,7 @@ _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 _LOOSE_ROUNDING = 4e-3  # half precisions, and TF32, which accelerators may use for convolutions alone
 
 _HIDDEN = "its forward was not called through the module"
+_WITHOUT_GRAPH = "its forward ran without a graph"
 
 # One kind of forward of a layer: how often it is called, how often each of its parameters is used in the graph.
 _Kind = tuple[int, ...]
@@ -91,7 +92,8 @@ class Coverage:
             kind = (len(calls), *(uses[id(p)] for p in layer.parameters))
             whole = all(call.input.shape[0] == len(losses) for call in calls)
             # A layer that takes no part in this batch at all is skipped, not wrong.
-            if any(kind) and not (whole and kind in self._verified.get(name, ())):
+            took_part = any(kind) or name in captured.without_graph
+            if took_part and not (whole and kind in self._verified.get(name, ())):
                 doubtful.append((name, kind))
         if doubtful:
             self._verify(captured, losses, doubtful, uses)
@@ -175,7 +177,7 @@ def _why_wrong(layers: list[Layer], captured: Captured, losses: Tensor, uses: Ma
     for layer in layers:
         calls = captured.calls.get(layer.name)
         if not calls:
-            reasons[layer.name] = _HIDDEN
+            reasons[layer.name] = _WITHOUT_GRAPH if layer.name in captured.without_graph else _HIDDEN
         elif any(call.input.shape[0] != len(losses) for call in calls):
             reasons[layer.name] = "its batch does not lie along the first dimension"
     doubtful = [layer for layer in layers if layer.name not in reasons]
@@ -190,14 +192,15 @@ def _why_wrong(layers: list[Layer], captured: Captured, losses: Tensor, uses: Ma
         expected = [torch.zeros_like(p) if (g := of_parameters.pop(0)) is None else g for p in layer.parameters]
         pairs = [(call.input, of_calls.pop(0)) for call in captured.calls[layer.name]]
         used = [(x, g) for x, g in pairs if g is not None]
-        if not _agree(layer, used, layer.matrix(expected), len(losses)):
-            outside = any(uses[id(p)] > len(pairs) for p in layer.parameters)
+        outside = any(uses[id(p)] > len(pairs) for p in layer.parameters)
+        # Used more often than it is called: then nothing is put down to low precision.
+        if not _agree(layer, used, layer.matrix(expected), len(losses), strict=outside):
             reason = "its weight is used outside the layer too" if outside else "a hook changes its gradient"
             reasons[layer.name] = reason
     return reasons
 
 
-def _agree(layer: Layer, used: list[tuple[Tensor, Tensor]], expected: Tensor, samples: int) -> bool:
+def _agree(layer: Layer, used: list[tuple[Tensor, Tensor]], expected: Tensor, samples: int, strict: bool) -> bool:
     """Whether the rows of these calls, (input, output gradient), sum to the expected gradient, but for rounding."""
     if not used:
         return not bool(expected.any())
@@ -208,7 +211,7 @@ def _agree(layer: Layer, used: list[tuple[Tensor, Tensor]], expected: Tensor, sa
     difference = LayerGradient(g, a, samples).dense() - expected.to(wide) / samples
     magnitude = LayerGradient(g.abs(), a.abs(), samples).dense()
     exact = not low and (g.device.type == "cpu" or wide == torch.float64)
-    tolerance = _ROUNDING[wide] if exact else _LOOSE_ROUNDING
+    tolerance = _ROUNDING[wide] if exact or strict else _LOOSE_ROUNDING
     # Synchronises, which only a forward that is verified pays for.
     error, bound = float(difference.norm()), tolerance * float(magnitude.norm())
     return error <= bound or not math.isfinite(error)  # a corrupt batch tells nothing of its layers

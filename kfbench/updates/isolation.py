@@ -16,7 +16,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            module.training = mode  # not train(mode), which would set its children too
 
 
 @contextmanager
@@ -24,9 +24,12 @@ def forward_isolated(model: nn.Module) -> Iterator[None]:
     """Restores buffers (BatchNorm's averages) and random states (dropout) on leaving the block."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     device = next(model.parameters()).device
+    # Named, else fork_rng keeps the states of all GPUs.
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        yield
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:  # also where the extra forward fails: what it was extra to goes on
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])

@@ -128,11 +128,11 @@ class Turn:
     @contextmanager
     def watch(self, around: Watch) -> Iterator[None]:
         """Within the block every task of an update is done inside ``around(its name)``."""
-        self._around = around
+        usual, self._around = self._around, around
         try:
             yield
         finally:
-            self._around = lambda task: _UNWATCHED
+            self._around = usual
 
     def meet(self, names: Collection[str]) -> None:
         """Layers that the coming update uses: where one is new, the update observes and refreshes first."""
