@@ -37,6 +37,7 @@ def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
             )
         entries[label] = entry
     run = settings.run
+    # Fresh ones, and as many, where the methods were tuned: with the seeds of tuning their best point flatters.
     seeds = {"seed": run.seed + run.seeds, "seeds": settings.sweep.final_seeds} if tuning else {}
     config = settings.with_run(**seeds).with_methods(resolve_method(e, label) for label, e in entries.items())
     return config.model_copy(update={"similarity": looks})
@@ -47,24 +48,41 @@ def check_directions(file: ClaimFile) -> None:
     config = _untuned_config(file)
     labels = [method.label for method in config.methods]
     for part in file.claim.parts:
-        for label in f"{part.of}{PAIR}{part.to}".split(PAIR) if part.measure in DIRECTIONS else ():
-            if label not in labels:
-                raise unknown(f"method in {file.path.name}", label, labels)
+        for side in (part.of, part.to) if part.measure in DIRECTIONS else ():
+            named = side.split(PAIR)
+            for label in named:
+                if label not in labels:
+                    raise unknown(f"method in {file.path.name}", label, labels)
+            wanted = 2 if part.measure == "cosine_distance" else 1
+            if len(set(named)) != wanted or len(named) != wanted:
+                many = f"two methods joined by {PAIR!r}" if wanted == 2 else "one method"
+                raise UsageError(f"{file.path.name}: {part.measure} is of {many}, got {side!r}")
     _check_looks(file, config)
 
 
 def check_followed(file: ClaimFile) -> None:
-    """UsageError for whatever `similarity` would refuse, such as layers that the network does not have.
+    """UsageError for whatever `similarity` would refuse, such as layers that the network does not have, or not record.
 
     Builds everything: after hours of tuning it would be too late.
     """
     try:
-        check(_untuned_config(file))
+        looks = check(_untuned_config(file)).looks
     except UsageError as error:
         raise UsageError(f"{file.path.name}: {error}") from error
+    pairs = [{a, b} for a, b in looks.pairs]
+    tracked = looks.spectrum.tracked if looks.spectrum is not None else ()
+    for part in file.claim.parts:
+        for side in (part.of, part.to):
+            if part.measure == "cosine_distance" and set(side.split(PAIR)) not in pairs:
+                raise UsageError(
+                    f"{file.path.name}: {side!r} is no pair of similarity.against {looks.settings.against!r}"
+                )
+            if part.measure in _OF_SPECTRA and side not in tracked:
+                raise unknown(f"method with an approximation of the Fisher in {file.path.name}", side, tracked)
 
 
 def _untuned_config(file: ClaimFile) -> Config:
+    # Any cell stands for the best one, which is not known yet: labels do not tell them apart.
     methods = plan(file.config) if file.tunes else ()
     return asked_config(file, {m.label: {"opt": m.opt, "best": m.options(m.cells()[0])} for m in methods})
 
@@ -83,6 +101,7 @@ def _check_looks(file: ClaimFile, config: Config) -> None:
 
 
 def _entry_of(opt: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    # Of a best point lr, which follows from alpha, is among the options.
     return {"opt": opt, **{k: v for k, v in options.items() if k != "alpha" and v is not None}}
 
 
@@ -93,7 +112,7 @@ def _label(opt: str, options: Mapping[str, Any]) -> str:
 
 def _asked(spec: Any, known: Mapping[str, Any], followed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Label and options of one asked method."""
-    if isinstance(spec, str) and spec in known:
+    if isinstance(spec, str) and spec in known:  # a bare NAME is the label of that method as tuned
         return spec, known[spec]
     opt, options = parse_spec(spec)
     label = _label(opt, resolve_method(spec).options)

@@ -30,6 +30,7 @@ _OF_TIME = {"seconds_per_update", "seconds_to_loss"}
 # Whose blocks a claim's configuration has; that of `similarity` names methods as they are tuned, so it stands apart.
 _COMMANDS = ("sweep", "wallclock")
 
+Spec = Text | dict[str, Any]
 
 Measure = Literal[
     "final_train_loss",
@@ -65,8 +66,8 @@ class Claim(Section):
     source: Text = Field(description="paper and figure")
     says: Text = Field(description="the claim in one sentence")
     parts: tuple[ClaimPart, ...] = Field(min_length=1, description="all must hold")
-    published: tuple[Any, ...] = Field((), description="SPECs with the published options, converted; not tuned")
-    ask: tuple[Any, ...] = Field((), description="methods of `similarity`: labels as tuned, or SPECs")
+    published: tuple[Spec, ...] = Field((), description="SPECs with the published options, converted; not tuned")
+    ask: tuple[Spec, ...] = Field((), description="methods of `similarity`: labels as tuned, or SPECs")
     notes: Text = Field("", description="what differs from the paper")
     small: dict[str, Any] = Field(default_factory=dict, description="section.key -> its value at scale small")
 
@@ -104,15 +105,16 @@ class ClaimFile:
         if "wallclock" in self.blocks:
             asked["wallclock"] = dump(self.config, "wallclock")["wallclock"]
         if self.tunes:
+            # How many at a time and for how long, not what.
             asked["sweep"] = self.config.sweep.model_dump(exclude={"jobs", "trial_timeout"})
-        if self.measures & _OF_TIME:
+        if self.measures & _OF_TIME:  # what only counts losses may be judged anywhere
             asked["machine"] = [run.device, run.threads]
         return fingerprint(
             {
                 "rules": _RULES,
                 "scale": self.scale,
                 "budget": budget(self.config),
-                "seeds": [run.seed, run.seeds],
+                "seeds": [run.seed, run.seeds],  # which a budget leaves out
                 "methods": self._decided(),
                 "published": [_resolved(spec) for spec in self.claim.published],
                 "ask": [_resolved(spec, SHARED) for spec in self.claim.ask],
@@ -165,6 +167,7 @@ def claim_of(path: Path, tree: Mapping[str, Any], scale: str, more: Mapping[str,
     claim = validated(Claim, given, where)
     if not any(part.decides for part in claim.parts):
         raise UsageError(f"{where}: no part decides, so that no verdict could be given")
+    # The full one first: what a scale changes depends on it.
     full = configure(tree, commands=_COMMANDS)
     flags = {**changes(full, scale, claim.small), **(more or {})}
     config = configure(tree, flags, commands=_COMMANDS, methods=full.methods) if flags else full

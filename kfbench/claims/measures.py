@@ -41,18 +41,19 @@ def figures(part: Mapping[str, Any], evidence: Evidence) -> Figures:
 
 
 def _paired(of: Mapping[Any, float], to: Mapping[Any, float], slack: tuple[float, float] = (1.0, 1.0)) -> Figures:
+    # A seed that one side lacks, because it failed there, has no ratio.
     common = sorted(of.keys() & to.keys())
     return Figures([of[key] for key in common], [to[key] for key in common], slack)
 
 
-def _looked_up(found: Mapping[str, Any], label: str) -> Any:
-    if label not in found:
-        raise _missing(label, found)
-    return found[label]
+def _looked_up(records: Mapping[str, Any], label: str) -> Any:
+    if label not in records:
+        raise _missing(label, records)
+    return records[label]
 
 
-def _missing(label: str, found: Iterable[str]) -> ValueError:
-    return ValueError(f"the claim names {label!r}, which the records do not have; they have {', '.join(sorted(found))}")
+def _missing(label: str, known: Iterable[str]) -> ValueError:
+    return ValueError(f"the claim names {label!r}, which the records do not have; they have {', '.join(sorted(known))}")
 
 
 def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
@@ -64,6 +65,7 @@ def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
     if not known and evidence.tuning[label]["failed"]:
         return {}  # it crashed: that says nothing of its loss
     if not known:
+        # No point came through with fresh seeds: infinite for those with which the other methods ran.
         seeds: list[int] = next((other["final"]["seeds"] for other in evidence.tuning.values() if other["final"]), [])
         return dict.fromkeys(seeds, math.inf)
     best = min(known, key=lambda final: float(final["mean"]))
@@ -82,8 +84,9 @@ def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     for seed in ours.keys() & theirs.keys():
         last = theirs[seed][-1]
         reached = [row["seconds_updates"] for row in ours[seed] if row["train_loss"] <= last["train_loss"]]
-        found = min(reached, default=math.inf) if math.isfinite(last["train_loss"]) else math.nan
-        of[seed], to[seed] = found, last["seconds_updates"]
+        # Where the other one diverged there is no loss to reach.
+        seconds = min(reached, default=math.inf) if math.isfinite(last["train_loss"]) else math.nan
+        of[seed], to[seed] = seconds, last["seconds_updates"]
     return _paired(of, to)
 
 
@@ -94,15 +97,16 @@ def _least_damping(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """
     of, to = (_looked_up(evidence.tuning, part[side]) for side in ("of", "to"))
     ours, theirs = _least_dampings(of), _least_dampings(to)
-    half = math.sqrt(_step(of) * _step(to))
+    half = math.sqrt(_step(of) * _step(to))  # half a step of each, in the logarithm
     if not ours or not theirs:
         return _paired({}, {})
-    censored = [min(found.values()) <= min(m["axes"]["damping"]) for found, m in ((ours, of), (theirs, to))]
+    censored = [min(least.values()) <= min(m["axes"]["damping"]) for least, m in ((ours, of), (theirs, to))]
     return _paired(ours, theirs, (0.0 if censored[0] else 1 / half, math.inf if censored[1] else half))
 
 
 def _step(method: Mapping[str, Any]) -> float:
     dampings = sorted(method["axes"]["damping"])
+    # The widest, since a list of values need not be even.
     return max((b / a for a, b in itertools.pairwise(dampings)), default=1.0)
 
 
@@ -125,12 +129,12 @@ def _cosine_distance(part: Mapping[str, Any], evidence: Evidence) -> Figures:
 
 
 def _distances(pair: str, evidence: Evidence) -> dict[int, float]:
-    wanted = set(pair.split(PAIR))
+    wanted = set(pair.split(PAIR))  # a set, as records have each pair in one order only
     rows = [row for row in evidence.similarity["cosines"] if row["layer"] == "*" and row["metric"] == "foof"]
-    found = {row["seed"]: 1 - _or_nan(row["mean"]) for row in rows if {row["method_a"], row["method_b"]} == wanted}
-    if not found:
+    distances = {row["seed"]: 1 - _or_nan(row["mean"]) for row in rows if {row["method_a"], row["method_b"]} == wanted}
+    if not distances:
         raise _missing(pair, {PAIR.join((row["method_a"], row["method_b"])) for row in rows})
-    return found
+    return distances
 
 
 def _progress(part: Mapping[str, Any], evidence: Evidence) -> Figures:
@@ -175,16 +179,17 @@ def _place(row: Mapping[str, Any]) -> tuple[int, str]:
 
 def _layer_means(rows: Iterable[Mapping[str, Any]], key: str) -> dict[tuple[int, str], float]:
     """(seed, layer) -> mean over looks."""
-    found: dict[tuple[int, str], list[float]] = {}
+    by_place: dict[tuple[int, str], list[float]] = {}
     for row in rows:
-        found.setdefault(_place(row), []).append(float(row[key]))
-    return {place: fmean(values) for place, values in found.items()}
+        by_place.setdefault(_place(row), []).append(float(row[key]))
+    return {place: fmean(values) for place, values in by_place.items()}
 
 
 def _over_layers(values: Mapping[tuple[int, str], float]) -> dict[int, float]:
     """Seed -> geometric mean over layers, which are no replicates."""
     seeds = {seed for seed, _ in values}
     by_seed = {seed: [v for (s, _), v in values.items() if s == seed] for seed in seeds}
+    # A zero among them makes the mean zero, which the function refuses to say.
     return {seed: geometric_mean(own) if min(own) > 0 else min(own) for seed, own in by_seed.items()}
 
 
@@ -197,6 +202,7 @@ def _grown(label: str, evidence: Evidence) -> dict[int, float]:
     looks = _looks(label, evidence)
     oldest = max(map(_age, looks))
     young = _layer_means(_first_looks(looks), "frobenius_error")
+    # Of age 0 are looks right at a refresh: where all are, with T = 1 say, nothing can have grown.
     old = _layer_means((row for row in looks if _age(row) and _age(row) >= oldest * 4 / 5), "frobenius_error")
     grown = {place: old[place] / young[place] if young[place] else math.inf for place in young.keys() & old.keys()}
     return _over_layers(grown)
@@ -204,12 +210,13 @@ def _grown(label: str, evidence: Evidence) -> dict[int, float]:
 
 def _first_looks(looks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The first look at every refresh: looks need not meet the very update at which it is first used."""
-    found, last = [], dict[tuple[int, str], int]()
+    first, last = [], dict[tuple[int, str], int]()
     for row in sorted(looks, key=lambda row: int(row["update"])):
+        # An age that did not rise since the last look tells of a refresh in between.
         if _age(row) <= last.get(_place(row), _age(row)):
-            found.append(row)
+            first.append(row)
         last[_place(row)] = _age(row)
-    return found
+    return first
 
 
 def _age(row: Mapping[str, Any]) -> int:

@@ -10,16 +10,11 @@ from kfbench.claims.tables import pair_of
 _COLOURS = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#777777"}
 
 
-def _compared(part: Mapping[str, Any]) -> str:
-    """The measure, and the names of the methods alone."""
-    return ", ".join(filter(None, (part["measure"].replace("_", " "), pair_of(part))))
-
-
 def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Every part of the claims that was judged: its ratio with interval beside its threshold, on a log axis."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # needs no screen
     from matplotlib import pyplot
 
     parts = [
@@ -33,10 +28,10 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     shown = [x for _, part in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
     left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
     figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 0.27 * len(parts)), layout="constrained")
-    for row, (_, part) in enumerate(reversed(parts)):
+    for row, (_, part) in enumerate(reversed(parts)):  # upwards, so that the first one ends on top
         colour = _COLOURS[part["outcome"]]
         if part["low"] is not None and part["high"] is not None:
-            ends = [min(max(end, left), right) for end in (part["low"], part["high"])]
+            ends = [min(max(end, left), right) for end in (part["low"], part["high"])]  # they may be 0 or infinite
             axes.plot(ends, [row, row], color=colour, linewidth=3, alpha=0.5)
         if part["ratio"] > 0:
             axes.plot(part["ratio"], row, "o", color=colour)
@@ -45,13 +40,14 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         threshold = part["below"] if "below" in part else part["above"]
         marker = "<" if "below" in part else ">"
         axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
-    axes.set_yticks(range(len(parts)), [f"{id}: {_compared(part)}" for id, part in reversed(parts)])
+    compared = [(id, part["measure"].replace("_", " "), pair_of(part)) for id, part in reversed(parts)]
+    axes.set_yticks(range(len(parts)), [f"{id}: {', '.join(filter(None, what))}" for id, *what in compared])
     axes.set_ylim(-0.7, len(parts) - 0.3)
     axes.set(xscale="log", xlabel="measured ratio, 95 % interval; hollow: the claimed side of its threshold")
     axes.set_xlim(left, right)
     axes.axvline(1, color="black", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    for outcome, colour in _COLOURS.items():
+    for outcome, colour in _COLOURS.items():  # for the legend alone
         axes.plot([], [], "o", color=colour, label=outcome)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)

@@ -1,6 +1,7 @@
 """A published claim: run what is missing to judge it, and judge it."""
 
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from kfbench.claims.directions import asked_config, check_directions, check_followed
 from kfbench.claims.file import ClaimFile
-from kfbench.claims.measures import DIRECTIONS, TUNED, Evidence, figures
+from kfbench.claims.measures import DIRECTIONS, TUNED, Evidence, Figures, figures
 from kfbench.claims.toy import toy_losses
 from kfbench.claims.verdicts import judge, verdict
 from kfbench.config.identity import fingerprint
@@ -21,22 +22,23 @@ from kfbench.config.specs import parse_spec
 from kfbench.errors import UsageError, unknown
 from kfbench.results.environment import environment
 from kfbench.results.folders import shared_folder
+from kfbench.results.reading import DamagedError, read_record, read_table, record_or_empty
 from kfbench.results.records import (
     ENDED,
     SCHEMA_VERSION,
-    json_or_empty,
-    read_json,
-    read_rows,
     write_csv,
     write_json,
     write_yaml,
 )
+from kfbench.results.schemas import Record, SimilarityRecord, WallclockSummary
 from kfbench.similarity.followed import followed_config
+from kfbench.similarity.means import SPECTRUM_COLUMNS
 from kfbench.similarity.run import similarity
 from kfbench.sweep.ledger import adopt
-from kfbench.sweep.plan import plan
+from kfbench.sweep.plan import Swept, plan, trial
 from kfbench.sweep.run import SweepObserver, sweep
 from kfbench.training.observer import Observer
+from kfbench.wallclock.gate import read_windows
 from kfbench.wallclock.ratios import CONTROL, per_update, ratios
 from kfbench.wallclock.run import wallclock
 
@@ -45,6 +47,9 @@ _NUMBERS = ("update", "train_loss", "seconds_updates")
 _EPOCHS = ("method", "run_dir", "seed", *_NUMBERS)
 # Of a method in a sweep's summary, what would only make a verdict long: trials.csv has it.
 _NOT_TOLD = ("losses", "losses_by_seed", "per_epoch")
+# Of spectrum.csv, which a claim reads back.
+_COUNTS, _ERRORS = ("seed", "update", "updates_since_refresh"), ("frobenius_error", "spectrum_distance")
+_OF_FRESH_SEEDS = ("final_train_loss", "seconds_to_loss")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
     measures = file.measures
     if measures & set(DIRECTIONS):
         check_followed(file)
+    # In this order: directions follow a method as it was tuned.
     evidence = Evidence()
     record: dict[str, Any] = {"status": "done"}
     if file.tunes:
@@ -92,25 +98,45 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
     }
     write_yaml(directory / "config.yaml", dump(file.config, "sweep"))
     write_json(directory / "environment.json", environment(torch.device(file.config.run.device)))
+    # Last, since where it lies the claim counts as judged.
     write_json(directory / "verdict.json", record)
     return record
 
 
 def check_claim(file: ClaimFile) -> None:
-    """UsageError for whatever would only show after hours: labels, published SPECs, methods that are asked."""
+    """UsageError for whatever would only show after hours: labels, grids, published SPECs, methods that are asked."""
     settings = file.config
-    labels = [method.label for method in plan(settings)] if file.tunes else []
+    methods = _planned(settings) if file.tunes else {}
+    labels = list(methods)
     if file.measures & set(TUNED) and not labels:
         needed = ", ".join(sorted(file.measures & set(TUNED)))
         raise UsageError(f"{file.path.name} has no sweep block, which {needed} needs: what is tuned, over which grids")
     _check_labels(file, TUNED, labels)
-    fixed = [plan(_fixed(file, spec))[0].label for spec in file.claim.published]
+    if file.measures & set(_OF_FRESH_SEEDS) and not settings.sweep.top:
+        needed = ", ".join(sorted(file.measures & set(_OF_FRESH_SEEDS)))
+        raise UsageError(f"{file.path.name}: {needed} needs fresh seeds, so sweep.top of 1 or more, got 0")
+    for part in file.claim.parts:
+        for label in (part.of, part.to) if part.measure == "least_damping" else ():
+            if "damping" not in (axis.name for axis in methods[label].axes):
+                raise UsageError(f"{file.path.name}: least_damping of {label!r}, whose damping is not swept")
+        if part.measure == "toy_loss":  # quick enough to be measured for the check alone
+            _figures(file, part.model_dump(), Evidence(toy=toy_losses()))
+    fixed = [label for spec in file.claim.published for label in _planned(_fixed(file, spec))]
     for index, label in enumerate(fixed):
         if label in fixed[:index]:
             raise UsageError(f"{file.path.name}: published gives {label!r} twice")
     if file.measures & set(DIRECTIONS):
         check_directions(file)
     _check_labels(file, ("seconds_per_update",), [method.label for method in settings.methods])
+
+
+def _planned(config: Config) -> dict[str, Swept]:
+    """The methods of a sweep by label; UsageError for a cell that does not fit."""
+    methods = {method.label: method for method in plan(config)}
+    for method in methods.values():
+        for cell in method.cells():
+            trial(config, method, cell, "grid", config.run.seed)
+    return methods
 
 
 def _check_labels(file: ClaimFile, measures: Sequence[str], labels: Sequence[str]) -> None:
@@ -121,27 +147,36 @@ def _check_labels(file: ClaimFile, measures: Sequence[str], labels: Sequence[str
 
 
 def _parts(file: ClaimFile, evidence: Evidence) -> list[dict[str, Any]]:
-    found = []
+    judged = []
     for part in (part.model_dump() for part in file.claim.parts):
-        try:
-            both = figures(part, evidence)
-        except ValueError as error:
-            raise UsageError(f"{file.path.name}: {error}") from error
-        found.append(judge(part, both.of, both.to, both.slack))
-    return found
+        both = _figures(file, part, evidence)
+        judged.append(judge(part, both.of, both.to, both.slack))
+    return judged
+
+
+def _figures(file: ClaimFile, part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    try:
+        return figures(part, evidence)
+    except ValueError as error:
+        raise UsageError(f"{file.path.name}: {error}") from error
 
 
 def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """The published options, and the tuned ones, of every method, with fresh seeds."""
     with shared_folder(None, "sweep", file.config, overwrite=False) as folder:
+        # Before the sweeps, which then find these trials ended.
         adopted = adopt(folder, earlier / "trials.csv")
         summaries = [_swept(_fixed(file, spec), folder, around) for spec in file.claim.published]
         evidence.published = {label: m for summary in summaries for label, m in summary["methods"].items()}
+        # The tuned ones last: summary.json and best.yaml of the folder are those of its last sweep.
         summaries.append(_swept(file.config, folder, around))
         evidence.tuning = summaries[-1]["methods"]
         kept = _final_epochs(folder, evidence.tuning, (directory, earlier))
         evidence.epochs = _by_seed(kept)
-        _keep_trials(folder / "trials.csv", directory / "trials.csv", [*evidence.tuning, *evidence.published])
+        # A folder of sweeps may hold the methods of others.
+        own = {*evidence.tuning, *evidence.published}
+        trials = [row for row in read_table(folder / "trials.csv", ("method",)) if row["method"] in own]
+        write_csv(directory / "trials.csv", list(trials[0]) if trials else [], trials)
     write_csv(directory / "epochs.csv", _EPOCHS if kept else [], kept)
     failed = any(summary["status"] == "failed" for summary in summaries)
     return {
@@ -162,17 +197,13 @@ def _swept(config: Config, folder: Path, around: Surroundings) -> dict[str, Any]
 def _fixed(file: ClaimFile, spec: Any) -> Config:
     """A sweep of one cell: the options as published."""
     opt, options = parse_spec(spec)
+    # As axes, which labels leave out: that of the tuned method is then the same.
     swept = tuple(name for name in ("lr", "damping") if name in options)
     grids = {name: [options[name]] for name in swept}
     rest = {name: value for name, value in options.items() if name not in swept}
+    # Absolute, since an lr on the axis of a method with a damping would be taken for alpha.
     only = {"parameters": swept, "grids": grids, "extend": 0, "refine": 0, "absolute_lr": True}
     return file.config.with_methods([resolve_method({"opt": opt, **rest})]).with_sweep(**only)
-
-
-def _keep_trials(source: Path, target: Path, labels: Sequence[str]) -> None:
-    """The rows of this claim's methods: a folder of sweeps may hold those of others."""
-    rows = [row for row in read_rows(source) if row["method"] in labels]
-    write_csv(target, list(rows[0]) if rows else [], rows)
 
 
 def _final_epochs(folder: Path, methods: Mapping[str, Any], kept: Sequence[Path]) -> list[dict[str, Any]]:
@@ -185,20 +216,28 @@ def _final_epochs(folder: Path, methods: Mapping[str, Any], kept: Sequence[Path]
         final = method["final"] or {"seeds": [], "run_dirs": []}
         for seed, run in zip(final["seeds"], final["run_dirs"], strict=True):
             key = {"method": label, "run_dir": run, "seed": str(seed)}
-            own = read_rows(folder / run / f"seed-{seed}" / "epochs.csv")
-            known = ([row for row in read_rows(path / "epochs.csv") if key.items() <= row.items()] for path in kept)
+            own = _rows_of_run(folder / run / f"seed-{seed}" / "epochs.csv", {})
+            known = (_rows_of_run(path / "epochs.csv", key) for path in kept)
             of_run = own or next(filter(None, known), [])
             rows += [{**{name: row[name] for name in _NUMBERS}, **key} for row in of_run]
     return rows
 
 
+def _rows_of_run(path: Path, key: Mapping[str, str]) -> list[dict[str, str]]:
+    """Those rows of an epochs.csv whose columns have the values of ``key``; none where there is no file, or no row."""
+    if not path.exists() or not path.read_bytes().strip():
+        return []
+    columns, numbers = (*_NUMBERS, *key), [name for name in _NUMBERS if name != "update"]
+    return [row for row in read_table(path, columns, ("update",), numbers) if key.items() <= row.items()]
+
+
 def _by_seed(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[int, list[dict[str, float]]]]:
     """Label -> seed -> the numbers of each row."""
-    found: dict[str, dict[int, list[dict[str, float]]]] = {}
+    epochs: dict[str, dict[int, list[dict[str, float]]]] = {}
     for row in rows:
         numbers = {name: float(row[name] or "nan") for name in _NUMBERS}
-        found.setdefault(row["method"], {}).setdefault(int(row["seed"]), []).append(numbers)
-    return found
+        epochs.setdefault(row["method"], {}).setdefault(int(row["seed"]), []).append(numbers)
+    return epochs
 
 
 def _told(methods: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,14 +245,21 @@ def _told(methods: Mapping[str, Any]) -> dict[str, Any]:
     return {label: {k: v for k, v in method.items() if k not in _NOT_TOLD} for label, method in methods.items()}
 
 
-def _once(folder: Path, ended: Collection[str], run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def _once(
+    folder: Path, kind: type[Record], ended: Collection[str], run: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
     """The summary of a command that cannot be continued: as it stands where it has ended, else of a run begun anew."""
-    if json_or_empty(folder / "summary.json").get("status") not in ended:
+    try:
+        known = record_or_empty(folder / "summary.json", kind)
+    except DamagedError as error:
+        warnings.warn(f"{error}; it is run again", stacklevel=2)
+        known = {}
+    if known.get("status") not in ended:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if run()["status"] == "interrupted":
             raise ClaimInterruptedError
-    return read_json(folder / "summary.json")
+    return read_record(folder / "summary.json", kind)
 
 
 def _follow(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
@@ -221,8 +267,9 @@ def _follow(file: ClaimFile, directory: Path, around: Surroundings, evidence: Ev
     config = asked_config(file, evidence.tuning)
     folder = directory / f"similarity-{fingerprint(dump(config, 'similarity'))}"
     observer = around.training(followed_config(config))
-    summary = evidence.similarity = _once(folder, ENDED, lambda: similarity(config, folder, observer))
-    evidence.spectrum = read_rows(folder / "spectrum.csv")
+    summary = evidence.similarity = _once(folder, SimilarityRecord, ENDED, lambda: similarity(config, folder, observer))
+    looks = folder / "spectrum.csv"
+    evidence.spectrum = read_table(looks, SPECTRUM_COLUMNS, _COUNTS, _ERRORS) if looks.exists() else []
     return {key: summary[key] for key in ("status", "follow", "cosines", "progress", "spectrum")}
 
 
@@ -230,9 +277,9 @@ def _time(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evid
     """`wallclock` of the file's methods, the first of which is the reference."""
     config = file.config.with_wallclock(compose="never")  # whole periods: nothing to put together again
     folder = directory / f"wallclock-{fingerprint(dump(config, 'wallclock'))}"
-    cell = _once(folder, ("done",), lambda: wallclock([config], folder, around.line))["cells"][0]
-    costs, reference = per_update(read_rows(folder / "windows.csv")), cell["reference"]
+    cell = _once(folder, WallclockSummary, ("done",), lambda: wallclock([config], folder, around.line))["cells"][0]
+    costs, reference = per_update(read_windows(folder / "windows.csv")), cell["reference"]
     others = [label for label in costs if label != reference and not label.endswith(CONTROL)]
-    found = {label: ratios(costs, label, reference) for label in others}
-    evidence.cost_ratios = {reference: [1.0] * max(map(len, found.values())), **found}
+    measured = {label: ratios(costs, label, reference) for label in others}
+    evidence.cost_ratios = {reference: [1.0] * max(map(len, measured.values())), **measured}
     return {"methods": cell["methods"], "warnings": cell["warnings"]}

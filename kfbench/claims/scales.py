@@ -23,21 +23,23 @@ def changes(full: Config, scale: str, overrides: Mapping[str, Any]) -> dict[str,
     """
     if scale == "full":
         return {}
-    images = _images(full)
+    size = DATASETS[full.problem.dataset].sizes[0]
+    images = min(full.problem.train_samples or size, size)
     if full.run.batch_size >= images:
         few = min(_FULL_BATCH_IMAGES, images)
-        found: dict[str, Any] = {"train_samples": few, "batch_size": few, "epochs": _FULL_BATCH_EPOCHS}
+        flags: dict[str, Any] = {"train_samples": few, "batch_size": few, "epochs": _FULL_BATCH_EPOCHS}
     else:
-        found = {"train_samples": min(_IMAGES, images), "epochs": _EPOCHS}
+        flags = {"train_samples": min(_IMAGES, images), "epochs": _EPOCHS}
     if "width" in (MODELS[full.problem.model].options if full.problem.model in MODELS else ()):
-        found["width"] = min(full.problem.width or _WIDTH, _WIDTH)
+        flags["width"] = min(full.problem.width or _WIDTH, _WIDTH)
     if full.sweep.final_epochs is not None:
-        found["final_epochs"] = found["epochs"]
+        flags["final_epochs"] = flags["epochs"]  # else fresh seeds would train for as long as at full size
     own = {_key(name): value for name, value in overrides.items()}
     if "updates" in own:
-        del found["epochs"]
-    found |= own
-    return found | ({"quick": True} if scale == "smoke" else {})
+        del flags["epochs"]  # both together are refused
+    flags |= own
+    # `quick` by itself makes it 20 updates, whatever else is said.
+    return flags | ({"quick": True} if scale == "smoke" else {})
 
 
 def _key(name: str) -> str:
@@ -46,8 +48,3 @@ def _key(name: str) -> str:
     if name not in accepted:
         raise unknown("key of a claim's small", name, accepted)
     return name.rpartition(".")[2]
-
-
-def _images(config: Config) -> int:
-    size = DATASETS[config.problem.dataset].sizes[0]
-    return min(config.problem.train_samples or size, size)

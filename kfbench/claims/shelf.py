@@ -1,13 +1,19 @@
 """Where verdicts lie, which of them still hold, and what of a claim is kept for a commit."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from kfbench.claims.file import ClaimFile
+from kfbench.claims.verdicts import outcome, verdict
 from kfbench.errors import UsageError
 from kfbench.results.folders import RUNS, refuse_file
-from kfbench.results.records import json_or_empty, write_atomically
+from kfbench.results.reading import DamagedError, record_or_empty
+from kfbench.results.records import write_atomically
+from kfbench.results.schemas import Verdict
+from kfbench.results.seeds import Ratio
 
 # Of what a claim leaves, the small things that are worth a commit.
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
@@ -31,25 +37,58 @@ def check_folder(directory: Path, file: ClaimFile) -> None:
     refuse_file(directory, "--out")
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     left = all(name in _KEPT or name.startswith(_RUNS_OF_A_CLAIM) for name in names)
+    # One that was stopped has no verdict yet to tell whose it is.
     own = read_verdict(directory).get("id", file.claim.id if left else None) == file.claim.id
     if names and not own:
         raise UsageError(f"{directory} holds something else than claim {file.claim.id!r}; give another --out")
 
 
 def read_verdict(directory: Path) -> dict[str, Any]:
-    """verdict.json of a folder, or nothing; UsageError where it cannot be read."""
+    """verdict.json of a folder, or nothing; DamagedError where it cannot be read, or contradicts itself."""
     path = directory / "verdict.json"
-    try:
-        return json_or_empty(path)
-    except ValueError as error:
-        raise UsageError(f"{path} cannot be read ({error}); remove it, then the claim is judged again") from error
+    record = record_or_empty(path, Verdict)
+    parts = record.get("parts", [])
+    for part in parts:
+        side = "below" if part.get("below") is not None else "above"
+        if part.get(side) is None:
+            raise DamagedError(f"{path} cannot be believed: a part of it has no threshold")
+        ratio = Ratio(part["ratio"], part["low"], part["high"], part["n"])
+        if outcome(ratio, side, part[side]) != part["outcome"]:
+            raise DamagedError(f"{path} cannot be believed: {part['outcome']!r} is not what its figures say")
+    if parts and record["verdict"] not in (None, verdict(parts)):
+        raise DamagedError(f"{path} cannot be believed: {record['verdict']!r} is not what its parts say")
+    return record
 
 
 def known_verdict(file: ClaimFile, directory: Path) -> dict[str, Any]:
-    """The verdict of the last run there, else the committed one; of this configuration, if there is one."""
-    here, kept = read_verdict(directory), read_verdict(committed_folder(file))
+    """The verdict of the last run there, else the committed one; of this configuration, if there is one.
+
+    DamagedError for one that cannot be read, or is of another claim.
+    """
+    here, kept = (_own_verdict(file, folder) for folder in (directory, committed_folder(file)))
     same = [record for record in (here, kept) if record.get("hash") == file.hash]
     return next((record for record in (*same, here, kept) if record), {})
+
+
+def _own_verdict(file: ClaimFile, folder: Path) -> dict[str, Any]:
+    record = read_verdict(folder)
+    if record and (record["id"], record["scale"]) != (file.claim.id, file.scale):
+        of = f"of {record['id']} at scale {record['scale']}, not of {file.claim.id} at scale {file.scale}"
+        raise DamagedError(f"{folder / 'verdict.json'} is {of}")
+    return record
+
+
+@contextmanager
+def claim_folder(directory: Path) -> Iterator[None]:
+    """Made where it is missing; removed again, with what was made for it, if nothing came of it."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # up to the first that holds something
+            for path in missing:
+                path.rmdir()
 
 
 def clear_runs(directory: Path) -> None:
@@ -63,5 +102,5 @@ def keep(directory: Path, target: Path) -> None:
     """Copy the small summary of a claim, for a commit."""
     target.mkdir(parents=True, exist_ok=True)
     for path in (*(directory / name for name in _KEPT), *directory.glob(_PICTURES)):
-        if path.is_file():
+        if path.is_file():  # not every claim has trials or pictures
             write_atomically(target / path.name, path.read_bytes())

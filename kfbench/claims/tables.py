@@ -14,6 +14,7 @@ def figure_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The figure's data: every method as tuned, then with the published options; none where nothing was trained."""
     rows = sweep_rows({"methods": record.get("methods", {})})
     published = sweep_rows({"methods": record.get("published", {})})
+    # Their one cell was no search.
     return rows + [{**row, "method": f"{row['method']}, published", "trials": 0} for row in published]
 
 
@@ -51,23 +52,23 @@ def verdict_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def caveats(record: Mapping[str, Any]) -> list[str]:
     """What to know before quoting a verdict."""
-    found = [record["notes"].strip()] if record.get("notes") else []
+    notes = [record["notes"].strip()] if record.get("notes") else []
     for label, method in record.get("methods", {}).items():
         if method["at_edges"]:
-            found.append(f"{label} is best, or nearly, at the {', '.join(method['at_edges'])} edge of its grid")
+            notes.append(f"{label} is best, or nearly, at the {', '.join(method['at_edges'])} edge of its grid")
         if method["fragile"]:
-            found.append(
+            notes.append(
                 f"{method['fragile']} best points of {label} diverged with fresh seeds; the next best is given"
             )
         if method["failed"]:
-            found.append(f"{method['failed']} trials of {label} failed")
+            notes.append(f"{method['failed']} trials of {label} failed")
     if record.get("adopted_trials") and any(part["measure"] == "seconds_to_loss" for part in record["parts"]):
-        found.append(f"{record['adopted_trials']} committed trials have the seconds of the machine that ran them")
-    found += record.get("wallclock", {}).get("warnings", [])
+        notes.append(f"{record['adopted_trials']} committed trials have the seconds of the machine that ran them")
+    notes += record.get("wallclock", {}).get("warnings", [])
     followed = record.get("similarity", {})
     if followed.get("status", "done") != "done":
-        found.append(f"the run of {followed['follow']} that was followed {followed['status']} with some seed")
-    return found
+        notes.append(f"the run of {followed['follow']} that was followed {followed['status']} with some seed")
+    return notes
 
 
 def _short(part: Mapping[str, Any]) -> str:
@@ -84,6 +85,7 @@ def _interval(part: Mapping[str, Any]) -> str:
     low, high = part["low"], part["high"]
     if low is None or high is None:
         return "no interval"
+    # One that must hold everywhere has no sampling error.
     return "exact" if low == high else f"{_number(low)} to {_number(high)}"
 
 

@@ -20,8 +20,8 @@ def updates() -> dict[str, tuple[float, float]]:
     foof.refresh(damping=0.0)
     gradient = LayerGradient(g, x, len(x))
     direction = foof.apply({"w": gradient})["w"]
-    sgd = gradient.dense() * len(x)
-    return {name: tuple((-found).flatten().tolist()) for name, found in (("sgd", sgd), ("foof", direction))}
+    sgd = gradient.dense() * len(x)  # here gradients are means
+    return {name: tuple((-step).flatten().tolist()) for name, step in (("sgd", sgd), ("foof", direction))}
 
 
 def losses(weights: tuple[float, float]) -> list[float]:

@@ -25,7 +25,9 @@ def judge(
     ``slack`` are factors by which the interval is wider on each side: what a grid leaves open.
     """
     side = "below" if part.get("below") is not None else "above"
-    ratio = _widened(_ratio(part, of, to, side), slack)
+    ratio = _ratio(part, of, to, side)
+    if ratio.low is not None and ratio.high is not None and slack != (1.0, 1.0):
+        ratio = replace(ratio, low=ratio.low * slack[0], high=ratio.high * slack[1])
     return {
         **{key: value for key, value in part.items() if value is not None},
         "values_of": list(of),
@@ -38,12 +40,6 @@ def judge(
     }
 
 
-def _widened(ratio: Ratio, slack: tuple[float, float]) -> Ratio:
-    if ratio.low is None or ratio.high is None or slack == (1.0, 1.0):
-        return ratio
-    return replace(ratio, low=ratio.low * slack[0], high=ratio.high * slack[1])
-
-
 def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], side: str) -> Ratio:
     rounds = part["measure"] == "seconds_per_update"
     if not of:
@@ -53,11 +49,12 @@ def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], si
     if not rounds and not part["everywhere"]:
         return _certain(paired_ratio(of, to), of, to)
     ratios = [a / b if b else math.inf for a, b in zip(of, to, strict=True)]
+    # A median, or a worst, of what is no number would depend on its place.
     if any(map(math.isnan, ratios)):
         return Ratio(math.nan, None, None, len(ratios))
     if rounds:
         low, high = median_interval(ratios)
-        known = math.isfinite(low) and math.isfinite(high)
+        known = math.isfinite(low) and math.isfinite(high)  # of too few rounds the interval is the whole line
         return Ratio(median(ratios), low if known else None, high if known else None, len(ratios))
     # Of an inequality that must hold everywhere: there is no sampling error.
     worst = max(ratios) if side == "below" else min(ratios)
@@ -76,6 +73,7 @@ def outcome(ratio: Ratio, side: str, threshold: float) -> str:
     """Of one part: inconclusive where there is no interval, or one that contains the threshold."""
     if ratio.low is None or ratio.high is None or math.isnan(ratio.mean):
         return OPEN
+    # Without width it is exact, and decides even where it meets the threshold.
     if ratio.low <= threshold <= ratio.high and ratio.low < ratio.high:
         return OPEN
     return REPRODUCED if (ratio.mean < threshold) == (side == "below") else REFUTED
@@ -86,4 +84,4 @@ def verdict(parts: Sequence[Mapping[str, Any]]) -> str:
     outcomes = [part["outcome"] for part in parts if part["decides"]]
     if REFUTED in outcomes:
         return REFUTED
-    return REPRODUCED if outcomes and all(found == REPRODUCED for found in outcomes) else OPEN
+    return REPRODUCED if outcomes and all(one == REPRODUCED for one in outcomes) else OPEN

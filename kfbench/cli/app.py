@@ -1,17 +1,19 @@
 """The command line: which commands there are, and how every error becomes one sentence."""
 
 import importlib
-import os
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from kfbench.cli.command import Command
-from kfbench.errors import KfbenchError
+from kfbench.cli.streams import finish_output, lossy_streams
+from kfbench.config.importing import children_away_from_working_folder
+from kfbench.errors import KfbenchError, cut
 
 # name -> (module, function or sub-application, one line for --help). A module is imported when its
 # command runs, so that --help answers at once.
@@ -37,13 +39,14 @@ class _LazyGroup(TyperGroup):
 
 def _load(name: str) -> Any:
     module, attribute, _ = _COMMANDS[name]
-    found = getattr(importlib.import_module(module), attribute)
-    if not isinstance(found, typer.Typer):
-        run, kind = (found.run, found.kind) if isinstance(found, Command) else (found, None)
+    entry = getattr(importlib.import_module(module), attribute)
+    if not isinstance(entry, typer.Typer):
+        # A plain function, as of `list`, has typer's own help: its options fit on one screen.
+        run, kind = (entry.run, entry.kind) if isinstance(entry, Command) else (entry, None)
         wrapped = typer.Typer(add_completion=False)
         wrapped.command(name, cls=kind)(run)
-        found = wrapped
-    loaded = typer.main.get_command(found)
+        entry = wrapped
+    loaded = typer.main.get_command(entry)
     loaded.name = name
     return loaded
 
@@ -73,34 +76,35 @@ def _root(
     pass
 
 
+# Stubs: each has its line of --help, for which nothing need be imported.
 for _name, (_, _, _help) in _COMMANDS.items():
     app.command(_name, help=_help)(lambda: None)
 
 
 def main() -> NoReturn:
     """Run a command; errors are one sentence on standard error, with the exit code they name."""
-    debug = "--debug" in sys.argv
     warnings.showwarning = _show_warning
-    try:
-        code = app(standalone_mode=False)
-    except BaseException as error:
-        if debug and not isinstance(error, SystemExit):
-            traceback.print_exc()
-        code = _report(error)
+    with lossy_streams(), children_away_from_working_folder():
+        try:
+            code = app(standalone_mode=False)
+            finish_output()
+        except BaseException as error:  # Ctrl-C and exits get their code here too
+            code = _report(error)
+            with suppress(OSError):  # one error is said, not also that of what was still in the buffer
+                finish_output()
+    # A typer.Exit comes back as its code; a command that just ends has no code.
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _report(error: BaseException) -> int:
     """Print what the user should know of an error; returns the exit code."""
-    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
-        error = error.__context__  # the parser has caught it
+    # Not as parsed: an error of the parser can be looked into as well.
+    if "--debug" in sys.argv and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
     if isinstance(error, SystemExit):
         return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
     if isinstance(error, KfbenchError):
         return _fail(str(error), error.exit_code)
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keep the exit silent too
-        return 0
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}; what was written before stays valid", 2)
@@ -115,11 +119,11 @@ def _report(error: BaseException) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    print("Error:", " ".join(filter(None, map(str.strip, sentence.splitlines()))), file=sys.stderr)
+    print("Error:", cut(" ".join(filter(None, map(str.strip, sentence.splitlines())))), file=sys.stderr)
     return code
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     if issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):
-        return
+        return  # for the authors of libraries, not for users
     print(f"Warning: {message}", file=sys.stderr)

@@ -10,6 +10,7 @@ from kfbench.claims.file import ClaimFile, claim_block, claim_of, claims_in
 from kfbench.claims.plots import plot_ratios
 from kfbench.claims.shelf import (
     check_folder,
+    claim_folder,
     clear_runs,
     committed_folder,
     keep,
@@ -22,6 +23,7 @@ from kfbench.claims.verdicts import REFUTED
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
 from kfbench.results.folders import RUNS, refuse_file
+from kfbench.results.reading import DamagedError
 from kfbench.results.tables import print_table
 
 # Flags that a claim takes beside its scale.
@@ -30,7 +32,8 @@ PLACES = ("data_dir", "device", "threads")
 
 def read_files(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """The YAMLs among files and folders, as read."""
-    return {path: read_yaml(path) for path in paths if path.is_file()}
+    # A pipe too, such as <(...): whatever reads it is the only one to.
+    return {path: read_yaml(path) for path in dict.fromkeys(paths) if not path.is_dir()}
 
 
 def find_claims(
@@ -39,11 +42,15 @@ def find_claims(
     """The claims among ``files`` as read and in ``folders``, and whether a whole folder of them was named."""
     named = {path: tree for path, tree in files.items() if claim_block(tree)}
     what = [*folders, *(path for path in files if path not in folders)]
+    # With a config.yaml it is a folder of runs.
     places = [path for path in what if path.is_dir() and not (path / "config.yaml").exists()]
-    inside = {path: tree for folder in places for path, tree in claims_in(folder).items()}
-    if (named or inside) and len(named) + len(places) < len(what):
-        raise UsageError(f"give claims or folders of runs, not both: got {', '.join(map(str, what))}")
-    return {**named, **inside}, bool(inside)
+    inside = {folder: trees for folder in places if (trees := claims_in(folder))}
+    # One that is named is run, those of a folder are shown: of both, one would be left undone without a word.
+    if (named or inside) and len(what) not in (len(named), len(inside)):
+        raise UsageError(
+            f"give claims, folders of claims or folders of runs, not several kinds: got {', '.join(map(str, what))}"
+        )
+    return named or {path: tree for trees in inside.values() for path, tree in trees.items()}, bool(inside)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def judge(
         raise UsageError(f"two of these files hold a claim {twice!r}: {', '.join(map(str, claims))}")
     if whole_folder and (choice.keep is not None or choice.overwrite):
         raise UsageError("a folder of claims is only shown: give --keep and --overwrite with one file")
+    # Now, not when hours of runs are to be kept.
     for folder in (choice.keep, *choice.keep.parents) if choice.keep is not None else ():
         refuse_file(folder, "--keep")
     records = _show_all(files, choice) if whole_folder else [_judge_one(file, choice, out) for file in files]
@@ -88,7 +96,8 @@ def judge(
 
 def _show_all(files: Sequence[ClaimFile], choice: Choice) -> list[dict[str, Any]]:
     """The table of all verdicts that are known at a scale; runs nothing."""
-    records = [known_verdict(file, own_folder(file)) or _unknown(file) for file in files]
+    records = [_known(file) for file in files]
+    # What was not run has no hash.
     stale = [record for file, record in zip(files, records, strict=True) if record.get("hash") not in (None, file.hash)]
     for record in stale:
         record["verdict"] = f"stale ({record['verdict']})"
@@ -104,6 +113,15 @@ def _show_all(files: Sequence[ClaimFile], choice: Choice) -> list[dict[str, Any]
     return records
 
 
+def _known(file: ClaimFile) -> dict[str, Any]:
+    """What is known of one claim; a verdict that cannot be read hides no other."""
+    try:
+        return known_verdict(file, own_folder(file)) or _unknown(file)
+    except DamagedError as error:
+        print(f"Warning: {error}", file=sys.stderr)
+        return _unknown(file) | {"verdict": "cannot be read", "status": "failed"}
+
+
 def _unknown(file: ClaimFile) -> dict[str, Any]:
     return {**file.claim.model_dump(include={"id", "source", "says"}), "scale": file.scale, "verdict": "not run"}
 
@@ -111,12 +129,16 @@ def _unknown(file: ClaimFile) -> dict[str, Any]:
 def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, Any]:
     """Run what is missing for one claim, print the figure's data and the verdict; returns the record."""
     directory = out or own_folder(file)
-    check_folder(directory, file)
-    record = {} if choice.overwrite else known_verdict(file, directory)
+    try:
+        check_folder(directory, file)
+        record = {} if choice.overwrite else known_verdict(file, directory)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; remove it, then the claim is judged again") from error
     if record.get("hash") == file.hash:
         print("judged before with this configuration; --overwrite follows, times and judges again", file=sys.stderr)
     else:
         record = _judged(file, directory, choice.overwrite)
+    # A committed verdict may be shown while its folder holds another one, or none.
     here = read_verdict(directory).get("hash") == file.hash
     if choice.plot and here:
         plot_ratios([record], directory / "ratios.png")
@@ -131,20 +153,22 @@ def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, A
 
 
 def _judged(file: ClaimFile, directory: Path, anew: bool) -> dict[str, Any]:
-    from kfbench.claims.run import ClaimInterruptedError, Surroundings, judge_claim
+    # Not above: they need torch, which a verdict that is known does not.
+    from kfbench.claims.run import ClaimInterruptedError, Surroundings, check_claim, judge_claim
     from kfbench.cli.progress import progress_observer
     from kfbench.cli.sweep_progress import sweep_observer
 
-    directory.mkdir(parents=True, exist_ok=True)
-    if anew:
-        clear_runs(directory)
+    check_claim(file)
     observer = sweep_observer()
     around = Surroundings(observer, progress_observer, lambda line: print(line, file=sys.stderr, flush=True))
     try:
-        return judge_claim(file, directory, committed_folder(file), around)
+        with claim_folder(directory):
+            if anew:
+                clear_runs(directory)
+            return judge_claim(file, directory, committed_folder(file), around)
     except ClaimInterruptedError:
         print("interrupted; the same command continues", file=sys.stderr)
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt from None  # which ends in the exit code 130
     finally:
         observer.close()
 
@@ -152,7 +176,7 @@ def _judged(file: ClaimFile, directory: Path, anew: bool) -> dict[str, Any]:
 def _report(record: Mapping[str, Any], format: str) -> None:
     print(f"{record['id']}: {record['says']} ({record['source']})", file=sys.stderr)
     rows = figure_rows(record)
-    if rows and format == "table":
+    if rows and format == "table":  # the other formats hold one table
         print_table(rows, format, record)
         print()
     print_table(part_rows(record["parts"]), format, record)

@@ -5,6 +5,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -22,6 +23,7 @@ Format = Annotated[
     Literal["table", "markdown", "csv", "json"],
     typer.Option("--format", metavar="table|markdown|csv|json", help="of the table on standard output"),
 ]
+# Only parsed here, so that it is no unknown option: ``main`` and observers look for it in sys.argv.
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 # Of what became of a run; any other status is a failure.
@@ -71,9 +73,9 @@ class Given:
     assignments: Sequence[str]
     flags: Mapping[str, Any]
 
-    @property
-    def tree(self) -> dict[str, Any]:
-        """The YAML; nothing where there is none."""
+    @cached_property
+    def tree(self) -> Mapping[str, Any]:
+        """The YAML, read once: a pipe holds nothing the second time. Nothing where there is none."""
         return read_yaml(self.file) if self.file is not None else {}
 
     def values(self) -> dict[str, Any]:
@@ -88,8 +90,8 @@ class Given:
 
 
 def specs_or(specs: Sequence[Any], tree: Mapping[str, Any], default: Sequence[Any]) -> Sequence[Any]:
-    """The SPECs given; none where the file names methods; else the command's own."""
-    return specs or (() if tree.get("methods") else default)
+    """The SPECs given; none where the file has methods, be they wrong; else the command's own."""
+    return specs or (default if tree.get("methods") is None else ())
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,14 @@ def command(
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*arguments, *shared, *options, *flags)]
 
         def run(**values: Any) -> None:
+            # Of a flag that was not given the parser may make an empty list.
             given_flags = {f.name: v for f in flags if (v := values.pop(f.name)) not in (None, [], ())}
             common = {p.name: values.pop(p.name) for p in shared}
             given = Given(function.__name__, common["opt"] or [], common["config"], common["set_"] or [], given_flags)
             output = Output(common["out"], common["overwrite"], common["plot"], common["format"])
             function(given=given, output=output, **values)
 
+        # From these the parser makes the options.
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -165,6 +169,7 @@ def _shared(out: str) -> list[inspect.Parameter]:
     )
     file = typer.Option("--config", metavar="FILE", help="YAML; flags win over it")
     assignment = typer.Option("--set", metavar="a.b=c", help="set any key of the configuration")
+    # Eager, so that it shows before anything that is missing or wrong is complained of.
     everything = typer.Option("--help-all", help="Show every option and exit.", is_eager=True, callback=_show_all)
     listed: dict[str, tuple[Any, Any]] = {
         "opt": (Annotated[Optional[list[str]], spec], None),
@@ -185,6 +190,7 @@ def _shared(out: str) -> list[inspect.Parameter]:
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:
     if wanted:
+        # That of the parent class: the command's own is the short one.
         TyperCommand.format_help(ctx.command, ctx, ctx.make_formatter())  # type: ignore[arg-type]
         raise typer.Exit
 
@@ -210,5 +216,5 @@ def _short_help(first: Sequence[str], examples: Sequence[str]) -> type[TyperComm
 
 def _brief_metavar(parameter: Any) -> str:
     """A list of choices stands in the text beside it."""
-    metavar = str(parameter.metavar or "").rpartition("]")[2]
+    metavar = str(parameter.metavar or "").rpartition("]")[2]  # of [METHOD.]NAME=GRID what must be there
     return parameter.name.upper() if "|" in metavar else metavar

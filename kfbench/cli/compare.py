@@ -13,7 +13,7 @@ from kfbench.compare.comparison import Comparison, find_reference, summarise
 from kfbench.config.load import dump
 from kfbench.config.schema import Compare, Config
 from kfbench.config.yaml_file import read_yaml
-from kfbench.errors import UsageError
+from kfbench.errors import UsageError, printable
 from kfbench.results.folders import output_folder, shared_folder
 
 # What is compared when no method is named: the two that everybody knows, and the two that they are held against.
@@ -73,10 +73,12 @@ def compare(
     table of all verdicts.
     """
     values = given.values()
-    _check_existence(what or [])
+    if missing := next((path for path in what or [] if not path.exists()), None):
+        raise UsageError(f"{missing} does not exist; compare takes folders of finished runs, or one YAML file")
     read = read_files([*(what or []), *([given.file] if given.file else [])])
     claims, whole_folder = find_claims(what or [], read)
     if claims:
+        # Taken out: what is left of the flags is given on, or refused.
         chosen = "smoke" if values.pop("quick", None) else scale or "small"
         choice = Choice(chosen, keep, output.overwrite, output.plot, output.format)
         more = {"--opt": given.specs, "--set": given.assignments, "--html": html}
@@ -90,17 +92,15 @@ def compare(
         more = {"--opt": given.specs, "--config": given.file, "--set": given.assignments}
         if wrong := _not_applying(values, _OF_FINISHED_RUNS, more):
             raise UsageError(f"runs that have ended are compared as they are: {wrong} cannot change them")
+        # Any method would do: of this configuration only what is asked of ended runs counts.
         raise typer.Exit(_compare_finished(folders, given.configured({}, values, ["sgd"]), output, html))
-    tree = read.get(file) or read_yaml(file) if file is not None else {}
+    tree = {} if file is None else read[file] if file in read else read_yaml(file)
+    if file is not None and not tree:
+        raise UsageError(f"{file} is empty: it names nothing to compare")
     settings = given.configured(tree, values, specs_or(given.specs, tree, _DEFAULT))
+    # Asked again after training; a wrong one is said before.
     find_reference(settings.compare.reference, {method.label: method.opt for method in settings.methods})
     raise typer.Exit(_train_and_compare(settings, output, html))
-
-
-def _check_existence(what: Sequence[Path]) -> None:
-    for path in what:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist; compare takes folders of finished runs, or one YAML file")
 
 
 def _sorted(what: Sequence[Path], config: Path | None) -> tuple[list[Path], Path | None]:
@@ -125,13 +125,15 @@ def _compare_finished(folders: Sequence[Path], settings: Config, output: Output,
     from kfbench.compare.gathering import gather
     from kfbench.results.records import write_yaml
 
-    _keep_apart(output.out, folders)
+    _keep_apart(output.out, folders)  # before anything of it may be replaced
     comparison = gather(folders)
     if not comparison.methods:
         raise UsageError(f"no run is left to compare: {'; '.join(comparison.damaged)}")
     summary = summarise(comparison, _target(comparison, settings), settings.compare.reference)
     if output.out is not None or output.plot or html:
-        with output_folder(output.out, "compare", False, output.overwrite, can_resume=False) as directory:
+        folder = output_folder(output.out, "compare", False, output.overwrite)
+        with folder as directory:
+            folder.begin()
             write_yaml(directory / "config.yaml", _tree(comparison, settings))
             _write(comparison, summary, directory, output.plot, html)
         print(f"records: {directory}", file=sys.stderr)
@@ -157,26 +159,29 @@ def _tree(comparison: Comparison, settings: Config) -> dict[str, Any]:
 def _train_and_compare(settings: Config, output: Output, html: bool) -> int:
     from kfbench.compare.gathering import gather
 
-    with shared_folder(output.out, "compare", settings, output.overwrite) as directory:
+    folder = shared_folder(output.out, "compare", settings, output.overwrite)
+    with folder as directory:
+        # Imports torch, for which a refused folder need not wait.
         from kfbench.cli.progress import progress_observer
         from kfbench.compare.run import compare as train_missing
 
-        trained = train_missing(settings, directory, progress_observer)
-    if trained["reused"]:
-        print(f"{trained['reused']} of {len(settings.methods)} methods had been run before", file=sys.stderr)
-    seeds = range(settings.run.seed, settings.run.seed + settings.run.seeds)
-    names = {folder: label for label, folder in trained["folders"].items()}
-    comparison = gather([folder for folder in names if folder.is_dir()], seeds, names)
-    status, quick = trained["status"], False
-    if comparison.methods:
-        summary = summarise(comparison, settings.run.target_loss, settings.compare.reference)
-        summary |= {"status": status} if status == "interrupted" else {}
-        status, quick = summary["status"], summary["quick"]
-        _write(comparison, summary, directory, output.plot, html)
-        _report(summary, output.format)
-    elif status != "interrupted":
-        status = "failed"
-        print("\n".join(comparison.damaged), file=sys.stderr)
+        trained = train_missing(settings, directory, progress_observer, folder.begin if folder.replaces else None)
+        if trained["reused"]:
+            print(f"{trained['reused']} of {len(settings.methods)} methods had been run before", file=sys.stderr)
+        seeds = range(settings.run.seed, settings.run.seed + settings.run.seeds)
+        names = {run: label for label, run in trained["folders"].items()}
+        # After an interruption some methods have no folder yet.
+        comparison = gather([run for run in names if run.is_dir()], seeds, names)
+        status, quick = trained["status"], False
+        if comparison.methods:
+            summary = summarise(comparison, settings.run.target_loss, settings.compare.reference)
+            summary |= {"status": status} if status == "interrupted" else {}
+            status, quick = summary["status"], summary["quick"]
+            _write(comparison, summary, directory, output.plot, html)
+            _report(summary, output.format)
+        elif status != "interrupted":
+            status = "failed"
+            print("\n".join(map(printable, comparison.damaged)), file=sys.stderr)
     return end(status, directory, quick, "the same command continues")
 
 
@@ -211,9 +216,9 @@ def _report(summary: Mapping[str, Any], format: str) -> None:
     if summary["differences"] and format in ("table", "markdown"):
         print()
         print_table(difference_rows(summary), format, {})
-    print(target_sentence(summary), file=sys.stderr)
+    print(printable(target_sentence(summary)), file=sys.stderr)
     for sentence in summary["notes"]:
-        print(f"Warning: {sentence}", file=sys.stderr)
-    if summary["status"] != "interrupted":
+        print(f"Warning: {printable(sentence)}", file=sys.stderr)
+    if summary["status"] != "interrupted":  # else what is left out is only what was not reached
         for sentence in summary["damaged"]:
-            print(f"left out: {sentence}", file=sys.stderr)
+            print(f"left out: {printable(sentence)}", file=sys.stderr)

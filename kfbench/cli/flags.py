@@ -43,13 +43,15 @@ def _flag(section_name: str, key: str) -> inspect.Parameter:
     default = "" if field.default is None else f" (default: {field.default})"
     known = _NAMES.get(key)
     common: dict[str, Any] = {"help": f"{field.description}{default}", "rich_help_panel": _PANELS[section_name]}
-    if _is_bool(field.annotation):
+    if _kinds(field.annotation) == [bool]:
+        # Three values: not given, which leaves the file's, on, and off.
         annotation: Any = Annotated[Optional[bool], typer.Option(f"--{dashed}/--no-{dashed}", **common)]
     else:
         complete = (lambda incomplete: [name for name in known if name.startswith(incomplete)]) if known else None
         option = typer.Option(
             f"--{dashed}", *_SHORT.get(key, ()), metavar=_metavar(field.annotation), autocompletion=complete, **common
         )
+        # A list for all: `wallclock` takes some flags as axes, the others refuse a second value in a sentence.
         annotation = Annotated[Optional[list[str]], option]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -63,10 +65,6 @@ def _kinds(annotation: Any) -> list[Any]:
     return [kind for inner in get_args(annotation) if inner is not type(None) for kind in _kinds(inner)]
 
 
-def _is_bool(annotation: Any) -> bool:
-    return _kinds(annotation) == [bool]
-
-
 def _metavar(annotation: Any) -> str:
     kind = _kinds(annotation)[0]
     if get_origin(kind) is Literal:
@@ -78,7 +76,7 @@ def single_values(flags: Mapping[str, Any], command: str) -> dict[str, Any]:
     """One value a flag; UsageError where a flag was repeated."""
     values = {}
     for key, given in flags.items():
-        if isinstance(given, bool):
+        if isinstance(given, bool):  # of a pair --x/--no-x the parser takes the last
             values[key] = given
         elif len(given) == 1:
             values[key] = given[0]

@@ -1,11 +1,12 @@
 """`kfbench list`: what has a name, with one line and, on request, the paper."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from kfbench.cli.command import Debug, Format
-from kfbench.config.method_table import METHODS
+from kfbench.config.method_table import METHODS, MethodEntry
 from kfbench.config.problem_table import DATASETS, MODELS
 
 
@@ -25,7 +26,16 @@ def list_names(
             if cite:
                 row["paper"] = entry.paper
             if defaults:
-                options = getattr(entry, "options", {}) if kind == "method" else {}
-                row["options"] = ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)
+                row["options"] = _defaults(METHODS[name]) if kind == "method" else ""
             rows.append(row)
     print_table(rows, format, {"names": rows})
+
+
+def _defaults(entry: MethodEntry) -> str:
+    """Every option of a method, and those that are others where a variant is chosen."""
+    variants = [f"; with {_written(v.chosen)}: {_written(v.options)}" for v in entry.variants]
+    return _written(entry.options) + "".join(variants)
+
+
+def _written(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)

@@ -37,6 +37,7 @@ class _Describing(Observer):
         self.step = row["update"] + 1
         spent = time.monotonic() - self._began
         done = max(self.step - self._first_step, 1)
+        # Of the whole time since this process began the seed, evaluation too; the rate is of updates alone.
         left = spent / done * (self.total - self.step)
         rate = self.step / row["seconds_updates"] if row["seconds_updates"] else 0.0
         seed = f" seed {self.seed}" if self.seeds > 1 else ""
@@ -49,7 +50,8 @@ class _Describing(Observer):
     def evaluated(self, row: dict[str, Any]) -> None:
         self.train_loss = row["train_loss"]
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
+        # A seed that fails does not end the command, so ``main`` never sees its error.
         if "--debug" in sys.argv:
             traceback.print_exception(error)
 

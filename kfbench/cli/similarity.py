@@ -40,14 +40,15 @@ def similarity(given: Given, output: Output, metric: Metrics = None, spectrum: L
     Without --opt: FOOF and SGD are asked along the trajectory of K-FAC. A run cannot be continued.
     """
     settings = _settings(given, metric or [], spectrum or [])
-    name = f"similarity-{settings.similarity.follow}"
-    with output_folder(output.out, name, False, output.overwrite, can_resume=False) as directory:
+    folder = output_folder(output.out, "similarity", False, output.overwrite, str(settings.similarity.follow))
+    with folder as directory:
         from kfbench.cli.progress import progress_observer
         from kfbench.similarity.followed import followed_config
         from kfbench.similarity.run import similarity as run_similarity
 
-        summary = run_similarity(settings, directory, progress_observer(followed_config(settings)))
-    _show(summary, directory, output)
+        observer = progress_observer(followed_config(settings))
+        summary = run_similarity(settings, directory, observer, folder.begin)
+        _show(summary, directory, output)
     raise typer.Exit(end(summary["status"], directory, summary["quick"], "what was recorded is kept"))
 
 
@@ -70,7 +71,7 @@ def _show(summary: Mapping[str, Any], directory: Path, output: Output) -> None:
     from kfbench.similarity.tables import cosine_rows, notes, progress_rows, spectrum_rows
 
     print_table(cosine_rows(summary), output.format, summary)
-    if output.format in ("table", "markdown"):
+    if output.format in ("table", "markdown"):  # csv holds one table, json everything
         for extra in (progress_rows(summary), spectrum_rows(summary)):
             if extra:
                 print()

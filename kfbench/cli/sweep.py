@@ -66,29 +66,34 @@ def sweep(
         _print_plan(settings, output.format)
         return
     _warn(settings)
-    with shared_folder(output.out, "sweep", settings, output.overwrite) as directory:
+    folder = shared_folder(output.out, "sweep", settings, output.overwrite)
+    with folder as directory:
         from kfbench.cli.sweep_progress import sweep_observer
         from kfbench.sweep.run import sweep as run_sweep
 
-        observer = sweep_observer()
+        observer = sweep_observer()  # in a terminal it draws from here on, so it must be closed
         try:
-            summary = run_sweep(settings, directory, observer)
+            summary = run_sweep(settings, directory, observer, folder.begin if folder.replaces else None)
         finally:
             observer.close()
-    _show(summary, directory, output)
+        _show(summary, directory, output)
     raise typer.Exit(end(summary["status"], directory, summary["quick"], "the same command continues"))
 
 
 def _settings(given: Given, parameters: Sequence[str], grids: Sequence[str]) -> Config:
     """The configuration; foof where no method is named, and no value of what is swept."""
     tree, values = given.tree, given.values()
-    block: dict[str, Any] = tree["sweep"] if isinstance(tree.get("sweep"), dict) else {}
+    block: Mapping[str, Any] = tree["sweep"] if isinstance(tree.get("sweep"), dict) else {}
     if parameters:
         values["parameters"] = list(parameters)
     if grids:
-        listed = block.get("grids")
-        values["grids"] = {**(listed if isinstance(listed, dict) else {}), **dict(_grid(text) for text in grids)}
-    swept = values.get("parameters") or block.get("parameters") or ["lr", "damping"]
+        in_file = block.get("grids")
+        # Those of the file stay, unless the flag is of the same parameter.
+        values["grids"] = {**(in_file if isinstance(in_file, dict) else {}), **dict(_grid(text) for text in grids)}
+    listed = values.get("parameters") or block.get("parameters") or ["lr", "damping"]
+    # What else a file may hold there is for the schema to refuse.
+    swept = [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
+    # A flag or SPEC that fixes what is swept contradicts it; a file's method may have it for other commands.
     for name in swept:
         if name in values:
             raise UsageError(f"--{name.replace('_', '-')} {values[name]} fixes {name!r}, which is swept")
@@ -96,7 +101,7 @@ def _settings(given: Given, parameters: Sequence[str], grids: Sequence[str]) -> 
         _refuse_swept_values(spec, swept)
     named = tree.get("methods")
     if isinstance(named, list):
-        tree["methods"] = [without_flagged(method, [*swept, *values]) for method in named]
+        tree = {**tree, "methods": [without_flagged(method, [*swept, *values]) for method in named]}
     return given.configured(tree, values, specs_or(given.specs, tree, ["foof"]))
 
 
@@ -135,7 +140,7 @@ def _print_plan(settings: Config, format: str) -> None:
     predicted = predict(settings)
     rows = cell_rows([(method.label, method.cells(), method.options) for method, _, _ in predicted])
     print_table(rows, format, {"cells": rows})
-    total = 0.0
+    total = 0.0  # of the grid alone, seconds of one process
     for method, trials, seconds in predicted:
         total += trials * seconds
         print(f"{method.label}: {trials} trials of about {seconds:.1f} s", file=sys.stderr)

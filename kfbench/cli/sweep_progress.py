@@ -26,7 +26,7 @@ class ClosableObserver(SweepObserver):
 
     def ended(self, row: Row, done: int, total: int, seconds_left: float) -> None:
         loss = row["final_train_loss"]
-        if loss is not None and row["round"] != "final":
+        if loss is not None and row["round"] != "final":  # fresh seeds, perhaps of another budget, are no trials
             self._best[row["method"]] = min(self._best.get(row["method"], math.inf), loss)
         best = "  ".join(f"{label} {value:.4g}" for label, value in self._best.items() if math.isfinite(value))
         self.show(f"trial {done}/{total}  {clock(seconds_left)} left  best: {best or 'none yet'}", done, total)

@@ -8,7 +8,7 @@ import typer
 
 from kfbench.cli.command import Given, Output, Resume, command, end
 from kfbench.errors import UsageError
-from kfbench.results.folders import output_folder
+from kfbench.results.folders import need_run, output_folder
 
 _SHOWN = ("opt", "dataset", "model", "lr", "damping", "T", "epochs", "seeds", "out", "resume", "plot", "format")
 _EXAMPLES = (
@@ -26,22 +26,25 @@ def train(given: Given, output: Output, resume: Resume = False) -> None:
 
     if resume and output.out is None:
         raise UsageError("--resume needs --out DIR, the folder of the run to continue")
-    if resume and output.out is not None and given.file is None and (output.out / "config.yaml").is_file():
-        given = replace(given, file=output.out / "config.yaml")
+    if resume and output.out is not None:
+        need_run(output.out)
+        # As it was begun.
+        given = given if given.file is not None else replace(given, file=output.out / "config.yaml")
     settings = given.configured(given.tree, given.values(), given.specs)
     if len(settings.methods) != 1:
         labels = ", ".join(method.label for method in settings.methods)
         raise UsageError(f"train takes one method, got {len(settings.methods)}: {labels}")
-    name = f"train-{settings.methods[0].label}"
-    with output_folder(output.out, name, resume, output.overwrite) as directory:
+    folder = output_folder(output.out, "train", resume, output.overwrite, settings.methods[0].label)
+    with folder as directory:
+        # Imports torch, for which a refused folder need not wait.
         from kfbench.training.run import train as run_training
 
-        summary = run_training(settings, directory, progress_observer(settings), resume)
-    if output.plot:
-        from kfbench.results.records import load
-        from kfbench.training.plots import plot_losses
+        summary = run_training(settings, directory, progress_observer(settings), resume, begin=folder.begin)
+        if output.plot:
+            from kfbench.results.records import load
+            from kfbench.training.plots import plot_losses
 
-        plot_losses([load(directory)], directory / "loss.png")
+            plot_losses([load(directory)], directory / "loss.png")
     _report(summary, output.format)
     again = f"continue with: kfbench train --resume --out {directory}"
     raise typer.Exit(end(summary["status"], directory, settings.run.quick, again))

@@ -10,10 +10,10 @@ import typer
 
 from kfbench.cli.command import Given, Output, command, end
 from kfbench.cli.flags import single_values
-from kfbench.config.load import dump, without_flagged
+from kfbench.config.load import without_flagged
 from kfbench.config.schema import Config, MethodOptions
 from kfbench.config.specs import find_method, parse_spec
-from kfbench.errors import UsageError
+from kfbench.errors import UsageError, shown
 from kfbench.results.folders import output_folder
 
 # The paper's table (FOOF paper, Figure 4A), with S = T as for its fully connected layers.
@@ -60,15 +60,19 @@ def wallclock(
     from kfbench.wallclock.gate import check_baseline, gate, read_percent
 
     allowed = read_percent(max_regression)
+    if absolute and baseline is None:
+        raise UsageError("--absolute compares with an earlier run: give --baseline DIR")
     cells = _cells(given)
-    if baseline is not None:
-        check_baseline(baseline, dump(cells[0], "wallclock"))  # fails now, not after minutes of timing
-    with output_folder(output.out, "wallclock", False, output.overwrite, can_resume=False) as directory:
+    if baseline is not None:  # fails now, not after minutes of timing
+        check_baseline(baseline, cells, absolute, _machine(cells[0]) if absolute else None)
+    folder = output_folder(output.out, "wallclock", False, output.overwrite)
+    with folder as directory:
         from kfbench.wallclock.run import wallclock as run_wallclock
 
+        folder.begin()
         summary = run_wallclock(cells, directory, lambda line: print(line, file=sys.stderr, flush=True))
-    if summary["cells"]:
-        _show(summary, directory, output)
+        if summary["cells"]:
+            _show(summary, directory, output)
     quick = any(cell["quick"] for cell in summary["cells"])
     if code := end(summary["status"], directory, quick, "what was measured is kept"):
         raise typer.Exit(code)
@@ -83,6 +87,14 @@ def wallclock(
         raise typer.Exit(1)
 
 
+def _machine(config: Config) -> dict[str, Any]:
+    """Where this run is about to be timed."""
+    from kfbench.results.environment import environment
+    from kfbench.updates.build import prepare_torch
+
+    return environment(prepare_torch(config.run))
+
+
 def _cells(given: Given) -> list[Config]:
     """One configuration for each width and batch size; the methods of all are the same."""
     flags, tree = dict(given.flags), given.tree
@@ -91,39 +103,56 @@ def _cells(given: Given) -> list[Config]:
     single = single_values(flags, "wallclock")
     named: Any = given.specs or tree.get("methods")
     if not given.specs and isinstance(named, list):
+        # --T is an axis by now, and wins over the file like any flag.
         named = [without_flagged(entry, [*single, *(["T"] if T_values else [])]) for entry in named]
-    entries = _with_T(named or _defaults(T_values, single.get("S")), T_values)
+    entries = _with_T(_defaults(T_values, single.get("S")) if named is None else named, T_values)
+    # The reference stands in the configuration, which needs some method to be read: flags of methods would not fit it.
     problem_flags = {key: value for key, value in single.items() if key not in MethodOptions.model_fields}
     reference = _entry(given.configured(tree, problem_flags, ["sgd"]).wallclock.reference)
-    others = [entry for i, entry in enumerate(entries) if entry != reference and entry not in entries[:i]]
-    methods = [{"opt": name, **options} for name, options in (reference, *others)]
+    # The reference comes first; whoever names it among the methods, or one of them twice, means one.
+    methods = [{"opt": name, **options} for name, options in _distinct([reference, *entries])]
     return [
         given.configured(tree, {**single, "width": width, "batch_size": batch_size}, methods)
         for width, batch_size in itertools.product(widths, batch_sizes)
     ]
 
 
+def _distinct(entries: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Each once, in their order."""
+    # By name and keys first: there may be thousands, whose values need not be hashable.
+    alike: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
+    kept = []
+    for name, options in entries:
+        values = [hash(v) if isinstance(v, (int, float, str)) else 0 for _, v in sorted(options.items())]
+        others = alike.setdefault((name, *sorted(options), *values), [])
+        if (name, options) not in others:
+            others.append((name, options))
+            kept.append((name, options))
+    return kept
+
+
 def _defaults(T_values: Sequence[str], S: str | None) -> list[Any]:
     """The paper's table: every preconditioned method at every T, with S = T unless S is given."""
-    found: list[Any] = []
+    specs: list[Any] = []
     for name in _DEFAULT:
         if find_method(name).accepts("T"):
-            found += [{"opt": name, "T": T, "S": T if S is None else S} for T in (T_values or _DEFAULT_T)]
+            specs += [{"opt": name, "T": T, "S": T if S is None else S} for T in (T_values or _DEFAULT_T)]
         else:
-            found.append(name)
-    return found
+            specs.append(name)
+    return specs
 
 
 def _entry(spec: Any) -> tuple[str, dict[str, Any]]:
     """A parsed SPEC; whole numbers given as text are numbers, so that equal SPECs are equal."""
     name, options = parse_spec(spec)
-    return name, {k: int(v) if isinstance(v, str) and v.isdecimal() else v for k, v in options.items()}
+    # No more digits than int() reads: what is longer is for the schema to refuse.
+    return name, {k: int(v) if isinstance(v, str) and v.isdecimal() and len(v) < 20 else v for k, v in options.items()}
 
 
 def _with_T(specs: Any, T_values: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Each SPEC that has a T and does not set it, once for each value of --T."""
-    if not isinstance(specs, list):
-        raise UsageError(f"methods must be a list of SPECs, got {specs!r}")
+    if not isinstance(specs, list) or not specs:
+        raise UsageError(f"methods must be a list of SPECs, got {shown(specs)}")
     entries = []
     for spec in specs:
         name, options = _entry(spec)
@@ -149,5 +178,6 @@ def _show(summary: Mapping[str, Any], directory: Path, output: Output) -> None:
         from kfbench.wallclock.plots import plot_timings
 
         plot_timings(cells, directory / "wallclock.png")
+    # Cells may share one.
     for note in dict.fromkeys(note for cell in cells for note in cell["warnings"]):
         print(f"Warning: {note}", file=sys.stderr)

@@ -21,7 +21,7 @@ class SeedRecord:
     folder: Path
     summary: Row
     epochs: tuple[Row, ...]
-    losses: tuple[tuple[int, float], ...] = ()
+    losses: tuple[tuple[int, float | None], ...] = ()
 
     @property
     def seed(self) -> int:
@@ -68,9 +68,11 @@ def summarise(comparison: Comparison, target: float | None = None, reference: st
     name that only one method has (default: the best). At least one method is there. UsageError
     for an unknown reference.
     """
-    ranks = _ranks(comparison.methods)
+    means = {method.label: mean_final(method) for method in comparison.methods}
+    # One more for every lower mean: equal losses, and all that diverged, share a rank.
+    ranks = {label: 1 + sum(other < mean for other in means.values()) for label, mean in means.items()}
     methods = sorted(comparison.methods, key=lambda method: ranks[method.label])
-    chosen = find_reference(reference, {method.label: method.opt for method in methods}) or methods[0].label
+    chosen = find_reference(reference, {method.label: method.opt for method in methods}) or methods[0].label  # the best
     rule = "as asked for"
     if target is None:
         target, rule = _default_target(methods)
@@ -78,6 +80,7 @@ def summarise(comparison: Comparison, target: float | None = None, reference: st
     statuses = [row["status"] for row in rows.values()]
     return {
         "schema_version": SCHEMA_VERSION,
+        # The worse first.
         "status": "failed" if comparison.damaged else "diverged" if "diverged" in statuses else "done",
         "quick": bool(comparison.run.get("quick")),
         "problem": comparison.problem,
@@ -95,23 +98,17 @@ def find_reference(reference: str | None, opts: Mapping[str, str]) -> str | None
     """The label that ``reference`` names among labels with their methods' names; UsageError where there is none."""
     if reference is None or reference in opts:
         return reference
-    found = [label for label, opt in opts.items() if opt == reference]
-    if len(found) > 1:
-        raise UsageError(f"reference {reference!r} may be any of {', '.join(found)}; name one of them")
-    if not found:
+    labels = [label for label, opt in opts.items() if opt == reference]
+    if len(labels) > 1:
+        raise UsageError(f"reference {reference!r} may be any of {', '.join(labels)}; name one of them")
+    if not labels:
         raise unknown("reference", reference, opts)
-    return found[0]
+    return labels[0]
 
 
 def mean_final(method: MethodRuns) -> float:
     """Mean final training loss over seeds; infinite where one diverged."""
     return statistics.fmean(method.finals.values())
-
-
-def _ranks(methods: Sequence[MethodRuns]) -> dict[str, int]:
-    """1 and one more for every method of lower mean final loss: equal losses, and all diverged, share a rank."""
-    means = {method.label: mean_final(method) for method in methods}
-    return {label: 1 + sum(other < mean for other in means.values()) for label, mean in means.items()}
 
 
 def _default_target(ranked: Sequence[MethodRuns]) -> tuple[float | None, str]:
@@ -134,6 +131,7 @@ def _method_summary(method: MethodRuns, rank: int, target: float | None) -> dict
         "rank": rank,
         "trials": method.trials,
         "to_target": {
+            # A seed that missed it is infinite: so is the median where half of them did.
             "updates": statistics.median(update for update, _ in hits),
             "seconds_updates": statistics.median(seconds for _, seconds in hits),
             "missed": sum(math.isinf(update) for update, _ in hits),
@@ -163,26 +161,26 @@ def differences(methods: Sequence[MethodRuns], reference: str) -> list[dict[str,
 
 def _difference(label: str, own: Mapping[int, float], reference: str, base: Mapping[int, float]) -> dict[str, Any]:
     seeds = sorted(own.keys() & base.keys())
-    found: dict[str, Any] = {"method": label, "reference": reference, "seeds": seeds, "n": len(seeds)}
+    pairs: dict[str, Any] = {"method": label, "reference": reference, "seeds": seeds, "n": len(seeds)}
     if not seeds:
-        return found | {"ratio": None, "low": None, "high": None, "significant": False}
+        return pairs | {"ratio": None, "low": None, "high": None, "significant": False}
     ratio = paired_ratio([own[seed] for seed in seeds], [base[seed] for seed in seeds])
-    return found | {"ratio": ratio.mean, "low": ratio.low, "high": ratio.high, "significant": ratio.significant}
+    return pairs | {"ratio": ratio.mean, "low": ratio.low, "high": ratio.high, "significant": ratio.significant}
 
 
 def _notes(methods: Sequence[MethodRuns]) -> list[str]:
     """What the reader must know beside the table."""
-    found = []
+    notes = []
     machines = {tuple(m.environment.get(key) for key in ("cpu", "gpu", "device", "threads")) for m in methods}
     if len(machines) > 1:
-        found.append("the methods ran on different processors or numbers of threads: their seconds do not compare")
+        notes.append("the methods ran on different processors or numbers of threads: their seconds do not compare")
     if len({tuple(sorted(m.finals)) for m in methods}) > 1:
-        found.append("the methods have different seeds: means are over all that ended, pairs over those in common")
+        notes.append("the methods have different seeds: means are over all that ended, pairs over those in common")
     for method in methods:
         diverged = sum(record.summary["status"] == "diverged" for record in method.seeds)
         if diverged:
-            found.append(f"{method.label} diverged with {diverged} of {len(method.seeds)} seeds: its mean is infinite")
-    return found
+            notes.append(f"{method.label} diverged with {diverged} of {len(method.seeds)} seeds: its mean is infinite")
+    return notes
 
 
 def mean_curve(method: MethodRuns) -> list[Row]:
@@ -204,5 +202,5 @@ def mean_curve(method: MethodRuns) -> list[Row]:
             "high": max(row["train_loss"] for row in rows),
         }
         for update, rows in sorted(by_update.items())
-        if len(rows) == len(method.seeds)
+        if len(rows) == len(method.seeds)  # seeds that diverged have no finite row here
     ]

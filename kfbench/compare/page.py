@@ -11,7 +11,7 @@ from typing import Any
 from kfbench.compare.comparison import Comparison, MethodRuns, mean_curve
 from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
 from kfbench.results.records import write_atomically
-from kfbench.results.styles import Look, looks, title
+from kfbench.results.styles import looks, title
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 # How far colours go towards white on a dark page, and the black of SGD.
@@ -27,20 +27,23 @@ _ENVIRONMENT = ("cpu", "gpu", "device", "threads", "python", "platform", "git_co
 
 def write_page(comparison: Comparison, summary: Mapping[str, Any], path: Path) -> None:
     """One self-contained HTML file."""
-    write_atomically(path, page(comparison, summary).encode())
+    # The name of a folder may be no text.
+    write_atomically(path, page(comparison, summary).encode("utf-8", "backslashreplace"))
 
 
 def page(comparison: Comparison, summary: Mapping[str, Any]) -> str:
     """Its text. Everything that comes from records is escaped."""
     ordered = [next(m for m in comparison.methods if m.label == label) for label in summary["methods"]]
     heading = title(comparison.problem, comparison.run)
+    pairs = difference_rows(summary)
+    notes = [*summary["notes"], *(f"left out: {sentence}" for sentence in summary["damaged"])]
     parts = {
         "title": html.escape(heading),
         "lead": html.escape(_lead(summary)),
         "table": _table(comparison_rows(summary), "Methods by rank"),
         "target": html.escape(target_sentence(summary).capitalize()),
-        "differences": _differences(summary),
-        "notes": "".join(f"<li>{html.escape(note)}</li>" for note in _notes(summary)),
+        "differences": _table(pairs, "Differences paired by seed") if pairs else "<p>There is one method only.</p>",
+        "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
         "methods": _table(_option_rows(ordered), "What differs between the methods"),
         "common": _facts({**_common(ordered), **comparison.problem, **comparison.run}),
         "environment": _environment(ordered),
@@ -48,22 +51,14 @@ def page(comparison: Comparison, summary: Mapping[str, Any]) -> str:
             {"methods": _series(ordered), "target": _finite(summary["target"]["loss"]), "top": _top(ordered)}
         ),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
+    # By a function, since the backslashes of a replacement that is text would be read.
+    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], _TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _lead(summary: Mapping[str, Any]) -> str:
     seeds = sorted({len(method["seeds"]) for method in summary["methods"].values()})
     counts = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     return f"{', '.join(summary['methods'])}; {counts} each"
-
-
-def _notes(summary: Mapping[str, Any]) -> list[str]:
-    return [*summary["notes"], *(f"left out: {sentence}" for sentence in summary["damaged"])]
-
-
-def _differences(summary: Mapping[str, Any]) -> str:
-    rows = difference_rows(summary)
-    return _table(rows, "Differences paired by seed") if rows else "<p>There is one method only.</p>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
@@ -113,16 +108,16 @@ def _facts(values: Mapping[str, Any]) -> str:
 
 def _environment(methods: Sequence[MethodRuns]) -> str:
     """Once for every different one, with the methods that ran there."""
-    found: dict[str, list[str]] = {}
+    by_facts: dict[str, list[str]] = {}
     for method in methods:
         packages = method.environment.get("packages") or {}
         facts = {key: method.environment.get(key) for key in _ENVIRONMENT}
         facts["git_commit"] = facts["git_commit"] and str(facts["git_commit"])[:_COMMIT_DIGITS]
         known = {key: value for key, value in {**facts, **packages}.items() if value is not None}
-        found.setdefault(_facts(known), []).append(method.label)
-    if len(found) == 1:
-        return next(iter(found))
-    return "".join(f"<h3>{html.escape(', '.join(labels))}</h3>{facts}" for facts, labels in found.items())
+        by_facts.setdefault(_facts(known), []).append(method.label)
+    if len(by_facts) == 1:  # of all methods: none need be named
+        return next(iter(by_facts))
+    return "".join(f"<h3>{html.escape(', '.join(labels))}</h3>{facts}" for facts, labels in by_facts.items())
 
 
 def _series(methods: Sequence[MethodRuns]) -> list[dict[str, Any]]:
@@ -135,7 +130,9 @@ def _series(methods: Sequence[MethodRuns]) -> list[dict[str, Any]]:
             for record in method.seeds
             for row in record.epochs
         ]
-        drawn.append({"label": label, **_colours(look), "mean": _positive(mean), "points": _positive(points)})
+        # Both, as the page follows the reader's choice of a light or a dark screen.
+        colours = {"light": look.colour, "dark": _on_dark(look.colour), "dashes": " ".join(map(str, look.dashes))}
+        drawn.append({"label": label, **colours, "mean": _positive(mean), "points": _positive(points)})
     return drawn
 
 
@@ -152,10 +149,6 @@ def _positive(rows: Iterable[list[Any]]) -> list[list[Any]]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _colours(look: Look) -> dict[str, Any]:
-    return {"light": look.colour, "dark": _on_dark(look.colour), "dashes": " ".join(map(str, look.dashes))}
 
 
 def _on_dark(colour: str) -> str:

@@ -36,19 +36,16 @@ def difference_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _difference(row: Mapping[str, Any]) -> dict[str, Any]:
     known = row["low"] is not None
+    significant = "yes" if row["significant"] else "no"
+    if row["n"] < ENOUGH_PAIRS:  # too few to say no
+        significant = f"unknown: {row['n']} seeds, {ENOUGH_PAIRS} needed"
     return {
         "method": row["method"],
         f"final loss / {row['reference']}": number(row["ratio"], 4),
         "95% interval": f"{number(row['low'], 4)} to {number(row['high'], 4)}" if known else "",
         "pairs": row["n"],
-        "significant": _significance(row),
+        "significant": significant,
     }
-
-
-def _significance(row: Mapping[str, Any]) -> str:
-    if row["n"] < ENOUGH_PAIRS:
-        return f"unknown: {row['n']} seeds, {ENOUGH_PAIRS} needed"
-    return "yes" if row["significant"] else "no"
 
 
 def target_sentence(summary: Mapping[str, Any]) -> str:

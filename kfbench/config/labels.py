@@ -4,30 +4,43 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfbench.config.method_table import DEFAULT_S
+from kfbench.config.method_table import DEFAULT_S, METHODS
 
 
 def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """NAME plus -key=value for every option in which the SPECs of that NAME differ; it also names a folder."""
-    found = []
+    # Each is held against the first of its NAME: there may be thousands of them.
+    chosen = [_chosen(opt, options) for opt, options in methods]
+    first: dict[str, dict[str, Any]] = {}
+    differs: dict[str, set[str]] = {}
+    for (opt, _), own in zip(methods, chosen, strict=True):
+        one = first.setdefault(opt, own)
+        differs.setdefault(opt, set()).update(key for key in {*own, *one} if own.get(key) != one.get(key))
+    told_apart = []
     for opt, options in methods:
-        others = [_chosen(other) for name, other in methods if name == opt]
-        own = _chosen(options)
-        differing = [key for key in options if any(other.get(key) != own[key] for other in others)]
+        differing = [key for key in options if key in differs[opt]]
         name = opt.replace(":", ".")
-        found.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))
-    return found
+        # A value may be a path, or hold spaces.
+        told_apart.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))
+    return told_apart
 
 
-def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without an S that only follows from T."""
+def _chosen(opt: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those that only follow from others: an S from T, a variant's own defaults."""
     T, S = options.get("T"), options.get("S")
-    follows = T is not None and min(T, DEFAULT_S) == S
-    return {**options, "S": None} if follows else dict(options)
+    chosen = dict(options)
+    if T is not None and min(T, DEFAULT_S) == S:
+        chosen["S"] = None
+    entry = METHODS.get(opt)
+    for variant in entry.variants if entry else ():
+        defaults = METHODS[opt].defaults(options)
+        chosen |= {key: None for key in variant.options if options.get(key) == defaults[key]}
+    return chosen
 
 
 def method_name(label: str) -> str:
     """The method of a label, NAME[-key=value...] or with a folder's name behind it."""
+    # A NAME has dashes of its own, so only the dash of a -key= ends it.
     return re.split(r"-[^-=]+=| \(", label, maxsplit=1)[0]
 
 

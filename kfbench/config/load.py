@@ -78,30 +78,33 @@ def configure(
     ``flags`` are values by key, as text or typed; ``specs`` replace the file's methods; ``assignments`` are
     "a.b=c"; ``methods`` are its methods where they have been resolved before.
     """
-    tree: dict[str, Any] = copy.deepcopy(dict(given))
+    tree: dict[str, Any] = copy.deepcopy(dict(given))  # --set writes into it, however deep
     flags = {key: value for key, value in (flags or {}).items() if value is not None}
     for name, section in _FLAG_SECTIONS.items():
         if name in COMMAND_BLOCKS and name not in commands:
             continue
         tree[name] = {**_given(tree, name), **{k: v for k, v in flags.items() if k in section.model_fields}}
+    # Once for the flags and once for --set: each voids what an earlier source said.
     _keep_budget(tree["run"], flags)
     method_flags = {key: value for key, value in flags.items() if key in MethodOptions.model_fields}
     if specs:
-        tree["methods"] = list(specs)
+        tree["methods"] = list(specs)  # these win over flags, so no option of theirs is dropped
     elif isinstance(tree.get("methods"), list):
         tree["methods"] = [without_flagged(entry, method_flags) for entry in tree["methods"]]
     for assignment in assignments:
         _assign(tree, assignment)
     _keep_budget(_given(tree, "run"), [assignment.partition("=")[0].removeprefix("run.") for assignment in assignments])
+    # After --set, which may have made a key too.
     for key in tree:
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
     problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
-    run = _with_budget(_run(tree, commands), problem)
+    run = _with_budget(_run(tree, commands), problem)  # the default of epochs depends on the data set
     similarity = Similarity()
     if not methods:
         methods, similarity = _resolved(tree, method_flags, commands)
     _check_problem(problem)
+    # `similarity` is not among them: it names methods, so it was resolved with these.
     blocks = {name: _block(tree, name, commands, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
     return Config(problem=problem, methods=tuple(methods), run=run, similarity=similarity, **blocks)
 
@@ -111,6 +114,7 @@ def _resolved(
 ) -> tuple[Sequence[Method], Similarity]:
     """The methods, with those that `similarity` follows or compares against among them."""
     entries = tree.get("methods")
+    # Anything but a list is for resolve_methods to refuse; without one the roles alone are methods enough.
     if "similarity" in commands and (entries is None or isinstance(entries, list)):
         return resolve_roles(entries, _given(tree, "similarity"), flags)
     return resolve_methods(entries, flags), Similarity()
@@ -118,6 +122,7 @@ def _resolved(
 
 def _run(tree: Mapping[str, Any], commands: Collection[str]) -> Run:
     run = validated(Run, _given(tree, "run"))
+    # By what was set, not by the value: --seeds 1 is an answer, not the default.
     few = "compare" in commands and not run.quick and "seeds" not in run.model_fields_set
     return run.model_copy(update={"seeds": COMPARE_SEEDS}) if few else run
 
@@ -125,8 +130,9 @@ def _run(tree: Mapping[str, Any], commands: Collection[str]) -> Run:
 def _block(tree: Mapping[str, Any], name: str, commands: Collection[str], quick: bool) -> Section:
     """The block of one command: as given if it is this one's, else its defaults."""
     block = validated(_FLAG_SECTIONS[name], _given(tree, name) if name in commands else {})
-    if isinstance(block, Sweep):
-        block = _with_final_budget(block)
+    if isinstance(block, Sweep) and block.final_epochs is not None and block.final_updates is not None:
+        got = f"got final_epochs {block.final_epochs} and final_updates {block.final_updates}"
+        raise UsageError(f"give final_epochs or final_updates, not both: {got}")
     return block.model_copy(update=_QUICK[name]) if quick and name in _QUICK else block
 
 
@@ -142,7 +148,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
     keys = path.split(".")
     if not separator or not all(keys):
         raise UsageError(f"--set takes a.b=c, got {shown(assignment)}")
-    value = parse_yaml(text, f"--set {shown(assignment)}")
+    value = parse_yaml(text, f"--set {shown(assignment)}")  # as the same text in a file would be read
     inner: Any = tree
     for key in keys[:-1]:
         inner = _inner(inner, key)
@@ -157,6 +163,7 @@ def _inner(outer: Any, key: str) -> Any:
         if outer.get(key) is None:
             outer[key] = {}
         return outer[key]
+    # As text: int() would take "-1" and "01" for places too.
     if not isinstance(outer, list) or key not in map(str, range(len(outer))):
         return None
     if isinstance(outer[int(key)], str):  # a SPEC, opened up so that its options can be set
@@ -175,6 +182,7 @@ def _given(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _keep_budget(run: dict[str, Any], later: Collection[str]) -> None:
     """Where the later source gives epochs or updates, the other one of an earlier source is void."""
     for key, other in (("epochs", "updates"), ("updates", "epochs")):
+        # Where both are given by one source they stay, for _with_budget to refuse; null gives neither.
         if key in later and other not in later and run.get(key) is not None:
             run.pop(other, None)
 
@@ -184,22 +192,16 @@ def _with_budget(run: Run, problem: Problem) -> Run:
         raise UsageError(f"give epochs or updates, not both: got epochs {run.epochs} and updates {run.updates}")
     if run.micro_batch_size is not None and run.micro_batch_size > run.batch_size:
         raise UsageError(f"micro_batch_size is {run.micro_batch_size}, above the batch_size of {run.batch_size}")
-    if run.quick:
+    if run.quick:  # after the checks: a smoke run also says what is wrong with the whole one
         return run.model_copy(update={"epochs": None, "updates": 20})
     if run.epochs is None and run.updates is None:
         return run.model_copy(update={"epochs": 30 if problem.dataset.endswith("-1k") else 10})
     return run
 
 
-def _with_final_budget(sweep: Sweep) -> Sweep:
-    if sweep.final_epochs is not None and sweep.final_updates is not None:
-        got = f"got final_epochs {sweep.final_epochs} and final_updates {sweep.final_updates}"
-        raise UsageError(f"give final_epochs or final_updates, not both: {got}")
-    return sweep
-
-
 def _with_likelihood(problem: Problem) -> Problem:
     """What the model's output means, and the normalisation that follows, spelled out: records say what ran."""
+    # Before _check_problem, so the model may still turn out to be none.
     own = MODELS[problem.model].likelihood if problem.model in MODELS else "categorical"
     likelihood = problem.likelihood or own
     normalize = problem.normalize or {"gaussian": "own", "bernoulli": "unit"}.get(likelihood, "mnist")
@@ -230,11 +232,12 @@ def _check_problem(problem: Problem) -> None:
         for key in ("width", "bias"):
             if getattr(problem, key) is not None and key not in accepted:
                 raise UsageError(f"model {problem.model!r} has no option {key!r}; it has {', '.join(accepted)}")
-    elif ":" not in problem.model:
+    elif ":" not in problem.model:  # a path is imported when the model is built: that needs torch
         raise unknown("model", problem.model, MODELS, ", or package.module:function")
-    _check_likelihood(problem)
+    _check_likelihood(problem)  # last: it looks the data set up
 
 
+# As YAML reads them back: what is on disk is compared with what is dumped.
 def _with_lists(value: Any) -> Any:
     return list(map(_with_lists, value)) if isinstance(value, (list, tuple)) else value
 
@@ -242,6 +245,7 @@ def _with_lists(value: Any) -> Any:
 def dump(config: Config, command: str | None = None) -> dict[str, Any]:
     """As plain values, with one command's block, such that ``configure`` of them gives the same configuration."""
     tree = config.model_dump(exclude={"methods"})
+    # An option of None is left out, and read again as its default: where that is a value, the option cannot be None.
     methods = [
         {"opt": m.opt, **{k: _with_lists(v) for k, v in m.options.items() if v is not None}} for m in config.methods
     ]
@@ -254,6 +258,7 @@ def dump(config: Config, command: str | None = None) -> dict[str, Any]:
 
 def undump(tree: Mapping[str, Any]) -> Config:
     """The configuration of which ``dump`` gave problem, methods and run."""
+    # As flags, which need no sections: no key is in both.
     return configure({}, {**tree["problem"], **tree["run"]}, tree["methods"])
 
 

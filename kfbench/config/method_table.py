@@ -37,11 +37,19 @@ _EKFAC_OPTIONS = {
     "lr": 3e-4,
     "damping": 1e-5,
     "order": "same",
-    "fisher": "empirical",
+    "fisher": "empirical",  # true labels, as in its paper
     "damping_init": "plain",
 }
 # Of methods that keep nothing but the newest curvature: no running average, so nothing to fill it with.
 NEWEST_ONLY_OPTIONS = {k: v for k, v in PRECONDITIONED_OPTIONS.items() if k not in ("S", "ema", "warmup_batches")}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Defaults for those who choose these options; the method's own would diverge there."""
+
+    chosen: Mapping[str, Any]
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,20 @@ class MethodEntry:
     optimizer_options: tuple[str, ...]  # those that the optimizer's constructor takes
     constructor: tuple[str, ...] = ()  # those that the preconditioner's constructor takes
     open_ended: bool = False  # a user's constructor with **kwargs takes any option
+    variants: tuple[Variant, ...] = ()  # of those that fit, the last wins
     lr_range: tuple[float, float] = (1e-5, 1.0)  # where `kfbench sweep` looks, in half decades, without a damping
 
     def accepts(self, option: str) -> bool:
         """Whether this method has that option."""
         return self.open_ended or option in self.options
+
+    def defaults(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """option -> default, where these options are ``chosen``."""
+        defaults = dict(self.options)
+        for variant in self.variants:
+            if variant.chosen.items() <= {**self.options, **chosen}.items():
+                defaults |= variant.options
+        return defaults
 
 
 _SGD, _ADAM = "torch.optim:SGD", "torch.optim:Adam"
@@ -78,12 +95,19 @@ GEORGE = (
 
 
 def _preconditioned(
-    summary: str, paper: str, path: str, options: Mapping[str, Any], constructor: tuple[str, ...] = ()
+    summary: str,
+    paper: str,
+    path: str,
+    options: Mapping[str, Any],
+    constructor: tuple[str, ...] = (),
+    variants: tuple[Variant, ...] = (),
 ) -> MethodEntry:
     """A method of ours, ``path`` below ``kfbench.preconditioners``, whose direction SGD steps along."""
-    return MethodEntry(summary, paper, _SGD, f"kfbench.preconditioners.{path}", options, SGD_CONSTRUCTOR, constructor)
+    path = f"kfbench.preconditioners.{path}"
+    return MethodEntry(summary, paper, _SGD, path, options, SGD_CONSTRUCTOR, constructor, variants=variants)
 
 
+# Learning rates and dampings are those of committed sweeps: docs/defaults.md and docs/methods.md.
 METHODS: Mapping[str, MethodEntry] = MappingProxyType(
     {
         "sgd": MethodEntry(
@@ -107,7 +131,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
         "adamw": MethodEntry(
             summary="Adam with decoupled weight decay",
             paper="Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization, ICLR",
-            optimizer=_ADAM,
+            optimizer=_ADAM,  # not torch's AdamW: weight decay is ours, decoupled for every method
             optimizer_options=("lr",),
             preconditioner=None,
             options={**COMMON_OPTIONS, "lr": 3.4e-4, "weight_decay": 0.01},
@@ -117,6 +141,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="gradient descent on neurons: G (A + lambda I)^-1",
             paper=f"{BENZING}, eq 6, Algorithm 1",
             path="foof:FOOF",
+            # Not its best cell, lr 0.1, damping 0.01, with which one seed of the default comparison diverges.
             options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 0.1},
             constructor=("ema",),
         ),
@@ -132,6 +157,12 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "fisher": "sampled",
             },
             constructor=("ema", "damping_kind", "fisher"),
+            # Of the swept ones those that did not diverge at width 1000 either (docs/defaults.md).
+            variants=(
+                Variant({"damping_kind": "standard"}, {"lr": 0.003, "damping": 0.01}),
+                Variant({"damping_kind": "standard", "fisher": "empirical"}, {"lr": 0.001, "damping": 0.01}),
+                Variant({"damping_kind": "standard-as-released"}, {"lr": 0.001, "damping": 0.01}),
+            ),
         ),
         "ekfac": _preconditioned(
             summary="K-FAC's eigenbasis with second moments measured in it, on each batch",
@@ -139,6 +170,10 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             path="ekfac:EKFAC",
             options=_EKFAC_OPTIONS,
             constructor=("ema", "fisher", "damping_init"),
+            variants=tuple(
+                Variant({"fisher": fisher, "damping_init": "plain"}, {"lr": 3e-4, "damping": 1e-3})
+                for fisher in ("sampled", "full")
+            ),
         ),
         "ekfac-ra": _preconditioned(
             summary="EKFAC with a running average of squared mini-batch gradients",
@@ -151,6 +186,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="FOOF with lambda_A of K-FAC: G (A + lambda_A I)^-1, rescaled",
             paper=f"{BENZING}, appendix D.9",
             path="foof_kfac_damping:FOOFWithKFACDamping",
+            # Less damping does better at width 250 and diverges at width 1000.
             options={
                 **PRECONDITIONED_OPTIONS,
                 "lr": 0.001,
@@ -165,6 +201,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             paper=f"Desjardins, Simonyan, Pascanu & Kavukcuoglu 2015, Natural Neural Networks, NeurIPS; {BENZING}, "
             "appendix H.2",
             path="foof_centred:CentredFOOF",
+            # The second best cell of its sweep: the best, lr 0.11, damping 0.038, diverges at width 1000.
             options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 1.0},
             constructor=("ema",),
         ),
@@ -197,7 +234,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "lr": 0.012,
                 "damping": 8.5e-4,
                 "T": 1,
-                "order": "same",
+                "order": "same",  # the only one it knows
                 "block_diagonal": False,
                 "tolerance": 1e-3,
                 "max_iterations": 10,

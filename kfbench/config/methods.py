@@ -19,19 +19,22 @@ def resolve_methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"methods must be a list of SPECs, got {shown(entries)}")
     parsed = [parse_spec(entry) for entry in entries]
-    found = [find_method(opt) for opt, _ in parsed]
+    known = [find_method(opt) for opt, _ in parsed]
+    # A flag is a default for those methods that have the option, so only one that none has is wrong.
     for flag in flags:
-        if not any(entry.accepts(flag) for entry in found):
-            opts = " or ".join(repr(opt) for opt, _ in parsed)
-            accepted = ", ".join(sorted({option for entry in found for option in entry.options}))
+        if not any(entry.accepts(flag) for entry in known):
+            opts = " or ".join(dict.fromkeys(repr(opt) for opt, _ in parsed))
+            accepted = ", ".join(sorted({option for entry in known for option in entry.options}))
             raise UsageError(
                 f"{opts} has no option {flag!r}, as --{flag.replace('_', '-')} was given; it has {accepted}"
             )
-    resolved = [(opt, _options(opt, entry, given, flags)) for (opt, given), entry in zip(parsed, found, strict=True)]
-    named = labels(resolved)
-    for i, label in enumerate(named):
-        if label in named[:i]:
-            raise UsageError(f"method {label!r} is given twice with the same options")
+    resolved = [(opt, _options(opt, entry, given, flags)) for (opt, given), entry in zip(parsed, known, strict=True)]
+    named = labels(resolved)  # of all at once: a label names what tells a method from the others
+    seen: set[str] = set()
+    for label in named:
+        if label in seen:  # both would write into one folder
+            raise UsageError(f"method {shown(label)} is given twice with the same options")
+        seen.add(label)
     return tuple(
         Method(opt=opt, label=label, options=options) for (opt, options), label in zip(resolved, named, strict=True)
     )
@@ -50,18 +53,24 @@ def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapp
     for option in given:
         if not entry.accepts(option):
             raise unknown(f"option of {opt!r}", option, entry.options)
-    wanted = {**entry.options, **{k: v for k, v in flags.items() if entry.accepts(k)}, **given}
+    # Later wins: the SPEC over a flag, a flag over the default.
+    chosen = {**{k: v for k, v in flags.items() if entry.accepts(k)}, **given}
+    defaults = entry.defaults(chosen)
+    wanted = {**defaults, **chosen}
     wanted = {k: _with_tuples(v) for k, v in wanted.items()}
     ours = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}
     # A default is not checked: Adagrad has an lr_decay of its own, 0, which ours may not be.
-    to_check = {k: v for k, v in ours.items() if (type(v), v) != (type(entry.options.get(k)), entry.options.get(k))}
+    to_check = {k: v for k, v in ours.items() if (type(v), v) != (type(defaults.get(k)), defaults.get(k))}
+    # exclude_unset, else every option that is not here would come back as None.
     checked = {**ours, **validated(MethodOptions, to_check, repr(opt)).model_dump(exclude_unset=True)}
+    # An option of a user's own class is in no schema and stays as it was written.
     options = {k: checked.get(k, v) if v is not None else None for k, v in wanted.items()}
     T, S = options.get("T"), options.get("S")
     if T is not None and "S" in options and S is None:
         options["S"] = S = min(T, DEFAULT_S)  # spelled out, so that records say what ran
     if T is not None and S is not None and S > T:
         raise UsageError(f"{opt!r}: S must be at most T = {T}, got {S}")
+    # What the optimizer's constructor takes is not ours, even where it has the name of one of ours.
     _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
     if options.get("nesterov") and "momentum" in options and not options["momentum"]:
         raise UsageError(f"{opt!r}: nesterov needs a momentum above 0, got {options['momentum']}")

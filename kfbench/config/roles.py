@@ -15,10 +15,15 @@ def resolve_roles(
 ) -> tuple[tuple[Method, ...], Similarity]:
     """All methods of `similarity`, and its block: which of them is followed, against which the others are compared."""
     similarity = validated(Similarity, block)
+    # By place: the labels are known only when all of the methods are resolved together.
     entries, roles = _with_roles(entries, similarity, flags)
     methods = resolve_methods(entries, flags)
     similarity = similarity.model_copy(update={role: methods[place].label for role, place in roles.items()})
-    _check_similarity(similarity, methods)
+    if len(methods) < 2:
+        raise UsageError(
+            f"similarity compares two methods or more, got {methods[0].label} alone; name others with --opt"
+        )
+    check_metric(similarity, methods)
     return methods, similarity
 
 
@@ -46,16 +51,10 @@ def _place(entries: Sequence[Any], wanted: str, flags: Mapping[str, Any]) -> int
     with suppress(UsageError, ValueError):  # a label with options is no SPEC
         return parsed.index(parse_spec(wanted))
     accepted = [find_method(opt) for opt, _ in parsed]
+    # A flag that none of these has may be for the one that is still to be added.
     known = {key: value for key, value in flags.items() if any(entry.accepts(key) for entry in accepted)}
     named = [method.label for method in resolve_methods(list(entries), known)]
     return named.index(wanted) if wanted in named else None
-
-
-def _check_similarity(similarity: Similarity, methods: Sequence[Method]) -> None:
-    named = ", ".join(method.label for method in methods)
-    if len(methods) < 2:
-        raise UsageError(f"similarity compares two methods or more, got {named} alone; name others with --opt")
-    check_metric(similarity, methods)
 
 
 def check_metric(similarity: Similarity, methods: Sequence[Method]) -> None:

@@ -7,24 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from kfbench.config.values import MOST_SECONDS, MOST_SEEDS, MOST_THREADS, MOST_TRIALS, Float, Int, Seed, Text, Width
 from kfbench.errors import UsageError, shown, unknown
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number")
-    return value
-
-
-def _no_bool_text(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be text, not true or false")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Text = Annotated[str, BeforeValidator(_no_bool_text)]
 
 
 def _as_list(value: Any) -> Any:
@@ -33,6 +17,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _metrics(value: Any) -> Any:
+    # A flag that can be repeated gives a list, a file the word alone.
     return ("euclidean", "foof") if value in ("both", ["both"], ("both",)) else _as_list(value)
 
 
@@ -57,7 +42,7 @@ class Problem(Section):
         None, ge=1, description="evaluate on the first N training and N test images (default: all)"
     )
     model: Text = Field("mlp", description="model, see `kfbench list`, or package.module:function")
-    width: Int | None = Field(
+    width: Width | None = Field(
         None, ge=1, description="width of the widest hidden layer, others in proportion (default: the model's, 1000)"
     )
     bias: bool | None = Field(None, description="train biases (default: the model's, mlp no)")
@@ -134,10 +119,10 @@ class Run(Section):
         description="stop a seed, as diverged, when the median loss since the last look (50 updates or an epoch's end) "
         "exceeds this multiple of the untrained network's (default: never; in sweeps 10)",
     )
-    seed: Int = Field(0, ge=0, le=2**32 - 1, description="the first seed")
-    seeds: Int = Field(1, ge=1, description="number of seeds: seed, seed + 1, ...")
+    seed: Seed = Field(0, ge=0, description="the first seed")
+    seeds: Int = Field(1, ge=1, le=MOST_SEEDS, description="number of seeds: seed, seed + 1, ...")
     device: Text = Field("cpu", description="any torch device")
-    threads: Int = Field(1, ge=1, description="threads of the CPU")
+    threads: Int = Field(1, ge=1, le=MOST_THREADS, description="threads of the CPU")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of model and data")
     deterministic: bool = Field(
         False, description="torch's deterministic algorithms; the record says what was in force"
@@ -150,18 +135,23 @@ class Wallclock(Section):
 
     reference: Text = Field("sgd", description="SPEC that all ratios refer to; it runs twice a round")
     rounds: Int = Field(15, ge=3, description="interleaved rounds, one window of each method")
-    window_seconds: Float = Field(0.9, gt=0, description="shortest window; it is filled with whole periods")
+    window_seconds: Float = Field(
+        0.9, gt=0, le=MOST_SECONDS, description="shortest window; it is filled with whole periods"
+    )
     precision: Float | None = Field(
         None, gt=0, lt=1, description="go on until every ratio's 95% interval is within +- this, up to --max-time"
     )
     max_time: Float = Field(
-        600.0, gt=0, description="seconds for timing; periods too long for it are composed of their parts"
+        600.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="seconds for timing; periods too long for it are composed of their parts",
     )
     warmup_periods: Int = Field(1, ge=1, description="whole periods run before anything is timed")
     compose: Literal["auto", "never", "always"] = Field(
         "auto", description="time plain, observing and refreshing updates apart and compose a period of them"
     )
-    processes: Int = Field(1, ge=1, description="spread the rounds over this many fresh processes")
+    processes: Int = Field(1, ge=1, le=MOST_THREADS, description="spread the rounds over this many fresh processes")
     with_data: bool = Field(False, description="count fetching each batch from the data set")
     optimizer_only: bool = Field(False, description="time the step alone, without forward and backward")
 
@@ -180,16 +170,18 @@ class Sweep(Section):
         2, ge=0, description="rounds of extension where the best lies at, or near-optimal along, an edge"
     )
     near: Float = Field(1.1, ge=1, description="near optimal: a loss within this factor of the method's best")
-    refine: Int = Field(0, ge=0, description="further trials around the best of each method")
+    refine: Int = Field(0, ge=0, le=MOST_TRIALS, description="further trials around the best of each method")
     sampler: Literal["random", "qmc", "tpe"] = Field(
         "random", description="how these are drawn: one grid step around the best; or in the whole grid, by Optuna"
     )
     top: Int = Field(1, ge=0, description="this many best points of each method are run again with fresh seeds")
-    final_seeds: Int = Field(3, ge=1, description="fresh seeds for each of them")
+    final_seeds: Int = Field(3, ge=1, le=MOST_SEEDS, description="fresh seeds for each of them")
     final_epochs: Int | None = Field(None, ge=1, description="their epochs (default: those of the trials)")
     final_updates: Int | None = Field(None, ge=1, description="their updates, instead of --final-epochs")
-    jobs: Int = Field(1, ge=1, description="trials at the same time, each in a process of its own")
-    trial_timeout: Float | None = Field(None, gt=0, description="seconds after which a trial counts as hanging")
+    jobs: Int = Field(1, ge=1, le=MOST_THREADS, description="trials at the same time, each in a process of its own")
+    trial_timeout: Float | None = Field(
+        None, gt=0, le=MOST_SECONDS, description="seconds after which a trial counts as hanging"
+    )
 
 
 class Compare(Section):
@@ -260,7 +252,7 @@ class Config(Section):
 
     def _changed(self, name: str, changes: Mapping[str, Any]) -> Config:
         sections: dict[str, Section] = dict(self)
-        return self.model_copy(update={name: sections[name].model_copy(update=changes)})
+        return self.model_copy(update={name: sections[name].model_copy(update=changes)})  # which validates nothing
 
 
 # Blocks that belong to commands; a command ignores the others' blocks.
@@ -284,16 +276,13 @@ def validated(section: type[_S], values: Mapping[str, Any], where: str = "") -> 
     if not isinstance(values, Mapping):
         raise UsageError(f"{where or 'a section'} must be a mapping, got {shown(values)}")
     for key in values:
-        if key not in section.model_fields:
+        if key not in section.model_fields:  # before pydantic, which names no nearest key
             raise unknown("key" if not where else f"option of {where}", str(key), section.model_fields)
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(_sentence(error, where)) from None
-
-
-def _sentence(error: ValidationError, where: str) -> str:
-    first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    key = ".".join(str(part) for part in first["loc"][:1])
-    return f"{where + ': ' if where else ''}{key} {message}, got {shown(first['input'])}"
+        first = error.errors(include_url=False)[0]
+        message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        key = ".".join(str(part) for part in first["loc"][:1])  # what follows is the place within a value
+        place = f"{where}: " if where else ""
+        raise UsageError(f"{place}{key} {message}, got {shown(first['input'])}") from None

@@ -10,9 +10,12 @@ from typing import Any
 
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, STEP_OPTIONS, MethodEntry
-from kfbench.errors import UsageError, shown, unknown
+from kfbench.config.values import BEYOND_NUMBERS
+from kfbench.errors import UsageError, described, shown, unknown
 
+# Asked of the class, hence without ``fisher``, which a constructor may set: ``updates/turn.py`` looks at that.
 _CONTRACT = ("orders", "observe", "refresh", "apply", "state_dict", "load_state_dict")
+_ORDERS = ("independent", "same")  # as the schema has them
 
 
 def parse_spec(entry: Any) -> tuple[str, dict[str, Any]]:
@@ -28,6 +31,7 @@ def parse_spec(entry: Any) -> tuple[str, dict[str, Any]]:
         return opt, options
     if not isinstance(entry, str) or not entry:
         raise UsageError(f"a SPEC is NAME[:k=v,...] or package.module:Class[:k=v,...], got {shown(entry)}")
+    # A path has a ":" of its own, and so may values: options begin at the first segment with "=", and go on to the end.
     segments = entry.split(":")
     first_options = next((i for i, segment in enumerate(segments) if "=" in segment), len(segments))
     name, options_text = ":".join(segments[:first_options]), ":".join(segments[first_options:])
@@ -71,9 +75,9 @@ def _value(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # literals that Python only tolerates: they are text here
             value = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval may raise
         return text
-    return value if is_plain(value) else text
+    return value if is_plain(value) else text  # a set, say, is no value of YAML
 
 
 def is_plain(value: Any) -> bool:
@@ -82,7 +86,10 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(inner) for key, inner in value.items())
-    return value is None or type(value) in (bool, int, float, str)
+    # Exact types: yaml.safe_dump refuses their subclasses, such as numpy's float64.
+    if type(value) is int:
+        return abs(value) < BEYOND_NUMBERS
+    return value is None or type(value) in (bool, float, str)
 
 
 def find_method(opt: str) -> MethodEntry:
@@ -95,29 +102,39 @@ def find_method(opt: str) -> MethodEntry:
 
 
 def _user_entry(path: str) -> MethodEntry:
-    found = import_object(path, "method")
-    if not isinstance(found, type):
-        raise UsageError(f"method {path!r} is a {type(found).__name__}, expected a class")
+    imported = import_object(path, "method")
+    if not isinstance(imported, type):
+        raise UsageError(f"method {path!r} is a {type(imported).__name__}, expected a class")
+    try:
+        return _entry_of(path, imported)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # a metaclass may answer any question with an error
+        raise UsageError(f"method {path!r} cannot be looked at: {described(error)}") from error
+
+
+def _entry_of(path: str, imported: type) -> MethodEntry:
+    """What a user's class says of itself; UsageError for what no method can say."""
     import torch  # only where a class must be told apart; slow to import
 
-    if issubclass(found, torch.optim.Optimizer):
-        return _optimizer_entry(path, found)
-    missing = [name for name in _CONTRACT if not hasattr(found, name)]
+    if issubclass(imported, torch.optim.Optimizer):
+        return _optimizer_entry(path, imported)
+    missing = [name for name in _CONTRACT if not hasattr(imported, name)]
     if missing:
         raise UsageError(
             f"method {path!r} is neither a torch.optim.Optimizer nor a preconditioner: it lacks {', '.join(missing)}"
         )
-    return _preconditioner_entry(path, found)
+    return _preconditioner_entry(path, imported)
 
 
-def _optimizer_entry(path: str, found: type) -> MethodEntry:
-    closure = inspect.signature(found.step).parameters.get("closure")  # type: ignore[attr-defined]
+def _optimizer_entry(path: str, user_class: type) -> MethodEntry:
+    closure = inspect.signature(user_class.step).parameters.get("closure")  # type: ignore[attr-defined]
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UsageError(f"method {path!r} needs a closure that evaluates the loss again, which train does not give")
-    options, open_ended = _constructor_options(found)
-    options.pop("params", None)
+    options, open_ended = _constructor_options(user_class)
+    options.pop("params", None)  # ours to give
     return MethodEntry(
-        summary=_first_line(found, path),
+        summary=_first_line(user_class, path),
         paper="user's class",
         optimizer=path,
         optimizer_options=tuple(options),
@@ -127,14 +144,18 @@ def _optimizer_entry(path: str, found: type) -> MethodEntry:
     )
 
 
-def _preconditioner_entry(path: str, found: type) -> MethodEntry:
-    options, open_ended = _constructor_options(found)
+def _preconditioner_entry(path: str, user_class: type) -> MethodEntry:
+    options, open_ended = _constructor_options(user_class)
+    # Averages are kept by the method itself: it has an ema only where its constructor names one.
     ours = {key: value for key, value in PRECONDITIONED_OPTIONS.items() if key != "ema"}
-    orders = found.orders  # type: ignore[attr-defined]
-    if not isinstance(orders, (tuple, list)) or not orders:
+    orders = user_class.orders  # type: ignore[attr-defined]
+    if not isinstance(orders, (tuple, list)) or not orders or not all(order in _ORDERS for order in orders):
         raise UsageError(f"method {path!r} must name its orders, of 'independent' and 'same', got {shown(orders)}")
+    own_points = inspect.getattr_static(user_class, "own_points", None)
+    if not hasattr(type(own_points), "__get__"):  # what a property gives is known of an object alone
+        check_own_points(path, own_points)
     return MethodEntry(
-        summary=_first_line(found, path),
+        summary=_first_line(user_class, path),
         paper="user's class",
         optimizer="torch.optim:SGD",
         optimizer_options=SGD_CONSTRUCTOR,
@@ -146,17 +167,23 @@ def _preconditioner_entry(path: str, found: type) -> MethodEntry:
     )
 
 
-def _first_line(found: type, path: str) -> str:
-    return ((found.__doc__ or "").strip() or path).splitlines()[0]
+def check_own_points(path: str, points: Any) -> None:
+    """UsageError where these are neither None nor a number of points."""
+    if points is not None and (type(points) is not int or points < 1):
+        raise UsageError(f"method {path!r}: own_points must be a whole number from 1, or None, got {shown(points)}")
 
 
-def _constructor_options(found: type) -> tuple[dict[str, Any], bool]:
+def _first_line(user_class: type, path: str) -> str:
+    return ((user_class.__doc__ or "").strip() or path).splitlines()[0]
+
+
+def _constructor_options(user_class: type) -> tuple[dict[str, Any], bool]:
     """The constructor's parameters with their defaults, and whether it takes **kwargs.
 
     None stands for a parameter that is required, or whose default is no plain value: the
     constructor is then called without it.
     """
-    parameters = list(inspect.signature(found).parameters.values())
+    parameters = list(inspect.signature(user_class).parameters.values())
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     defaults = {p.name: None if p.default is p.empty or not is_plain(p.default) else p.default for p in named}
     return defaults, any(p.kind == p.VAR_KEYWORD for p in parameters)

@@ -20,12 +20,14 @@ from typing import Any
 from kfbench.errors import KfbenchError, described
 from kfbench.executors.contract import Job, Outcome
 
-# What the module that the server imports before it forks may read, as JSON.
+# What the module that the server imports before it forks may read, as JSON: such a server takes no arguments.
 PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
 # How long a trial may take to save its checkpoint when it is asked to stop.
 _GRACE_SECONDS = 60.0
 # And to end once it has sent its result.
 _LAST_SECONDS = 5.0
+# How often it is tried to start a process, and how long between: the server that forks them may be killed, too.
+_STARTS, _BETWEEN_STARTS = 3, 0.5
 
 
 @dataclass
@@ -49,13 +51,14 @@ class ProcessExecutor:
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
+            # "__main__" is what it would import by itself, and is lost where a list is given.
             self._context.set_forkserver_preload(["__main__", module])
 
     def submit(self, job: Job) -> None:
         """Start it in a process of its own."""
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_run, args=(theirs, job))
-        process.start()
+        _start(process)
         theirs.close()  # so that the pipe ends when the process does
         self._running[job.key] = _Running(job, process, ours, time.monotonic())
 
@@ -68,10 +71,17 @@ class ProcessExecutor:
         """The jobs that ended, or were ended because they took longer than the timeout."""
         running: dict[Any, _Running] = {r.connection: r for r in self._running.values()}
         running |= {r.process.sentinel: r for r in self._running.values()}  # a child of it may keep the pipe open
-        ready = wait(list(running), timeout=self._patience(seconds)) if running else []
+        # Until the caller wants to look around, or the next job is late.
+        patience = max(min([seconds, *map(_left, self._running.values())]), 0.0)
+        ready = wait(list(running), timeout=patience) if running else []
+        # By key: of one job both pipe and process may be ready.
         outcomes = [self._collect(r) for r in {running[one].job.key: running[one] for one in ready}.values()]
-        late = [r for r in self._running.values() if _left(r) <= 0]
-        return outcomes + [self._end(r) for r in late]
+        # Asked only now: a job that ended in time is collected, however late anybody looks.
+        for late in [r for r in self._running.values() if _left(r) <= 0]:
+            late.process.kill()
+            late.process.join()
+            outcomes.append(self._remove(late, "late", f"took longer than {late.job.timeout:g} s"))
+        return outcomes
 
     def stop(self) -> None:
         """SIGTERM to all, which makes a trial save its checkpoint; SIGKILL to those that do not end."""
@@ -81,19 +91,15 @@ class ProcessExecutor:
         try:
             for running in self._running.values():
                 running.process.join(max(deadline - time.monotonic(), 0))
-        finally:
+        finally:  # also where a second Ctrl-C ends the waiting
             for running in self._running.values():
                 running.process.kill()
             self._running = {}
 
-    def _patience(self, seconds: float) -> float:
-        """Until the caller wants to look around, or the next job is late."""
-        return max(min([seconds, *map(_left, self._running.values())]), 0.0)
-
     def _collect(self, running: _Running) -> Outcome:
         try:
             kind, value = running.connection.recv() if running.connection.poll() else ("crashed", None)
-        except (EOFError, OSError):
+        except (EOFError, OSError):  # it died before, or while, it sent something
             kind, value = "crashed", None
         running.process.join(_LAST_SECONDS)
         running.process.kill()  # a thread that it left behind keeps it from ending
@@ -102,15 +108,22 @@ class ProcessExecutor:
             value = _how_it_ended(running.process.exitcode)
         return self._remove(running, kind, value)
 
-    def _end(self, running: _Running) -> Outcome:
-        running.process.kill()
-        running.process.join()
-        return self._remove(running, "late", f"took longer than {running.job.timeout:g} s")
-
     def _remove(self, running: _Running, kind: str, value: Any) -> Outcome:
         running.connection.close()
         del self._running[running.job.key]
         return Outcome(running.job.key, kind, value, time.monotonic() - running.began)
+
+
+def _start(process: Any) -> None:
+    """OSError where the server that forks processes has ended, and so has every one begun in its place."""
+    for attempt in range(_STARTS):
+        try:
+            process.start()
+            return
+        except (EOFError, ConnectionError) as error:  # it is begun anew by the next start
+            if attempt == _STARTS - 1:
+                raise OSError(errno.ECHILD, "the process from which trials are forked ends as it starts") from error
+            time.sleep(_BETWEEN_STARTS)
 
 
 def _left(running: _Running) -> float:
@@ -127,7 +140,7 @@ def _how_it_ended(code: int | None) -> str:
 
 def _run(connection: Connection, job: Job) -> None:
     """In the new process: run the job and send what became of it."""
-    _die_with_the_leader()
+    _die_with_the_leader()  # first: imports take seconds in which the leader may go
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C in the terminal is the leader's to hear; it then asks the trials to stop
     try:
@@ -160,7 +173,7 @@ def _die_with_the_leader() -> None:
 
     def watch() -> None:
         wait([parent.sentinel])
-        os._exit(1)
+        os._exit(1)  # from a thread nothing else ends the process
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -170,6 +183,6 @@ def _print_into(log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        stream.flush()  # what is still in the buffer was meant for elsewhere
         os.dup2(file, stream.fileno())
     os.close(file)

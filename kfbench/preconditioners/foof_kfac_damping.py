@@ -36,14 +36,18 @@ class FOOFWithKFACDamping:
         """How many factors needed more damping than asked for."""
         return self.kfac.damping_retries
 
+    def check(self, damping: float, points: int, vectors: int) -> None:
+        """ValueError for lambda = 0 where lambda_B divides."""
+        if damping == 0 and self.rescale == "lambda_B":
+            raise ValueError("rescale=lambda_B divides by a part of damping, which must be above 0, got 0")
+
     def observe(self, statistics: Statistics) -> None:
         """Average in both factors, as K-FAC does: B decides the damping."""
         self.kfac.observe(statistics)
 
     def refresh(self, damping: float) -> None:
-        """K-FAC's refresh; ValueError for lambda = 0 where lambda_B divides."""
-        if damping == 0 and self.rescale == "lambda_B":
-            raise ValueError("rescale=lambda_B divides by a part of damping, which must be above 0, got 0")
+        """K-FAC's refresh; ValueError as ``check``."""
+        self.check(damping, 0, 0)  # whoever uses the method from Python has not asked before
         self.kfac.refresh(damping)
         # Kept with the inverses, since the averages go on before it divides.
         _, self.lambda_B = self.kfac.heuristic_damping(damping)

@@ -12,10 +12,14 @@ third for 1; it stays inside the image. A pixel is white where its centre lies w
 the curve, black beyond 3/2, and linear in between: a pen two pixels wide.
 """
 
+import fcntl
 import gzip
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +41,49 @@ def write_curves(folder: Path, files: Mapping[str, int]) -> None:
 
     The folder is there whole or not at all, also where several processes want it; the one above it exists.
     """
+    with _alone(folder.parent) as alone:
+        if folder.is_dir():  # another process has made it meanwhile
+            return
+        if alone:
+            _remove_leftovers(folder, files)
+        _write(folder, files)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[bool]:
+    """Whether no other process generates anything there within the block; waits for one that does."""
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        locked = False
+        with suppress(OSError):  # not every file system can lock a folder
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        yield locked
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(folder: Path, files: Mapping[str, int]) -> None:
+    """What killed processes left: folders named as below, of files as below."""
+    ours = re.compile(rf"{re.escape(folder.name)}/({'|'.join(map(re.escape, files))})\.gz(\.tmp)?")
+    for left in folder.parent.glob(f".{folder.name}-????????"):
+        within = [path for path in left.rglob("*") if path != left / folder.name]
+        if (
+            left.is_dir()
+            and not left.is_symlink()
+            and all(ours.fullmatch(path.relative_to(left).as_posix()) for path in within)
+        ):
+            shutil.rmtree(left)
+
+
+def _write(folder: Path, files: Mapping[str, int]) -> None:
     images = np.split(curves(sum(files.values())), np.cumsum(list(files.values()))[:-1])
+    # Beside its place, since a rename is whole only within one file system.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         made = Path(temporary) / folder.name
         made.mkdir()
         for name, part in zip(files, images, strict=True):
+            # Without the time, so that equal images are equal files.
             write_atomically(made / f"{name}.gz", gzip.compress(idx_bytes(part), mtime=0))
         try:
             os.rename(made, folder)
@@ -76,6 +118,7 @@ def positions(points: np.ndarray) -> np.ndarray:
 def _drawn(points: np.ndarray) -> np.ndarray:
     """Images [n, 28, 28] bytes; the first coordinate of a point is its row."""
     centres = np.arange(SIDE, dtype=np.int64) * _UNIT + _UNIT // 2
+    # 32 bits are enough for distances below 28 * 64, squared and added.
     squares = (positions(points)[:, :, None, :] - centres[:, None]).astype(np.int32) ** 2
     rows, columns = squares[:, 0], squares[:, 1]  # [n, 28, pieces + 1]
     nearest = np.stack([(columns + rows[:, r, None]).min(axis=-1) for r in range(SIDE)], axis=1)

@@ -3,7 +3,6 @@
 Small data lie on the device as one tensor and are indexed there; no loader, no worker process.
 """
 
-import hashlib
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch import Tensor
 from kfbench.config.problem_table import DATASETS, DatasetEntry
 from kfbench.errors import UsageError
 from kfbench.problems.curves import write_curves
-from kfbench.problems.idx import idx_content, read_idx
+from kfbench.problems.idx import idx_sha256, read_idx
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -30,7 +29,7 @@ FILES = (
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 _FIXED = {"mnist": (MNIST_MEAN, MNIST_STD), "unit": (0.0, 1.0)}
 
-# The order in which --train-samples takes the first N images.
+# The order in which --train-samples takes the first N images: smaller sets lie within larger ones.
 _SUBSET_SEED = 0
 
 
@@ -56,6 +55,7 @@ class Dataset:
             return self
         if train_samples > n:
             raise UsageError(f"train_samples is {train_samples}, the data set has {n}")
+        # Drawn on the CPU, so that every device takes the same images.
         order = torch.randperm(n, generator=torch.Generator().manual_seed(_SUBSET_SEED))
         chosen = order[:train_samples].to(self.train_inputs.device)
         return replace(self, train_inputs=self.train_inputs[chosen], train_targets=self.train_targets[chosen])
@@ -80,19 +80,28 @@ def _reconstruction(train: Tensor, test: Tensor) -> Dataset:
 def default_data_dir() -> Path:
     """Where ``data fetch`` puts files: KFBENCH_DATA, else the user's cache."""
     if configured := os.environ.get("KFBENCH_DATA"):
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kfbench"
+        return _expanded(configured)
+    # "or": the XDG specification has an empty variable count as none.
+    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kfbench"
+
+
+def _expanded(folder: str) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"folder {folder!r} of data sets cannot be found: {error}") from error
 
 
 def find_files(name: str, data_dir: str | None) -> list[Path]:
     """The IDX files of a data set, plain or .gz; UsageError with the ways to get it if missing."""
     folders, files = _folders(name, data_dir), _files(DATASETS[name])
     for folder in folders:
-        found = [_plain_or_gzipped(folder / file) for file in files]
-        if all(path is not None for path in found):
-            return [path for path in found if path is not None]
-        if any(path is not None for path in found):
-            missing = next(file for file, path in zip(files, found, strict=True) if path is None)
+        paths = [_plain_or_gzipped(folder / file) for file in files]
+        if all(path is not None for path in paths):
+            return [path for path in paths if path is not None]
+        # Not passed over: it is where the data set is meant to be, and the next folder may hold another copy.
+        if any(path is not None for path in paths):
+            missing = next(file for file, path in zip(files, paths, strict=True) if path is None)
             raise UsageError(f"data set {name!r} is incomplete: {folder / missing} (or .gz) is missing")
     raise _missing(name, folders)
 
@@ -100,10 +109,10 @@ def find_files(name: str, data_dir: str | None) -> list[Path]:
 def file_states(name: str, data_dir: str | None) -> tuple[tuple[Any, ...], ...]:
     """Path, size and time of change of every file of a data set; nothing where they are not all there."""
     try:
-        found = find_files(name, data_dir)
+        paths = find_files(name, data_dir)
     except UsageError:  # for whoever reads them to say
         return ()
-    return tuple((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in found)
+    return tuple((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in paths)
 
 
 def _files(entry: DatasetEntry) -> tuple[str, ...]:
@@ -112,7 +121,7 @@ def _files(entry: DatasetEntry) -> tuple[str, ...]:
 
 
 def _base(data_dir: str | None) -> Path:
-    return Path(data_dir).expanduser() if data_dir else default_data_dir()
+    return _expanded(data_dir) if data_dir else default_data_dir()
 
 
 def _folders(name: str, data_dir: str | None) -> list[Path]:
@@ -121,9 +130,11 @@ def _folders(name: str, data_dir: str | None) -> list[Path]:
         return [base / name]  # not base itself: the images of another data set may lie there
     if not entry.torchvision:
         return [Path(__file__).parent / name.replace("-", "_")]
-    folders = [base / name, base / entry.torchvision / "raw", base]
-    explicit = data_dir or os.environ.get("KFBENCH_DATA")
-    return folders if explicit else [*folders[:2], *map(Path, entry.system_folders)]
+    folders = [base / name, base / entry.torchvision / "raw", base]  # ours, torchvision's, or the files themselves
+    if data_dir:  # meant in place of all others
+        return folders
+    # A folder that somebody names may hold the files itself; the user's cache does not.
+    return [*(folders if os.environ.get("KFBENCH_DATA") else folders[:2]), *map(Path, entry.system_folders)]
 
 
 def _plain_or_gzipped(path: Path) -> Path | None:
@@ -154,6 +165,7 @@ def load_dataset(
     entry = DATASETS[name]
     paths = _generated(name, data_dir) if entry.synthetic else find_files(name, data_dir)
     pixels, labels = _read_checked(paths, entry)
+    # Of the training images alone; the test set is treated alike.
     mean, std = _FIXED[normalize] if normalize in _FIXED else _mean_and_deviation(pixels[0], name)
 
     def images(x: Tensor) -> Tensor:
@@ -169,7 +181,7 @@ def _mean_and_deviation(images: Tensor, name: str) -> tuple[float, float]:
     """Over all pixels of all images."""
     if images.min() == images.max():
         raise UsageError(f"data set {name!r} cannot be normalised: all pixels of its training images are equal")
-    pixels = images.double() / 255
+    pixels = images.double() / 255  # float64: of Fashion-MNIST they are 47 million
     return float(pixels.mean()), float(pixels.std())
 
 
@@ -181,7 +193,7 @@ def _read_checked(paths: list[Path], entry: DatasetEntry) -> tuple[list[Tensor],
         array = read_idx(images_path, dimensions=3)
         if array.size == 0:
             raise UsageError(f"{images_path} holds no images")
-        images.append(torch.from_numpy(array.copy()))
+        images.append(torch.from_numpy(array.copy()))  # what lies in the file's bytes cannot be written to
         labels += [_read_labels(path, len(array), entry.classes) for path in labels_path]
     if images[0].shape[1:] != images[1].shape[1:]:
         shapes = " and ".join(str(tuple(x.shape[1:])) for x in images)
@@ -208,7 +220,7 @@ def check_dataset(name: str, data_dir: str | None = None) -> list[dict[str, str]
 def _checksums(name: str, paths: list[Path]) -> list[dict[str, str]]:
     entry, rows = DATASETS[name], []
     for file, path in zip(_files(entry), paths, strict=True):
-        digest = hashlib.sha256(idx_content(path)).hexdigest()
+        digest = idx_sha256(path)
         known = entry.sha256.get(file)
         verdict = "readable, no checksum known" if known is None else "ok" if known == digest else "differs"
         rows.append({"file": str(path), "sha256": digest, "check": verdict})
@@ -229,13 +241,17 @@ def fetch_dataset(name: str, data_dir: str | None = None) -> Path:
         getattr(torchvision.datasets, entry.torchvision)(str(root), download=True)
     except Exception as error:  # the network, the disk or the mirror
         raise UsageError(f"fetching {name!r} to {root} failed: {error}") from error
-    return find_files(name, str(root))[0].parent
+    return find_files(name, str(root))[0].parent  # looked for again: one left out is an error now
 
 
 def _generated(name: str, data_dir: str | None) -> list[Path]:
     """The files of a synthetic data set, generated where they are missing; a warning where they differ."""
     entry, folder = DATASETS[name], _folders(name, data_dir)[0]
+    if folder.is_dir() and not any(_plain_or_gzipped(folder / file) for file in _files(entry)):
+        raise UsageError(f"data set {name!r} is not in {folder}: remove that folder, then it is generated there anew")
     if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise UsageError(f"data set {name!r} cannot be generated: {folder} is there, and no folder")
         folder.parent.mkdir(parents=True, exist_ok=True)  # what is not writable fails first
         warnings.warn(f"generating the synthetic data set {name!r}, once, in {folder}", stacklevel=2)
         write_curves(folder, dict(zip(_files(entry), entry.sizes, strict=True)))

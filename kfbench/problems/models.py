@@ -61,7 +61,7 @@ def _mirrored(
     """Encoder and decoder of mirrored widths, weights untied, output linear; a width is at least 1."""
     d = math.prod(input_shape)
     down = [max(1, round(w * width / ENCODER_WIDTHS[0])) for w in ENCODER_WIDTHS]
-    widths = [d, *down, *down[-2::-1], d]
+    widths = [d, *down, *down[-2::-1], d]  # the code is there once
     layers: list[nn.Module] = [nn.Flatten()]
     for index, (d_in, d_out) in enumerate(pairwise(widths), start=1):
         layers.append(nn.Linear(d_in, d_out, bias))
@@ -105,7 +105,9 @@ def build_model(name: str, input_shape: tuple[int, ...], outputs: int, **options
     try:
         accepted = inspect.signature(make).parameters
         model = make(**{key: value for key, value in arguments.items() if key in accepted})
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's function may fail in any way
         raise UsageError(f"model {name!r} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name!r} returned a {type(model).__name__}, expected a torch.nn.Module")

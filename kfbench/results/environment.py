@@ -17,7 +17,7 @@ _PACKAGES = ("kfbench", "torch", "torchvision", "numpy", "pydantic", "typer")
 
 def environment(device: "torch.device") -> dict[str, Any]:
     """Versions, processor, accelerator, threads, git commit, and the switches in force now."""
-    import torch
+    import torch  # here, since records are read where there is none
 
     cuda = device.type == "cuda"
     return {
@@ -82,6 +82,7 @@ def _git() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    # Installed below somebody else's repository it would answer with theirs.
     tracked = ask("ls-files", "--error-unmatch", Path(__file__).name)
     if tracked is None:
         return {"git_commit": None, "git_dirty": None}

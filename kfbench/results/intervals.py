@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import median as median
+from statistics import median as median  # "as": other files take it from here, with its interval
 
 CONFIDENCE = 0.95
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+# Of what is read back: our own records are nested at most 6 deep, and no integer needs more bits than a float has.
+_DEEPEST, _LONGEST = 50, 1023
 # How a seed can end for good; the others ("interrupted", "failed") are continued.
 ENDED = ("done", "diverged")
 UPDATE_COLUMNS = (
@@ -54,6 +56,7 @@ class CsvLog:
     def __init__(self, path: Path, columns: Sequence[str], keep_bytes: int | None = None) -> None:
         """A new file with its header; or, cut back to its first ``keep_bytes``, an old one."""
         self.path, self._columns = path, tuple(columns)
+        # Unbuffered, so that a killed process loses no row that was appended.
         self._file: IO[bytes] = open(path, "wb" if keep_bytes is None else "r+b", buffering=0)  # noqa: SIM115
         if keep_bytes is None:
             self._write(",".join(self._columns) + "\n")
@@ -61,11 +64,11 @@ class CsvLog:
             self._cut_back(keep_bytes)
 
     def _cut_back(self, keep_bytes: int) -> None:
-        found = self._file.seek(0, os.SEEK_END)
-        if found < keep_bytes:  # cutting would fill it with zeros
+        length = self._file.seek(0, os.SEEK_END)
+        if length < keep_bytes:  # cutting would fill it with zeros
             self._file.close()
             raise OSError(
-                errno.EIO, f"is {found} bytes long, the checkpoint was written after {keep_bytes}", str(self.path)
+                errno.EIO, f"is {length} bytes long, the checkpoint was written after {keep_bytes}", str(self.path)
             )
         self._file.truncate(keep_bytes)
         self._file.seek(keep_bytes)
@@ -94,7 +97,7 @@ class CsvLog:
     def _write(self, text: str) -> None:
         start, content = self._file.tell(), text.encode()
         try:
-            written = self._file.write(content)
+            written = self._file.write(content)  # unbuffered, it may write less and not complain
             if written != len(content):
                 raise OSError(errno.ENOSPC, "no space left on device", str(self.path))
         except OSError as error:
@@ -107,6 +110,7 @@ class CsvLog:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    # repr has every digit, so that it reads back equal; float() first, since numpy's own repr names its type.
     return repr(float(value)) if isinstance(value, float) else str(value)
 
 
@@ -141,17 +145,29 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # else the name may be on the disk before the content
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        # Writing names no file in its error; whoever tells of it needs one.
         error.filename = error.filename or str(path)
         raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The inverse of ``write_json``: "nan", "inf" and "-inf" are numbers again."""
-    return _numbers(json.loads(path.read_text(encoding="utf-8")))
+    """The inverse of ``write_json``: "nan", "inf" and "-inf" are numbers again.
+
+    OSError for what cannot be opened; ValueError, one sentence that names the file, for whatever is no object of
+    plain values.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        check_plain(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read: it holds {type(content).__name__} where an object is expected")
+    return _numbers(content)
 
 
 def _numbers(value: Any) -> Any:
@@ -160,6 +176,27 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_numbers(inner) for inner in value]
     return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def check_plain(value: Any, depth: int = 0) -> None:
+    """ValueError for what could be read, but neither written again nor shown: whoever passes it on may trust it."""
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+    if isinstance(value, str):
+        value.encode()  # a lone surrogate is no text
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"keys are text, got {type(key).__name__}")
+            key.encode()
+            check_plain(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            check_plain(inner, depth + 1)
+    elif isinstance(value, int) and value.bit_length() > _LONGEST:
+        raise ValueError("it holds a number of hundreds of digits")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise ValueError(f"it holds a {type(value).__name__}, which is no text and no number")
 
 
 def _finite(value: Any) -> Any:
@@ -191,15 +228,19 @@ class Records:
 def load(directory: str | os.PathLike[str]) -> Records:
     """The records under an output folder of any kfbench command, finished or not.
 
-    Raises FileNotFoundError where the folder has no config.yaml.
+    Raises FileNotFoundError where the folder has no config.yaml, ValueError, which names the file, for what
+    cannot be read.
     """
     path = Path(directory)
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path} is no output folder of kfbench: it has no config.yaml")
-    found = [json_or_empty(path / name) for name in ("environment.json", "summary.json")]
-    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    environment, summary = (json_or_empty(path / name) for name in ("environment.json", "summary.json"))
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path / 'config.yaml'} cannot be read: {error}") from error
     updates, epochs = _table(path, "updates.csv", UPDATE_COLUMNS), _table(path, "epochs.csv", EPOCH_COLUMNS)
-    return Records(path, config, found[0], found[1], updates, epochs)
+    return Records(path, config, environment, summary, updates, epochs)
 
 
 def json_or_empty(path: Path) -> dict[str, Any]:
@@ -210,15 +251,43 @@ def json_or_empty(path: Path) -> dict[str, Any]:
 def _table(path: Path, name: str, columns: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
+    # A run that was killed before its header leaves an empty file, which pandas refuses.
     begun = [file for file in sorted(path.glob(f"**/seed-*/{name}")) if file.stat().st_size]
-    tables = [table for file in begun if len(table := pd.read_csv(file))]
+    tables = []
+    for file in begun:
+        try:
+            table = pd.read_csv(file)
+        except ValueError as error:  # pandas' own are among these
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        if len(table):  # columns without rows have no type, and would take theirs from the others
+            tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(columns))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a CSV, as text, none without a file; the torn last line of a killed run is left out."""
-    if not path.is_file():
-        return []
-    content = path.read_text(encoding="utf-8")
-    whole = content[: content.rfind("\n") + 1]
-    return list(csv.DictReader(whole.splitlines()))
+    """The whole lines of a CSV, as text, none without a file; the torn last line of a killed run is left out.
+
+    ValueError, one sentence that names the file, for what is no table.
+    """
+    return read_lines(path)[1] if path.is_file() else []
+
+
+def read_lines(path: Path, torn: bool = True) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV, as text. Not ``torn``: a last line that is not whole is an error as well.
+
+    OSError for what cannot be opened; ValueError, one sentence that names the file, for what is no table.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        # Up to the last line's end: CsvLog writes whole lines, so what follows was cut by a kill.
+        whole = content if not torn else content[: content.rfind("\n") + 1]
+        if whole and not whole.endswith("\n"):
+            raise ValueError("it is torn: its last line is not whole")
+        columns, *lines = list(csv.reader(io.StringIO(whole, newline=""))) or [[]]
+        if len(set(columns)) < len(columns):
+            raise ValueError("it names a column twice")
+        if odd := next((i for i, line in enumerate(lines, 2) if len(line) != len(columns)), None):
+            raise ValueError(f"it is torn: line {odd} has {len(lines[odd - 2])} cells, expected {len(columns)}")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return columns, [dict(zip(columns, line, strict=True)) for line in lines]

@@ -70,7 +70,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
     both together or a negative loss make it nan; none of these has an interval, nor has one pair.
     ValueError for sequences of unequal length, or of none.
     """
-    logs = [_log_ratio(x, y) for x, y in zip(a, b, strict=True)]
+    logs = [_log(x) - _log(y) if x >= 0 and y >= 0 else math.nan for x, y in zip(a, b, strict=True)]
     if not logs:
         raise ValueError("a ratio needs at least one pair")
     n = len(logs)
@@ -104,6 +104,7 @@ def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> Ratio:
     C = top**2 - weight * statistics.variance(a)
     if bottom <= 0 or A <= 0:
         return Ratio(mean, None, None, n)
+    # Below 0 by rounding alone: where A > 0, the quadratic is at most 0 at the mean.
     half = math.sqrt(max(B**2 - A * C, 0.0)) / A
     return Ratio(mean, B / A - half, B / A + half, n)
 
@@ -115,16 +116,11 @@ def _student(n: int) -> float:
     return float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
 
 
-def _log_ratio(x: float, y: float) -> float:
-    if not (x >= 0 and y >= 0):
-        return math.nan
-    return _log(x) - _log(y)
-
-
 def _log(x: float) -> float:
     return math.log(x) if x > 0 else -math.inf
 
 
 def _exp(x: float) -> float:
     """Infinite where it is too large for a number."""
+    # e^709 is the last whole power of e that a float holds.
     return math.exp(x) if x < 709 else x if math.isnan(x) else math.inf

@@ -53,15 +53,16 @@ _VARIANTS = ((10.0, 3.0), (4.0, 1.5, 1.0, 1.5, 1.0, 1.5), (3.0, 3.0), (12.0, 2.0
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
     """The look of each label: its method's own, with other dashes for the further variants of one method."""
-    found: dict[str, Look] = {}
+    by_label: dict[str, Look] = {}
     seen: dict[str, int] = {}
     for label in labels:
         name = method_name(label)
+        # crc32, since Python's hash of a text differs from process to process.
         own = LOOKS.get(name, Look(_OTHERS[crc32(name.encode()) % len(_OTHERS)], _SOLID))
         variant = seen.get(name, 0)
-        found[label] = Look(own.colour, _VARIANTS[(variant - 1) % len(_VARIANTS)]) if variant else own
+        by_label[label] = Look(own.colour, _VARIANTS[(variant - 1) % len(_VARIANTS)]) if variant else own
         seen[name] = variant + 1
-    return found
+    return by_label
 
 
 def styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kfbench.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -16,6 +18,7 @@ def number(value: float | None, digits: int, factor: float = 1.0) -> str:
 
 def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[str, Any]) -> None:
     """To standard output: table, markdown or csv of the rows; json of the whole record."""
+    rows = [{printable(str(key)): _shown(value) for key, value in row.items()} for row in rows]
     if format == "json":
         from kfbench.results.records import to_json
 
@@ -28,10 +31,15 @@ def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[
     elif format == "markdown":
         from tabulate import tabulate
 
+        # A "|" would end the cell; numbers have their digits already, which tabulate would read and write anew.
         cells = [{key: str(value).replace("|", "\\|") for key, value in row.items()} for row in rows]
         print(tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True))
     else:
         _print_rows(rows)
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -40,10 +48,11 @@ def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in rows[0] if rows else ():
+        # Text, in the header as in the cells: "[x]" is no markup.
         numeric = all(_looks_numeric(row[column]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))  # Text: "[x]" is no markup
+        table.add_row(*(Text(str(value)) for value in row.values()))
     console().print(table)
 
 
@@ -58,8 +67,8 @@ def console() -> "Console":
     """Standard output as rich writes to it; a pipe has no width, so nothing is cut there."""
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal else Console(width=200)
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=200)
 
 
 def _looks_numeric(value: Any) -> bool:

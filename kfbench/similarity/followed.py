@@ -147,3 +147,6 @@ class FollowedRun(SeedRun):
 
     def _checkpoint(self, ended: bool = False) -> None:
         """Nothing to continue from."""
+
+    def _check_state(self) -> None:
+        """Nothing is saved of it."""

@@ -1,5 +1,6 @@
 """`similarity`: whose direction is it? One method trains, others are asked along its trajectory."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ def check(config: Config) -> FollowedTrainee:
     return FollowedTrainee(config, build_data(config, device), config.run.seed, device)
 
 
-def similarity(config: Config, directory: Path, observer: Observer) -> dict[str, Any]:
+def similarity(
+    config: Config, directory: Path, observer: Observer, begin: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """Follow every seed into ``directory``, which exists; returns what its summary.json holds.
 
-    UsageError for what does not fit, before anything is written. A seed that diverges or fails keeps what was
-    recorded and the next one goes on; an interruption ends all seeds.
+    UsageError for what does not fit, before ``begin`` is called and anything is written. A seed that diverges or
+    fails keeps what was recorded and the next one goes on; an interruption ends all seeds.
     """
     first = check(config)
     first.warn_if_hardly_refreshed()
@@ -34,6 +37,8 @@ def similarity(config: Config, directory: Path, observer: Observer) -> dict[str,
     trainee: FollowedTrainee | None = first
     data, device, head = first.data, first.device, _head(config, first)
     del first  # else the first seed's model would stay in memory to the end
+    if begin is not None:
+        begin()  # before anything else is made there
     write_yaml(directory / "config.yaml", dump(_with_plain_labels(config), "similarity"))
     write_json(directory / "environment.json", environment(device))
     logs, means = Logs(directory, config), SimilaritySummary()

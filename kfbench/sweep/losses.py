@@ -20,7 +20,7 @@ FIXED_AFTER = (
     "config_hash",
     "run_dir",
 )
-_NUMBERS = ("final_train_loss", "best_train_loss", "test_accuracy", "updates", "seconds_updates")
+FIGURES = ("final_train_loss", "best_train_loss", "test_accuracy", "updates", "seconds_updates")
 
 # A cell within this factor of the best loss counts as nearly as good (robustness).
 ROBUST = 2.0
@@ -28,7 +28,7 @@ ROBUST = 2.0
 
 def parse_row(row: Mapping[str, str]) -> Row:
     """A row of text with its figures as numbers, missing ones as None."""
-    return {**row, **{key: float(row[key]) if row.get(key) else None for key in _NUMBERS}}
+    return {**row, **{key: float(row[key]) if row.get(key) else None for key in FIGURES}}
 
 
 def key(point: Point) -> tuple[Any, ...]:

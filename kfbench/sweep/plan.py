@@ -18,7 +18,7 @@ from kfbench.errors import UsageError, unknown
 from kfbench.sweep.grids import ALPHA, Axis, default_axis, parse_axis
 
 Point = dict[str, Any]
-_LARGEST_SEED = 2**32 - 1
+_LARGEST_SEED = 2**32 - 1  # as the schema has it
 # The rule by which trials stop early, unless the user says otherwise.
 DIVERGENCE_FACTOR = 10.0
 
@@ -59,6 +59,7 @@ class Swept:
         """Every option of the method at one point; lr follows from alpha."""
         options = {**self.fixed, **{name: value for name, value in point.items() if name != ALPHA}}
         if ALPHA in point:
+            # Rounded like the grids, so that one product has one hash.
             options["lr"] = float(f"{point[ALPHA] * options['damping']:.10g}")
         return options
 
@@ -80,6 +81,7 @@ class Trial:
     @cached_property
     def hash(self) -> str:
         """Equal for equal configurations, whichever sweep asks for them."""
+        # A trial is of one seed, which a trajectory leaves out.
         return fingerprint({**trajectory(self.config), "seed": self.seed})
 
     @property
@@ -102,9 +104,9 @@ def plan(config: Config) -> list[Swept]:
     _check_names(config, parameters, grids)
     if config.sweep.top and seeds(config, "final")[-1] > _LARGEST_SEED:
         raise UsageError(f"seed {config.run.seed} leaves no room for fresh seeds up to {_LARGEST_SEED}")
-    found = [_swept(method, config, parameters) for method in config.methods]
-    largest = max(method.size for method in found)
-    return [_with_as_many(method, largest) for method in found]
+    methods = [_swept(method, config, parameters) for method in config.methods]
+    largest = max(method.size for method in methods)
+    return [_with_as_many(method, largest) for method in methods]
 
 
 def trial(config: Config, method: Swept, point: Point, round: str, seed: int) -> Trial:
@@ -112,6 +114,7 @@ def trial(config: Config, method: Swept, point: Point, round: str, seed: int) ->
     run, sweep = config.run, config.sweep
     factor = DIVERGENCE_FACTOR if run.divergence_factor is None else run.divergence_factor
     changes: dict[str, Any] = {"seed": seed, "seeds": 1, "divergence_factor": factor}
+    # A smoke run keeps its few updates.
     if round == "final" and not run.quick and (sweep.final_epochs or sweep.final_updates):
         changes |= {"epochs": sweep.final_epochs, "updates": sweep.final_updates}
     try:
@@ -156,14 +159,11 @@ def _swept(method: Method, config: Config, parameters: Sequence[str]) -> Swept:
     fixed = {name: value for name, value in method.options.items() if name not in own}
     if "T" in own and fixed.get("S") == min(method.options["T"], DEFAULT_S):
         del fixed["S"]  # it was not given, and follows each T
-    if relative and not all(_dampings(axes, fixed)):
+    dampings = next((axis.values for axis in axes if axis.name == "damping"), (fixed.get("damping"),))
+    if relative and not all(dampings):
         raise UsageError("with damping 0 there is no step relative to it: use --absolute-lr, or dampings above 0")
     missing = tuple(name for name in parameters if name not in own)
     return Swept(method_label(method.opt, fixed), method.opt, fixed, axes, missing)
-
-
-def _dampings(axes: Sequence[Axis], fixed: Mapping[str, Any]) -> Sequence[Any]:
-    return next((axis.values for axis in axes if axis.name == "damping"), (fixed.get("damping"),))
 
 
 def _axis(name: str, method: Method, config: Config, relative: bool) -> Axis:
@@ -172,6 +172,7 @@ def _axis(name: str, method: Method, config: Config, relative: bool) -> Axis:
     # The most specific one: of this variant, of every variant of the method, of all methods.
     for given in (f"{method.label}.{name}", f"{method.opt}.{name}", name):
         if given in grids:
+            # Asked for as lr, whatever it is called for this method.
             return replace(parse_axis(name, grids[given], entry.options.get(name)), name=shown_as)
     axis = default_axis(shown_as, entry.lr_range)
     return axis.thinned() if config.run.quick else axis
@@ -180,6 +181,7 @@ def _axis(name: str, method: Method, config: Config, relative: bool) -> Axis:
 def method_label(opt: str, fixed: Mapping[str, Any]) -> str:
     """NAME, and -key=value for every fixed option that is not the default's: the same in every sweep of a folder."""
     defaults = resolve_method(opt).options if find_method(opt).options else {}
+    # Labelled beside its defaults, not beside the other methods of this sweep.
     return labels([(opt, fixed), (opt, {name: defaults.get(name) for name in fixed})])[0]
 
 
@@ -190,4 +192,5 @@ def _with_as_many(method: Swept, largest: int) -> Swept:
     if not method.left_out or step is None:
         return method
     axis = method.axis(step)
+    # As many cells as the largest grid in all, not on this one axis.
     return method.with_axis(axis.finer(largest // (method.size // len(axis.values))))

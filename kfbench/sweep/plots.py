@@ -17,7 +17,7 @@ def plot_sweep(summary: Mapping[str, Any], directory: Path) -> None:
     """Writes heatmap.png, tuned.png and, where trials were evaluated after several epochs, per-epoch.png."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # needs no screen
     shown = {label: method for label, method in summary["methods"].items() if method["best"] and method["axes"]}
     if not shown:
         return
@@ -33,9 +33,10 @@ def _heat_maps(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Pat
     from matplotlib.colors import LogNorm
 
     finite = [c for m in methods.values() for *_, c in m["losses"] if c is not None and math.isfinite(c)]
+    # A logarithmic scale takes neither 0 nor ends that are equal.
     norm = LogNorm(max(min(finite), 1e-12), max(*finite, 1.001 * min(finite), 1e-11))
     columns = min(len(methods), 2 if len(methods) == 4 else 3)
-    rows = -(-len(methods) // columns)
+    rows = -(-len(methods) // columns)  # rounded up
     size = (4.2 * columns, 3.6 * rows)
     figure, panels = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for unused in panels.flat[len(methods) :]:
@@ -60,7 +61,8 @@ def _heat_map(panel: "Axes", method: Mapping[str, Any], norm: Any) -> Any:
 
     row, column, rows, columns, losses = map_of(method)
     values = np.array([[_or_nan(losses.get((r, c))) for c in columns] for r in rows])
-    panel.set_facecolor("0.6")
+    panel.set_facecolor("0.6")  # seen where there is no finite loss
+    # Light where the loss is low, as in the terminal.
     image = panel.imshow(values, origin="lower", aspect="auto", norm=norm, cmap="viridis_r")
     best = best_of(losses)
     if best:
@@ -93,7 +95,7 @@ def _curves(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Path) 
         if row is None:
             panel.axhline(method["tuned_loss"], label=f"{label}, tuned", linewidth=1, **look)
             continue
-        curve = tuned_curve(losses, 0)
+        curve = tuned_curve(losses, 0)  # cells of ``map_of`` are (row, column)
         panel.plot([x for x, _, _ in curve], [loss for _, _, loss in curve], label=label, **look)
         for x, cell, loss in curve:
             edge = cell[1] in (columns[0], columns[-1])

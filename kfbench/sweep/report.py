@@ -1,15 +1,17 @@
 """What a sweep leaves behind beside trials.csv: summary.json, and the best configurations as YAML."""
 
-import csv
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
-from kfbench.results.records import SCHEMA_VERSION, json_or_empty, write_json, write_yaml
+from kfbench.results.reading import DamagedError, read_table, record_or_empty, unlike
+from kfbench.results.records import EPOCH_COLUMNS, SCHEMA_VERSION, write_json, write_yaml
+from kfbench.results.schemas import SeedSummary
 from kfbench.results.seeds import mean_and_deviation
 from kfbench.sweep.losses import Row, key, robustness
 from kfbench.sweep.plan import Point, Swept, Trial, trial
@@ -42,7 +44,9 @@ def write_report(directory: Path, config: Config, tunings: Sequence[Tuning], row
 
 def best_config(config: Config, best: Sequence[tuple[Swept, Point]]) -> dict[str, Any]:
     """The YAML that train, compare and wallclock take: the problem, each method at its best point, the full budget."""
+    # Of the final round, whose budget is the full one.
     trees = [dump(trial(config, method, point, "final", config.run.seed).config) for method, point in best]
+    # Without seeds, of which each command has its own number.
     run = {name: value for name, value in trees[0]["run"].items() if name not in ("seed", "seeds")}
     return {"problem": trees[0]["problem"], "methods": [tree["methods"][0] for tree in trees], "run": run}
 
@@ -51,9 +55,11 @@ def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows)
     method, losses = tuning.method, tuning.losses(rows)
     tuned = [t for t in tuning.trials if t.hash in rows]
     ended = [rows[t.hash] for t in tuned]
+    # Refinements lie around the best, so with them robustness would say how many there were.
     on_grid = tuning.losses(rows, rounds=("grid", "extend"))
     repeated = [rows[t.hash] for t in tuning.finals if t.hash in rows]
     best, leading = tuning.best(rows), tuning.leading(rows, 1)
+    # Not that of ``best``, which fresh seeds may have preferred to it.
     lowest = losses[key(leading[0])] if leading else None
     return {
         "opt": method.opt,
@@ -98,7 +104,15 @@ def _final(tuning: Tuning, rows: Rows, best: Point | None) -> dict[str, Any] | N
 
 def _seconds(directory: Path, row: Row) -> float:
     """Of a whole trial: warm-up, updates, evaluation; of one that left no summary, none."""
-    summary = json_or_empty(directory / row["run_dir"] / f"seed-{int(row['seed'])}" / "summary.json")
+    try:
+        path = directory / row["run_dir"] / f"seed-{int(row['seed'])}" / "summary.json"
+        summary = record_or_empty(path, SeedSummary)
+        noted = row["seconds_updates"]
+        if summary and noted is not None and unlike(summary.get("seconds_updates"), noted):
+            raise DamagedError(f"{path} is of another run than trials.csv tells of")
+    except DamagedError as error:
+        warnings.warn(f"{error}; the seconds of tuning are without this trial", stacklevel=2)
+        return 0.0
     return sum(summary.get(key) or 0.0 for key in ("seconds_warmup", "seconds_updates", "seconds_elsewhere"))
 
 
@@ -107,9 +121,12 @@ def _per_epoch(directory: Path, trials: Sequence[Trial]) -> list[list[float]]:
     lowest: dict[float, float] = {}
     for tried in trials:
         path = directory / tried.folder / f"seed-{tried.seed}" / "epochs.csv"
-        if path.is_file():
-            with open(path, encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    epoch, loss = float(row["epoch"]), float(row["train_loss"] or "nan")
-                    lowest[epoch] = min(lowest.get(epoch, math.inf), loss if math.isfinite(loss) else math.inf)
+        try:
+            rows = read_table(path, EPOCH_COLUMNS, numbers=("epoch", "train_loss")) if path.exists() else []
+        except DamagedError as error:
+            warnings.warn(f"{error}; the losses per epoch are without this trial", stacklevel=2)
+            continue
+        for row in rows:
+            epoch, loss = float(row["epoch"] or "nan"), float(row["train_loss"] or "nan")
+            lowest[epoch] = min(lowest.get(epoch, math.inf), loss if math.isfinite(loss) else math.inf)
     return [[epoch, loss] for epoch, loss in sorted(lowest.items())]

@@ -5,7 +5,7 @@ points, first for the methods that had fewer trials; the best points again with 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,11 @@ class Sweep:
 
     def run(self) -> dict[str, Any]:
         """All rounds; returns what summary.json holds."""
+        # For the time that is left: which points these will be is not known before the end.
         for tuning in self.tunings:
             tuning.unplanned = self.config.sweep.top * self.config.sweep.final_seeds
         trials = self._planned(((t, point) for t in self.tunings for point in t.method.cells()), "grid")
+        # The first look before the first file: a sweep that is refused leaves nothing behind.
         self._probe()
         write_yaml(self.directory / "config.yaml", dump(self.config, "sweep"))
         if self._environment:
@@ -85,12 +87,12 @@ class Sweep:
 
     def _planned(self, cells: Iterable[tuple[Tuning, Point]], round: str) -> list[Trial]:
         """The trials of these cells, one a seed, also noted with their methods."""
-        found = []
+        trials = []
         for tuning, point in cells:
             own = [trial(self.config, tuning.method, point, round, seed) for seed in seeds(self.config, round)]
             (tuning.finals if round == "final" else tuning.trials).extend(own)
-            found += own
-        return found
+            trials += own
+        return trials
 
     def _probe(self) -> None:
         """Build one trial of every method: what does not fit is said before work starts, and how long trials take."""
@@ -104,7 +106,7 @@ class Sweep:
 
     def _judge(self, tuning: Tuning, outcome: Outcome) -> None:
         timeout, label = self.config.sweep.trial_timeout, tuning.method.label
-        if outcome.kind == "disk":
+        if outcome.kind == "disk":  # every trial would meet it
             raise OSError(*outcome.value)
         if outcome.kind == "late":
             short = f"trial_timeout is {timeout:g} s, too short to build a trial of {label}"
@@ -136,6 +138,7 @@ class Sweep:
 
     def _start_or_find(self, wanted: Trial) -> None:
         row = self.ledger.find(wanted)
+        # One that runs already was asked for twice, and needs no second process.
         if row is None and wanted.hash not in self._running:
             self._start(wanted, again=False)
         elif row is not None:
@@ -162,6 +165,7 @@ class Sweep:
             return  # it will be continued
         if summary["status"] == "interrupted":  # by somebody else
             summary = {"status": "failed", "reason": "was interrupted"}
+        # One that was late would be late again.
         if summary["status"] == "failed" and outcome.kind != "late" and not again:
             self.observer.note(f"{wanted.folder}: {summary['reason']}; it is tried once more")
             self._start(wanted, again=True)
@@ -169,16 +173,14 @@ class Sweep:
         if summary["status"] == "failed":
             self.observer.note(f"{wanted.folder}: {summary['reason']}")
             write_json(self.directory / wanted.folder / "summary.json", {"schema_version": SCHEMA_VERSION, **summary})
-        self._tuning(wanted.method).seconds.append(outcome.seconds)
+        own = next(tuning for tuning in self.tunings if tuning.method.label == wanted.method)
+        own.seconds.append(outcome.seconds)
         self._note_end(self.ledger.record(wanted, summary))
 
     def _note_end(self, row: Row) -> None:
         self._done += 1
         left = sum(tuning.seconds_left(self.ledger.rows) for tuning in self.tunings) / self.config.sweep.jobs
         self.observer.ended(row, self._done, sum(tuning.total for tuning in self.tunings), left)
-
-    def _tuning(self, label: str) -> Tuning:
-        return next(tuning for tuning in self.tunings if tuning.method.label == label)
 
     def _extend(self) -> None:
         """Grow every grid where its best lies at an edge, or near-optimal cells do."""
@@ -198,6 +200,7 @@ class Sweep:
         counts = [largest - len(tuning.points()) + self.config.sweep.refine for tuning in self.tunings]
         for tuning, count in zip(self.tunings, counts, strict=True):
             tuning.unplanned += count * self.config.run.seeds
+        # Lazily: what a sampler suggests depends on what has ended by then.
         self._run(t for tuning, n in zip(self.tunings, counts, strict=True) for t in self._refinements(tuning, n))
 
     def _refinements(self, tuning: Tuning, count: int) -> Iterator[Trial]:
@@ -207,17 +210,19 @@ class Sweep:
         for point in tuning.suggestions(rows, sampler, seed, earlier, count):
             tuning.unplanned -= self.config.run.seeds
             yield from self._planned([(tuning, point)], "refine")
-        tuning.unplanned = later
+        tuning.unplanned = later  # also where fewer were suggested than asked for
 
     def _begun(self, tuning: Tuning) -> list[Point]:
         names = [axis.name for axis in tuning.method.axes]
         begun = [content["point"] for content in self.ledger.begun(tuning.method.label, "refine", "tpe")]
+        # The folder may hold those of a sweep over other parameters or values.
         fitting = [p for p in begun if list(p) == names and tuning.method.allows(p)]
         return list({key(point): point for point in fitting}.values())
 
     def _repeat_best(self) -> None:
         """The best points of each method again, with fresh seeds; the next best where one of these diverges."""
         top, rows = self.config.sweep.top, self.ledger.rows
+        # They are planned below, so they would count twice.
         for tuning in self.tunings:
             tuning.unplanned = 0
         for _ in range(1 + _REPLACEMENTS):
@@ -227,13 +232,20 @@ class Sweep:
             self._run(self._planned(cells, "final"))
 
 
-def sweep(config: Config, directory: Path, observer: SweepObserver) -> dict[str, Any]:
+def sweep(
+    config: Config, directory: Path, observer: SweepObserver, begin: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """Run or continue a sweep in ``directory``, which exists; returns what its summary.json holds.
 
-    UsageError for what does not fit, before the first trial; OSError where the disk fails.
+    ``begin`` makes way for it once everything fits: what lies there until then is not read. UsageError for what
+    does not fit, before the first trial; OSError where the disk fails.
     """
+    if begin is not None:
+        predict(config)
+        begin()
     methods = plan(config)
     names = [name for method in methods for axis in method.axes for name in (axis.name, "lr")]
+    # A column of lr beside that of alpha.
     swept = [name for name in dict.fromkeys(names) if name != "lr" or "lr" in config.sweep.parameters]
     executor = _executor(config, methods[0], config.sweep.jobs)
     with Ledger(directory, swept) as ledger, Interruption() as stop:
@@ -245,7 +257,7 @@ def sweep(config: Config, directory: Path, observer: SweepObserver) -> dict[str,
 
 def predict(config: Config) -> list[tuple[Swept, int, float]]:
     """Each method, its trials of the grid, and the predicted seconds of one; nothing is written."""
-    methods, found = plan(config), []
+    methods, predicted = plan(config), []
     executor = _executor(config, methods[0], jobs=1)
     try:
         for method in methods:
@@ -253,10 +265,10 @@ def predict(config: Config) -> list[tuple[Swept, int, float]]:
             assert outcome is not None, "nobody asked it to stop"
             if outcome.kind != "returned":
                 raise UsageError(str(outcome.value))
-            found.append((method, method.size * config.run.seeds, outcome.value["seconds"]))
+            predicted.append((method, method.size * config.run.seeds, outcome.value["seconds"]))
     finally:
         executor.stop()
-    return found
+    return predicted
 
 
 def _first_trial(config: Config, method: Swept) -> Trial:

@@ -23,15 +23,14 @@ def suggester(kind: str, method: Swept, best: Point, seed: int) -> Callable[[int
 
 def _around(method: Swept, best: Point, seed: int, index: int) -> Point:
     """Log-uniform within one step of the grid to each side of the best; other parameters stay."""
+    # A generator for each point: the i-th is the same, whichever were drawn before an interruption.
     generator = random.Random(f"{seed} {method.label} {index}")
-    return {axis.name: _near(axis, best[axis.name], generator) for axis in method.axes}
-
-
-def _near(axis: Axis, value: Any, generator: random.Random) -> Any:
-    if axis.step is None:
-        return value
-    low, high = axis.neighbourhood(value)
-    return _rounded(math.exp(generator.uniform(math.log(low), math.log(high))))
+    point = dict(best)
+    for axis in method.axes:
+        if axis.step is not None:
+            low, high = axis.neighbourhood(best[axis.name])
+            point[axis.name] = _rounded(math.exp(generator.uniform(math.log(low), math.log(high))))
+    return point
 
 
 def _rounded(value: float) -> float:
@@ -54,6 +53,7 @@ class _OptunaSuggester:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of features that Optuna calls experimental
+            # Anew for each point, from the ledger: an interruption loses nothing.
             study = optuna.create_study(sampler=self._sampler(index))
             study.add_trials([self._told(point, loss) for point, loss in known])
             for _ in range(1 if self._kind == "tpe" else index + 1):  # of a sequence, its i-th point
@@ -65,6 +65,7 @@ class _OptunaSuggester:
 
         if self._kind == "qmc":
             return optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=self._seed)
+        # A new sampler each time: with one seed it would draw alike for all points. The liar keeps off running trials.
         return optuna.samplers.TPESampler(seed=self._seed + index, n_startup_trials=5, constant_liar=True)
 
     def _told(self, point: Point, loss: float | None) -> Any:

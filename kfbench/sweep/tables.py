@@ -24,6 +24,7 @@ def sweep_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _row(label: str, method: Mapping[str, Any]) -> dict[str, Any]:
     final, robust, best = method["final"] or {}, method["robustness"], method["best"] or {}
+    # alpha alone would not tell what to train with.
     swept = [*method["axes"], *(["lr"] if "alpha" in method["axes"] else [])]
     return {
         "method": label,
@@ -57,30 +58,31 @@ def cell_rows(methods: Sequence[tuple[str, Sequence[Mapping[str, Any]], Callable
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """What the reader must know beside the table."""
-    found = []
+    sentences = []
     for label, method in summary["methods"].items():
         if method["left_out"]:
-            found.append(
+            sentences.append(
                 f"{label} has no {', '.join(method['left_out'])}; it was tuned over {', '.join(method['axes'])}"
             )
         if method["at_edges"]:
             edges = " and the ".join(f"{side_and_axis} edge" for side_and_axis in method["at_edges"])
             where = f"optimal or near optimal at the {edges} of its grid"
-            found.append(f"Warning: {label} is {where}; raise --extend or widen --grid")
+            sentences.append(f"Warning: {label} is {where}; raise --extend or widen --grid")
         if method["fragile"]:
             sound = "the next best one that did not is given" if method["final"] else "so did all that were tried"
-            found.append(f"Warning: {method['fragile']} best points of {label} diverged with fresh seeds; {sound}")
+            sentences.append(f"Warning: {method['fragile']} best points of {label} diverged with fresh seeds; {sound}")
         if method["best"] is None and method["trials"]:
-            found.append(f"Warning: no cell of {label} came to a finite loss")
+            sentences.append(f"Warning: no cell of {label} came to a finite loss")
         if method["failed"]:
-            found.append(
+            sentences.append(
                 f"Warning: {method['failed']} trials of {label} failed; see log.txt, summary.json in their folders"
             )
     counts = {label: method["trials"] for label, method in summary["methods"].items()}
+    # Where it was interrupted they differ for no fault of the protocol.
     if len(set(counts.values())) > 1 and summary["status"] != "interrupted":
         listed = ", ".join(f"{label} {count}" for label, count in counts.items())
-        found.append(f"Warning: the numbers of trials differ, so the comparison is not fair: {listed}")
-    return found
+        sentences.append(f"Warning: the numbers of trials differ, so the comparison is not fair: {listed}")
+    return sentences
 
 
 def map_of(method: Mapping[str, Any]) -> tuple[str | None, str, list[Any], list[Any], Losses]:
@@ -90,14 +92,14 @@ def map_of(method: Mapping[str, Any]) -> tuple[str | None, str, list[Any], list[
     column, row = (by_length[0], None) if len(by_length) == 1 else _placed(by_length)
     rows = list(method["axes"][row]) if row else [None]
     columns = list(method["axes"][column])
-    found: Losses = {}
+    lowest: Losses = {}
     for *cell, loss in method["losses"]:
         values = dict(zip(names, cell, strict=True))
         place = (values[row] if row else None, values[column])
-        if place[0] in rows and place[1] in columns:
-            known = found.get(place)
-            found[place] = loss if known is None or (loss is not None and loss < known) else known
-    return row, column, rows, columns, found
+        if place[0] in rows and place[1] in columns:  # refinements lie between the cells
+            known = lowest.get(place)
+            lowest[place] = loss if known is None or (loss is not None and loss < known) else known
+    return row, column, rows, columns, lowest
 
 
 def _placed(names: Sequence[str]) -> tuple[str, str]:
@@ -144,6 +146,7 @@ def _cell(loss: float | None, lowest: float | None, best: bool) -> tuple[str, st
     if not math.isfinite(loss):
         return f"{_DIVERGED:>9} ", "white on grey30"
     r, g, b = colour(loss, lowest)
+    # Black on what the eye sees as bright: green most, blue least.
     ink = "black" if 0.3 * r + 0.6 * g + 0.1 * b > 110 else "white"
     return f"{number(loss, 3) + (_BEST if best else ''):>9} ", f"{ink} on rgb({r},{g},{b})" + (" bold" if best else "")
 

@@ -32,12 +32,12 @@ class Tuning:
 
     def losses(self, rows: Rows, final: bool = False, rounds: Collection[str] | None = None) -> Losses:
         """Cell -> mean loss over its seeds: of what was tried for tuning (in those rounds), or of the final round."""
-        found: dict[tuple[Any, ...], list[Row | None]] = {}
+        by_cell: dict[tuple[Any, ...], list[Row | None]] = {}
         for tried in self.finals if final else self.trials:
             if rounds is not None and tried.round not in rounds:
                 continue
-            found.setdefault(key(tried.point), []).append(rows.get(tried.hash))
-        return {cell: mean_loss(own) for cell, own in found.items()}
+            by_cell.setdefault(key(tried.point), []).append(rows.get(tried.hash))
+        return {cell: mean_loss(own) for cell, own in by_cell.items()}
 
     def best(self, rows: Rows) -> Point | None:
         """The point of lowest loss: with fresh seeds where there are some, else as tuned."""
@@ -51,6 +51,7 @@ class Tuning:
     def wanting_fresh_seeds(self, rows: Rows, top: int, replacements: int) -> list[Point]:
         """The next points to be run again, until ``top`` of those that were did not diverge."""
         again = self.losses(rows, final=True)
+        # Those that diverged count as tried, so that there is an end to replacing them.
         wanted = min(top - len(ranked(again)), top + replacements - len(again))
         left = [point for point in self.leading(rows, top + replacements) if key(point) not in again]
         return left[: max(wanted, 0)]
@@ -71,6 +72,7 @@ class Tuning:
     def grow(self, rows: Rows, near: float) -> list[Point]:
         """Extend the grid past those sides; returns the new cells. Where these diverge it ends by itself."""
         before = {key(point) for point in self.method.cells()}
+        # The edges of the grid as it was judged: they are a list before it grows.
         for name, side in self.edges(rows, near):
             self.method = self.method.with_axis(self.method.axis(name).extended(side))
         return [point for point in self.method.cells() if key(point) not in before]
@@ -92,6 +94,7 @@ class Tuning:
         """A suggestion that was not tried yet, or after some attempts one that was."""
         tried = {key(point) for point in self.points()}
         for attempt in range(_ATTEMPTS):
+            # In steps of count, so that another attempt takes no later point's place.
             point = suggest(index + attempt * count, self._known(rows))
             if key(point) not in tried:
                 break

@@ -17,6 +17,7 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
+        # Python lets no other thread set handlers.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._request)

@@ -15,7 +15,7 @@ class Observer:
     def evaluated(self, row: dict[str, Any]) -> None:
         """An epoch ended (or the run began) and was evaluated."""
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         """A seed ends early because of ``error``."""
 
     def finished(self, summary: dict[str, Any]) -> None:

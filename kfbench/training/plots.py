@@ -20,7 +20,7 @@ def plot_losses(records: Sequence[Records], path: Path) -> None:
     """
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # before pyplot, which else may look for a display
     import pandas as pd
     from matplotlib import pyplot
 

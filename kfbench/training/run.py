@@ -1,5 +1,7 @@
 """`train`: every seed of one method on one problem."""
 
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,10 @@ from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Config
 from kfbench.results.environment import environment
-from kfbench.results.records import ENDED, SCHEMA_VERSION, json_or_empty, write_json, write_yaml
+from kfbench.results.records import ENDED, SCHEMA_VERSION, write_json, write_yaml
+from kfbench.results.seed_folder import summary_of_ended
 from kfbench.results.seeds import over_seeds
+from kfbench.training.checkpoint import CheckpointError, remove_checkpoints
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
 from kfbench.training.seed_run import SeedRun
@@ -30,15 +34,20 @@ def train(
     resume: bool = False,
     keep_weights: bool = True,
     stop: Interruption | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Run every seed into ``directory``; returns what its summary.json holds.
 
-    Without ``keep_weights`` a seed that has ended leaves records only, no checkpoint. ``stop`` is that of
-    a caller who does more than this one training: a signal that comes at its very end is his.
+    Without ``keep_weights`` a seed that has ended leaves records only, no checkpoint, and one whose checkpoints are
+    all damaged is trained anew with a warning; else that is a UsageError. ``stop`` is that of
+    a caller who does more than this one training: a signal that comes at its very end is his. ``begin`` is
+    called once everything fits, before the first file is written.
 
     The folder exists. UsageError for what does not fit, before the first update; a seed that
-    diverges or fails is recorded and the next one goes on; an interruption ends all seeds.
+    diverges or fails, by ``sys.exit`` too, is recorded and the next one goes on; an interruption ends all seeds.
+    A method that calls ``os._exit`` or crashes the interpreter ends the process: only `sweep` survives that.
     """
+    # First: wrong usage must not cost the time to build a model.
     if resume and (directory / "config.yaml").is_file():
         refuse_other(trajectory(load_config(directory / "config.yaml")), trajectory(config), directory)
     first = check(config)
@@ -47,6 +56,8 @@ def train(
     trainee: Trainee | None = first
     data, device = first.data, first.device
     del first  # so that the next seed's model can take its place in memory
+    if begin is not None:
+        begin()  # before anything else is made there
     write_yaml(directory / "config.yaml", dump(config))
     write_json(directory / "environment.json", environment(device))
     summaries: list[dict[str, Any]] = []
@@ -54,11 +65,20 @@ def train(
         for seed in seeds:
             folder = directory / f"seed-{seed}"
             folder.mkdir(exist_ok=True)
-            summary = json_or_empty(folder / "summary.json") if resume else {}
+            summary = summary_of_ended(folder) if resume else {}
             if summary.get("status") not in ENDED:
                 trainee = trainee or Trainee(config, data, seed, device)
-                summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume)
-            trainee = None
+                try:
+                    summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume)
+                except CheckpointError as error:
+                    if keep_weights:
+                        raise
+                    # In a folder of several methods nobody can be told to begin all of them anew.
+                    warnings.warn(f"{error.reason}; seed {seed} is trained anew", stacklevel=2)
+                    remove_checkpoints(folder)
+                    trainee = Trainee(config, data, seed, device)  # part of one may have been loaded
+                    summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume=False)
+            trainee = None  # its memory is free before the next one is built
             summaries.append(summary)
             if stop.requested:
                 break

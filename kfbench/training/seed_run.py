@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.schema import Config
-from kfbench.errors import KfbenchError, described
+from kfbench.errors import KfbenchError, UsageError, described
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
-from kfbench.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from kfbench.training.checkpoint import (
+    check_whole,
+    first_unreadable,
+    load_checkpoint,
+    remove_checkpoints,
+    remove_reserve,
+    save_checkpoint,
+)
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
 from kfbench.updates.clock import Clocks
@@ -44,49 +52,47 @@ class SeedRun:
         self.trajectory = trajectory(config)
         self.clocks = Clocks(trainee.device)
         self.epochs: list[dict[str, Any]] = []
+        # float64 holds the losses of a model of either precision as they are.
         self.losses = torch.zeros(BLOCK, device=trainee.device, dtype=torch.float64)
         self.block: list[dict[str, Any]] = []
         self.status, self.reason = "done", ""
+        self._can_be_saved = False
 
     def run(self, resume: bool) -> dict[str, Any]:
         """Train to the end, or to what ends it; returns the seed's summary.
 
-        Whatever a method or model raises becomes a status; only a failing disk and wrong usage raise.
+        Whatever a method or model raises becomes a status; only a failing disk, wrong usage and Ctrl-C raise:
+        CheckpointError where there are checkpoints, and from none it can go on.
         """
         reset_peak_memory(self.trainee.device)
-        checkpoint = load_checkpoint(self.folder) if resume else None
-        if checkpoint is not None:
-            refuse_other(checkpoint["trajectory"], self.trajectory, self.folder)
-        self._open_logs(checkpoint)
+        checkpoint = load_checkpoint(self.folder, self._restore) if resume else None
+        # Cut back to the checkpoint, as its updates since then are made again.
+        keep = checkpoint["bytes"] if checkpoint else [None, None]
+        self.updates_log = CsvLog(self.folder / "updates.csv", UPDATE_COLUMNS, keep[0])
+        self.epochs_log = CsvLog(self.folder / "epochs.csv", EPOCH_COLUMNS, keep[1])
         self.observer.started(self.trainee.seed, self.trainee.step, self.trainee.total, self.trainee.per_epoch)
         try:
             if checkpoint is None:
                 self._begin()
             else:
-                self._restore(checkpoint)
+                self.clocks.start()  # only now: what loading took belongs to no account
             if self.status == "done":
                 self._loop()
-        except (FloatingPointError, torch.linalg.LinAlgError) as error:
+        except (FloatingPointError, torch.linalg.LinAlgError) as error:  # so fail factors that are no longer finite
             self._stop_early("diverged", error)
-        except (OSError, KfbenchError):
+        except (OSError, KfbenchError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a user's method or model may fail in any way
+        except BaseException as error:  # a user's method or model may fail in any way, by sys.exit too
             self._stop_early("failed", error)
         finally:
             self.updates_log.close()
             self.epochs_log.close()
         summary = self._summary()
         write_json(self.folder / "summary.json", summary)
-        if not self.keep_weights and self.status in ENDED:
-            remove_checkpoints(self.folder)
+        if self.status in ENDED:
+            (remove_reserve if self.keep_weights else remove_checkpoints)(self.folder)
         self.observer.finished(summary)
         return summary
-
-    def _open_logs(self, checkpoint: dict[str, Any] | None) -> None:
-        """New ones, or the old ones cut back to the checkpoint."""
-        keep = checkpoint["bytes"] if checkpoint else [None, None]
-        self.updates_log = CsvLog(self.folder / "updates.csv", UPDATE_COLUMNS, keep[0])
-        self.epochs_log = CsvLog(self.folder / "epochs.csv", EPOCH_COLUMNS, keep[1])
 
     def _begin(self) -> None:
         self.clocks.start()
@@ -99,25 +105,33 @@ class SeedRun:
         for x, y in trainee.batches():
             if trainee.step >= trainee.total:
                 break
-            self._next_row()
-            trainee.update(x, y, self.losses[len(self.block) - 1])
+            self._update(x, y)
             boundary = trainee.step % trainee.per_epoch == 0 or trainee.step == trainee.total
             if boundary or len(self.block) == BLOCK or self.stop.requested:
+                # The clock of updates stops in the flush, so evaluations and checkpoints come after it.
                 if not self._flush():
                     return
                 if boundary:
                     self._evaluate()
                 if self.status != "done":
                     return
-                if self.stop.requested and trainee.step < trainee.total:
+                if self.stop.requested and trainee.step < trainee.total:  # after the last update it is done
                     self._checkpoint()
                     self.status = "interrupted"
                     return
+                # Only here: the block is empty, so that the CSVs hold all updates that the checkpoint does.
                 if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
         if self.keep_weights:
             self._checkpoint(ended=True)
+
+    def _update(self, x: Tensor, y: Tensor) -> None:
+        self._next_row()  # before the update: its lr is the one that is used, and one that fails has its row
+        self.trainee.update(x, y, self.losses[len(self.block) - 1])
+        if not self._can_be_saved:  # not before: an optimizer has no state until it steps
+            self._check_state()
+            self._can_be_saved = True
 
     def _next_row(self) -> None:
         """Begin the record of the coming update; its loss stays on the device until the flush."""
@@ -139,10 +153,10 @@ class SeedRun:
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
         for row, value in zip(self.block, values, strict=True):
             row["loss"] = value
-        rows = self.block if bad is None else self.block[: bad + 1]
+        rows = self.block if bad is None else self.block[: bad + 1]  # with the bad one, which says what happened
         rows[-1] |= self._seconds()
         self.updates_log.append(rows)
-        self.observer.flushed(rows[-1] | {"seconds_updates": self.clocks.seconds_updates})
+        self.observer.flushed(rows[-1])
         self.block = []
         self.clocks.lap_elsewhere()
         if bad is not None:
@@ -161,7 +175,7 @@ class SeedRun:
                 f"{factor:g} times that of the untrained network"
             )
 
-    def _stop_early(self, status: str, error: Exception) -> None:
+    def _stop_early(self, status: str, error: BaseException) -> None:
         """Keep the updates whose loss is known, and say why there are no more."""
         finished = sum(row["update"] < self.trainee.step for row in self.block)
         # The step failed after its loss was recorded: if that is not finite, it is the row that tells why.
@@ -174,9 +188,9 @@ class SeedRun:
     def _evaluate(self) -> None:
         trainee = self.trainee
         epochs, within = divmod(trainee.step, trainee.per_epoch)
-        epoch = trainee.step / trainee.per_epoch if within else epochs
+        epoch = trainee.step / trainee.per_epoch if within else epochs  # 3, not 3.0
         row = {**self.identity, "update": trainee.step, "epoch": epoch, **trainee.evaluate()}
-        self.clocks.lap_elsewhere()
+        self.clocks.lap_elsewhere()  # so that this evaluation is in its own row
         row |= self._seconds()
         self.epochs.append(row)
         self.epochs_log.append([row])
@@ -195,35 +209,64 @@ class SeedRun:
     def _checkpoint(self, ended: bool = False) -> None:
         """Save everything that a continuation needs; at the end the trained weights, without what was for more."""
         state = self.trainee.ended_state_dict() if ended else self.trainee.state_dict()
+        if (what := first_unreadable(state)) is not None:  # not there after the first update
+            raise TypeError(f"{what}, so that the state cannot be saved; expected tensors and plain values")
         content = {
             "trajectory": self.trajectory,
             "seed": self.trainee.seed,
             "trainee": state,
             "epochs": self.epochs,
-            "bytes": [self.updates_log.sync(), self.epochs_log.sync()],
+            "bytes": [self.updates_log.sync(), self.epochs_log.sync()],  # on the disk before what counts on them
             "clocks": self.clocks.state_dict(),
         }
         save_checkpoint(self.folder, content)
         self.clocks.lap_elsewhere()
 
+    def _check_state(self) -> None:
+        """UsageError where a checkpoint could not be read again: said after the first update, not after a kill."""
+        trainee = self.trainee
+        # Not that of the trainee, which copies everything.
+        state = {
+            "optimizer": trainee.optimizer.state_dict(),
+            "method": trainee.preconditioning.turn.method.state_dict(),
+        }
+        if (what := first_unreadable(state | {"model": trainee.model.state_dict()})) is not None:
+            expected = "expected tensors and plain values in state_dict"
+            raise UsageError(f"{self.identity['method']}: its state cannot be saved: {what}; {expected}")
+
     def _restore(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from a checkpoint; TornError, or whatever a user's method raises, where that cannot be."""
+        check_whole(checkpoint, self.folder, self.trainee.seed, self.trainee.total)
+        refuse_other(checkpoint["trajectory"], self.trajectory, self.folder)
         self.trainee.load_state_dict(checkpoint["trainee"])
         self.epochs = checkpoint["epochs"]
         self.clocks.load_state_dict(checkpoint["clocks"])
-        self.clocks.start()
+
+    def _state_memory(self) -> int | None:
+        try:
+            return self.trainee.state_memory_bytes()
+        except (OSError, KfbenchError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # what a user's method keeps is for it to say
+            if self.status == "done":
+                self.status, self.reason = "failed", described(error)
+            return None
 
     def _summary(self) -> dict[str, Any]:
+        state_memory = self._state_memory()  # first: it may change the status
         rows = [row for row in self.epochs if math.isfinite(row["train_loss"])]
         best = min(rows, key=lambda row: row["train_loss"], default=None)
         final = self.epochs[-1] if self.epochs else None
         ended = self.status == "done" and final is not None
         updates = self.trainee.step
+        # A diverged run ends at infinity, for every comparison; others that have not ended have no final loss yet.
+        unfinished = math.inf if self.status == "diverged" else None
         return {
             "schema_version": SCHEMA_VERSION,
             **self.identity,
             "status": self.status,
             "reason": self.reason or None,
-            "final_train_loss": final["train_loss"] if ended and final else _unfinished(self.status),
+            "final_train_loss": final["train_loss"] if ended and final else unfinished,
             "best_train_loss": best["train_loss"] if best else None,
             "best_update": best["update"] if best else None,
             "test_accuracy": final["test_accuracy"] if ended and final else None,
@@ -231,7 +274,7 @@ class SeedRun:
             **self.clocks.state_dict(),
             "seconds_per_update": self.clocks.seconds_updates / updates if updates else None,
             "peak_memory_bytes": peak_memory_bytes(self.trainee.device),
-            "state_memory_bytes": self.trainee.state_memory_bytes(),
+            "state_memory_bytes": state_memory,
             "damping_retries": self.trainee.damping_retries,
             "clipped_updates": self.trainee.rule.acted,
             **self._target(),
@@ -248,8 +291,3 @@ class SeedRun:
             "target_update": hit["update"] if hit else None,
             "target_seconds_updates": hit["seconds_updates"] if hit else None,
         }
-
-
-def _unfinished(status: str) -> float | None:
-    """A diverged run ends at infinity, for every comparison; others have no final loss yet."""
-    return math.inf if status == "diverged" else None

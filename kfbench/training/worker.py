@@ -51,6 +51,7 @@ def probe_trial(tree: Mapping[str, Any]) -> dict[str, Any]:
         usual, slowest = _seconds_per_update(contestant)
     except (FloatingPointError, torch.linalg.LinAlgError):  # it diverges: that is for the trials to say
         warm_up = usual = slowest = 0.0
+    # Of the untrained network, and at the end of every epoch.
     evaluations = 1 + trainee.total / trainee.per_epoch
     return {
         "seconds": built - began + warm_up + usual * trainee.total + evaluation * evaluations,
@@ -66,9 +67,11 @@ def _seconds_per_update(contestant: TraineeContestant) -> tuple[float, float]:
     for part in PARTS:
         kind = PartContestant(contestant, part)
         kind.prepare()
+        # A refresh may be dear, and is one of several updates of a period.
         updates = 1 if part == PARTS[-1] and schedule.T > 1 else _UPDATES
         parts.append(kind.run(updates) / updates)
     plain, observing, refresh = parts
+    # The update that refreshes observes too, so S - 1 only observe.
     return ((schedule.T - schedule.S) * plain + (schedule.S - 1) * observing + refresh) / schedule.T, max(parts)
 
 

@@ -10,6 +10,7 @@ from kfbench.problems.datasets import Dataset
 Batch = tuple[Tensor, Tensor]
 
 # Streams of random numbers that must not touch each other; each is seeded by (seed, stream, index).
+# The numbers stay: the golden trajectories and all committed records were drawn with them.
 _ORDER, _WARMUP = 1, 2
 LABELS = 3
 _FISHER = 4
@@ -25,6 +26,7 @@ def stream_seed(seed: int, stream: int, index: int = 0) -> int:
 
 
 def _permutation(seed: int, stream: int, index: int, n: int, device: torch.device) -> Tensor:
+    # Drawn on the CPU, so that all devices see one order.
     generator = torch.Generator().manual_seed(stream_seed(seed, stream, index))
     return torch.randperm(n, generator=generator).to(device)
 
@@ -33,7 +35,7 @@ def training_batches(data: Dataset, batch_size: int, seed: int, first_update: in
     """Batches without end, beginning at any update; the last one of an epoch may be smaller."""
     n, device = len(data.train_inputs), data.train_inputs.device
     per_epoch = -(-n // batch_size)
-    epoch, skip = divmod(first_update, per_epoch)
+    epoch, skip = divmod(first_update, per_epoch)  # where a continued run was within its epoch
     while True:
         order = _permutation(seed, _ORDER, epoch, n, device)
         for start in range(skip * batch_size, n, batch_size):
@@ -45,7 +47,7 @@ def training_batches(data: Dataset, batch_size: int, seed: int, first_update: in
 def warmup_batches(data: Dataset, batch_size: int, seed: int, count: int) -> Iterator[Batch]:
     """``count`` batches for filling statistics, drawn apart from the training order."""
     n, device = len(data.train_inputs), data.train_inputs.device
-    per_epoch = max(n // batch_size, 1)
+    per_epoch = max(n // batch_size, 1)  # the ragged rest of a pass is left out
     for index in range(count):
         if index % per_epoch == 0:
             order = _permutation(seed, _WARMUP, index // per_epoch, n, device)

@@ -10,14 +10,15 @@ from torch import nn
 
 from kfbench.config.importing import import_object
 from kfbench.config.schema import Config, Method, Problem, Run
-from kfbench.config.specs import find_method
-from kfbench.errors import UsageError, described
+from kfbench.config.specs import check_own_points, find_method
+from kfbench.errors import UsageError, described, shown
 from kfbench.preconditioners.contract import Preconditioner, vectors_of
 from kfbench.problems.datasets import Dataset, file_states, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.models import build_model
 from kfbench.step_rules.clipping import NormClipping
 from kfbench.step_rules.contract import NoRule, StepRule
+from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating
 from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
@@ -33,7 +34,7 @@ def prepare_torch(run: Run) -> torch.device:
         torch.backends.cudnn.benchmark = False
     try:
         device = torch.device(run.device)
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, device=device).item()  # a device may have a name and yet not be there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {run.device!r} cannot be used: {described(error)}") from error
     return device
@@ -53,6 +54,7 @@ def build_data(config: Config, device: torch.device) -> Dataset:
     global _last
     problem, run = config.problem, config.run
     assert problem.normalize is not None
+    # Without the device: what was preloaded on the CPU is the same data, and is moved.
     key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, file_states(problem.dataset, problem.data_dir))
     if _last is None or _last[0] != key:
         _last = None  # freed first, so that no two are held at once
@@ -62,7 +64,7 @@ def build_data(config: Config, device: torch.device) -> Dataset:
         # Asked again: a synthetic data set has only now been generated.
         _last = ((*key[:-1], file_states(problem.dataset, problem.data_dir)), data)
     data = _last[1].to(device)
-    _last = (_last[0], data)
+    _last = (_last[0], data)  # where it is now, so that it moves once
     check_sizes(config, data)
     return data
 
@@ -86,15 +88,21 @@ def check_sizes(config: Config, data: Dataset) -> None:
 
 def build_network(problem: Problem, run: Run, data: Dataset, device: torch.device, seed: int) -> nn.Module:
     """The model, initialised from ``seed`` on the CPU so that devices start equal."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # right before: whatever drew in between would change the weights
     options = {key: value for key in ("width", "bias") if (value := getattr(problem, key)) is not None}
     model = build_model(problem.model, data.input_shape, data.outputs, **options)
-    model = model.to(device, getattr(torch, run.dtype))
+    inputs = data.train_inputs[:2].clone()  # what a model does to them, it does not to the data set
+    before = inputs._version
     try:
+        model = model.to(device, getattr(torch, run.dtype))
         with torch.no_grad(), evaluating(model):
-            shape = model(data.train_inputs[:2]).shape
-    except Exception as error:  # a user's model may fail in any way
+            shape = model(inputs).shape
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's model may fail in any way
         raise UsageError(f"model {problem.model!r} fails on a batch: {type(error).__name__}: {error}") from error
+    if inputs._version != before:
+        raise UsageError(f"model {problem.model!r} {CHANGES_ITS_INPUT}")
     if shape != (min(2, len(data.train_inputs)), data.outputs):
         what = "" if problem.likelihood == "categorical" else ", the inputs flattened"
         raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected [2, {data.outputs}]{what}")
@@ -106,6 +114,7 @@ def build_method(
 ) -> tuple[torch.optim.Optimizer, Preconditioning | PlainUpdate, float]:
     """The torch optimizer, what makes its directions, and the weight decay that is ours."""
     entry, options = find_method(method.opt), method.options
+    # A user's constructor with **kwargs takes options that its entry does not know.
     names = set(entry.optimizer_options) | (set(options) - set(entry.options) if not entry.preconditioner else set())
     arguments = {name: options[name] for name in names if options.get(name) is not None}
     update: Preconditioning | PlainUpdate = PlainUpdate(model)
@@ -113,6 +122,7 @@ def build_method(
         preconditioner = _build_preconditioner(method, entry.constructor, entry.preconditioner)
         update = _build_preconditioning(method, preconditioner, model, seed, likelihood, fisher_batches)
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
+    # An optimizer that takes weight_decay itself decays in its own way.
     decay = 0.0 if "weight_decay" in names else float(options.get("weight_decay") or 0.0)
     return optimizer, update, decay
 
@@ -128,6 +138,7 @@ def build_rule(method: Method, total: int, device: torch.device, lr: float | Non
 
 def _build_preconditioner(method: Method, constructor: tuple[str, ...], path: str) -> Preconditioner:
     options = method.options
+    # What the entry does not know came through **kwargs; the rest of the options is for the schedule and the step.
     extra = set(options) - set(find_method(method.opt).options)
     arguments = {name: options[name] for name in {*constructor, *extra} if options.get(name) is not None}
     preconditioner: Preconditioner = _construct(method.opt, path, arguments)
@@ -156,6 +167,10 @@ def _build_preconditioning(
         )
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's class may answer what it is asked in any way
+        raise UsageError(f"method {method.opt!r} cannot be put to work: {described(error)}") from error
 
 
 def check_learning_rate(method: Method, lr: float | None, option: str) -> None:
@@ -167,6 +182,7 @@ def check_learning_rate(method: Method, lr: float | None, option: str) -> None:
 
 def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
     """UsageError where the points and vectors of a refresh are not to be had, or too many for the method."""
+    check_own_points(method.opt, turn.traits.own_points)
     points = turn.points_of_a_refresh(run.batch_size)
     own = turn.traits.own_points or 0
     if own > points:
@@ -178,6 +194,10 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
         turn.traits.check(turn.damping, points, vectors_of(turn.traits.fisher, data.outputs))
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's check may fail in any way
+        raise UsageError(f"method {method.opt!r}: its check raised {described(error)}") from error
     if points > len(data.train_inputs):
         raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
 
@@ -185,9 +205,12 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
 def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: Any) -> Any:
     try:
         return import_object(path, "method")(*positional, **arguments)
-    except Exception as error:  # a user's class may fail in any way
-        given = ", ".join(f"{k}={v!r}" for k, v in sorted(arguments.items()))
-        raise UsageError(f"method {opt!r} raised on construction with {given}: {error}") from error
+    except (UsageError, KeyboardInterrupt):  # the import's names the method already
+        raise
+    except BaseException as error:  # a user's class may fail in any way
+        given = ", ".join(f"{k}={shown(v)}" for k, v in sorted(arguments.items())) or "no options"
+        what = str(error) if isinstance(error, Exception) else described(error)
+        raise UsageError(f"method {opt!r} raised on construction with {given}: {what}") from error
 
 
 def total_updates(run: Run, samples: int) -> tuple[int, int]:

@@ -54,7 +54,7 @@ class Clocks:
         self.seconds_warmup = state["seconds_warmup"]
 
     def _lap(self) -> float:
-        synchronise(self._device)
+        synchronise(self._device)  # first: work still queued belongs to the lap that ends
         now = self._now()
         seconds, self._mark = now - self._mark, now
         return seconds

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of ru_maxrss: macOS counts bytes, Linux kibibytes.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 

@@ -37,10 +37,8 @@ class PlainUpdate:
 
     def finish(self, scale: Scale) -> None:
         """The gradient is its own direction, to which a step rule's ``scale`` is applied."""
-        scale_gradients(self.model, scale(self._squared_norm))
-
-    def _squared_norm(self) -> Tensor:
-        return squared_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        scale_gradients(self.model, scale(lambda: squared_norm(gradients)))
 
     def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Nothing to fill."""

@@ -23,7 +23,7 @@ from kfbench.updates.build import (
     check_turn,
     total_updates,
 )
-from kfbench.updates.evaluation import evaluate
+from kfbench.updates.evaluation import at_weights_to_judge, evaluate
 from kfbench.updates.memory import tensor_bytes
 from kfbench.updates.turn import Turn, Watch
 
@@ -118,7 +118,7 @@ class Trainee:
             with self.preconditioning.capture():
                 output = self.model(xs)
             losses = self.likelihood.loss(output, ys)
-            part = losses.sum() / len(x)
+            part = losses.sum() / len(x)  # not len(xs): the parts add up to the mean over the batch
             self.preconditioning.take_in(losses, output, part)
             total = total + part.detach()
         return total
@@ -137,12 +137,13 @@ class Trainee:
             return self.rule.scale(Proposed(product, self.lr, self.step))
 
     def _move(self, samples: int) -> None:
-        self._decay_weights()
+        self._decay_weights()  # before the step and before lr falls: decoupled, with the lr of this very step
         with self._around("step"):
             self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         damping = self.rule.damping(Taken(self.damping, self.step))
+        # Only now, as it follows from the step that was taken; it counts from the next refresh on.
         if damping is not None and damping != self.damping:
             self.preconditioning.turn.redamp(damping)
         self.step += 1
@@ -173,8 +174,9 @@ class Trainee:
     def evaluate(self) -> dict[str, float | None]:
         """Losses and accuracies on training and test set, or on their first ``eval_samples``."""
         k, data = self.eval_samples, self.data
-        train = evaluate(self.model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
-        test = evaluate(self.model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
+        with at_weights_to_judge(self.optimizer):
+            train = evaluate(self.model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
+            test = evaluate(self.model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
         names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
         return dict(zip(names, (*train, *test), strict=True))
 
@@ -202,12 +204,13 @@ class Trainee:
         self.step, self.samples = state["step"], state["samples"]
         self.model.load_state_dict(state["model"])
         self.rule.load_state_dict(state)
-        if "optimizer" not in state:
+        if "optimizer" not in state:  # an ended run: its weights alone are kept
             return
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.last_epoch = state["scheduler"]
+            self.scheduler.last_epoch = state["scheduler"]  # lr itself has come with the optimizer's groups
         self.preconditioning.load_state_dict(_to_device(state["preconditioning"], self.device))
+        # Last, after whatever a user's method draws while it is built or loaded.
         torch.set_rng_state(state["random"].cpu())
         if state["random_device"] is not None:
             torch.cuda.set_rng_state(state["random_device"].cpu(), self.device)

@@ -4,13 +4,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kfbench.config.load import dump
-from kfbench.config.schema import Config
-from kfbench.errors import UsageError
+import torch
+
+from kfbench.config.schema import Config, Method
+from kfbench.errors import UsageError, described
+from kfbench.training.interruption import Interruption
 from kfbench.updates.build import build_data, prepare_torch
 from kfbench.updates.schedule import PARTS
-from kfbench.updates.timed import PartContestant, TraineeContestant, preload
+from kfbench.updates.timed import DIVERGES, STILL_LR, PartContestant, TraineeContestant, preload
 from kfbench.updates.trainee import Trainee
+from kfbench.wallclock.child import ChildError
 from kfbench.wallclock.memory_probe import probe_memory
 from kfbench.wallclock.rounds import plan_updates
 from kfbench.wallclock.tasks import measured_tasks, predicted_tasks
@@ -30,32 +33,40 @@ class Bench:
         self.composed: dict[str, tuple[int, int]] = {}
         self.updates: dict[str, int] = {}
         self.timed: list[TraineeContestant] = []
-        self.wholes = [self._build(i) for i in range(len(config.methods))]  # whatever is wrong fails first
-        for i, contestant in enumerate(self.wholes):
-            progress(f"warming up {contestant.label} ({i + 1}/{len(self.wholes)})")
+        built = [self._build(method) for method in config.methods]  # whatever is wrong fails first
+        # What all ratios refer to; never composed, since it is timed twice a round.
+        self.reference = built[0]
+        self.wholes: list[TraineeContestant] = []
+        for i, contestant in enumerate(built):
+            progress(f"warming up {contestant.label} ({i + 1}/{len(built)})")
             self._warm(contestant)
 
-    @property
-    def reference(self) -> TraineeContestant:
-        """What all ratios refer to; never composed, since it is timed twice a round."""
-        return self.wholes[0]
+    def _build(self, method: Method) -> TraineeContestant:
+        settings, options = self.config.wallclock, method.options
+        still = method.model_copy(update={"options": {**options, "lr": STILL_LR}})
+        return TraineeContestant(
+            method.label,
+            self._trainee(method),
+            self.batches,
+            settings.with_data,
+            settings.optimizer_only,
+            None if options.get("lr") is None else lambda: self._trainee(still),
+        )
 
-    def _build(self, index: int) -> TraineeContestant:
-        settings, method = self.config.wallclock, self.config.methods[index]
-        single = self.config.with_methods([method])
-        trainee = Trainee(single, self.data, self.config.run.seed, self.device)
-        return TraineeContestant(method.label, trainee, self.batches, settings.with_data, settings.optimizer_only)
+    def _trainee(self, method: Method) -> Trainee:
+        return Trainee(self.config.with_methods([method]), self.data, self.config.run.seed, self.device)
 
     def _warm(self, contestant: TraineeContestant) -> None:
         # A period that will be composed anyway need not be run whole.
         whole = not self._always_composed(contestant)
         try:
             contestant.warm_up(self.config.wallclock.warmup_periods if whole else 0)
-            diverged = contestant.diverged
-        except FloatingPointError:
-            diverged = True
-        if diverged:
-            raise UsageError(f"method {contestant.label!r} diverged during its warm-up; lower its lr")
+        except DIVERGES as error:
+            if contestant is self.reference:
+                raise UsageError(f"the reference, {contestant.label!r}, cannot be timed: {described(error)}") from error
+            self.notes.append(f"{contestant.label}: cannot be timed, and is left out: {described(error)}")
+        else:
+            self.wholes.append(contestant)
 
     def _always_composed(self, contestant: TraineeContestant) -> bool:
         return self.config.wallclock.compose == "always" and self._can_be_composed(contestant)
@@ -95,7 +106,7 @@ class Bench:
         for contestant in self.wholes:
             if contestant.label in updates:
                 self.timed.append(contestant)
-            else:  # it was composed: only its parts have windows
+            elif contestant.label + PARTS[0] in updates:  # it was composed: only its parts have windows
                 self.timed += [PartContestant(contestant, part) for part in PARTS]
 
     def timed_in_order(self) -> list[TraineeContestant]:
@@ -118,13 +129,14 @@ class Bench:
         return self.config.wallclock.rounds * (sum(seconds.values()) + seconds[self.reference.label])
 
     def describe(self, contestant: TraineeContestant) -> dict[str, Any]:
-        """What the windows do not say: schedule, predicted ratio, tasks, memory."""
-        trainee, settings = contestant.trainee, self.config.wallclock
-        own = [c for c in self.timed if c.trainee is trainee]
-        if any(c.diverged for c in own):
+        """What the windows do not say, and need not be measured: schedule, predicted ratio; notes on divergence."""
+        trainee = contestant.trainee
+        if contestant.stands_still:
+            self.notes.append(still_note(contestant.label))
+        elif any(c.diverged for c in self.timed if c.trainee is trainee):
             self.notes.append(
                 f"{contestant.label}: its loss was not finite when a window ended, so something else than training "
-                "was timed; lower its lr"
+                "was timed"
             )
         entry: dict[str, Any] = {
             "composed": contestant.label in self.composed,
@@ -133,14 +145,33 @@ class Bench:
             "predicted_multiply_adds": None,
             "predicted_ratio": None,
         }
-        if not settings.optimizer_only:  # the counts are of whole updates
+        if not self.config.wallclock.optimizer_only:  # the counts are of whole updates
             predicted = predicted_tasks(trainee, self.batches[0])
             base = predicted_tasks(self.reference.trainee, self.batches[0])
             ratio = sum(predicted.values()) / sum(base.values()) if predicted and base else None
             entry |= {"predicted_multiply_adds": predicted, "predicted_ratio": ratio}
-            # Tasks are timed over a whole period, which of a composed method is too long.
-            if not self.config.run.quick and contestant.label not in self.composed:
-                entry["seconds_by_task"] = measured_tasks(contestant)
-        if not self.config.run.quick:
-            entry |= probe_memory(dump(self.config.with_methods([trainee.method])))
         return entry
+
+    def tasks(self, contestant: TraineeContestant) -> dict[str, Any]:
+        """Seconds by task; nothing where only steps are timed, or a period is too long to run it whole."""
+        if self.config.wallclock.optimizer_only or contestant.label in self.composed:
+            return {}
+        return {"seconds_by_task": measured_tasks(contestant)}
+
+    def memory(self, contestant: TraineeContestant, stop: Interruption) -> dict[str, Any]:
+        """Peak and state; nothing after an interruption or, with a note, where it could not be measured."""
+        single = self.config.with_methods([contestant.trainee.method])
+        try:
+            return dict(probe_memory(single, self.data, self.batches, self.device, stop))
+        except (ChildError, *DIVERGES, torch.OutOfMemoryError) as error:
+            why = str(error) if isinstance(error, ChildError) else described(error)
+            self.notes.append(f"{contestant.label}: its memory could not be measured: {why}")
+            return {}
+
+
+def still_note(label: str) -> str:
+    """What is said of a method that diverged, and was timed nevertheless."""
+    return (
+        f"{label}: it diverged, and was timed with lr {STILL_LR:g} instead, which leaves the weights where they are: "
+        "what an update costs does not depend on whether it learns"
+    )

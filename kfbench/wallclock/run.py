@@ -3,28 +3,28 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kfbench.config.load import configure, dump
 from kfbench.config.schema import Config
-from kfbench.errors import UsageError
+from kfbench.errors import KfbenchError, UsageError
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
 from kfbench.training.interruption import Interruption
 from kfbench.updates.build import build_data, prepare_torch
-from kfbench.wallclock.bench import Bench, Progress
+from kfbench.wallclock.bench import Bench, Progress, still_note
+from kfbench.wallclock.child import ChildError, values_of
 from kfbench.wallclock.ratios import WINDOW_COLUMNS, compose, half_widths, per_update, summarise, warnings_of
 from kfbench.wallclock.rounds import time_rounds, time_until
 
 
 def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> dict[str, Any]:
-    """Time every cell of the axes; returns what summary.json holds, which is written as each cell ends.
+    """Time every cell of the axes; returns what summary.json holds, which is written whenever more is known.
 
     Several cells have a folder each. All are checked before the first window. An interruption ends
-    the rounds and keeps what was measured.
+    the rounds, or what is measured after them, and keeps what was measured.
     """
     device = prepare_torch(cells[0].run)
     for config in cells:
@@ -32,21 +32,24 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
         build_data(config, device)  # one for all: cells differ in width and batch size alone
     write_yaml(directory / "config.yaml", dump(cells[0], "wallclock"))
     write_json(directory / "environment.json", environment(device))
-    summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "status": "interrupted", "cells": []}
+    done: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "status": "interrupted", "cells": done}
     with Interruption() as stop:
         for config, name in zip(cells, _cell_names(cells), strict=True):
             if name:
                 progress(name)
             folder = directory / name
             folder.mkdir(exist_ok=True)
-            cell = _time_cell(Bench(config, progress), folder, progress, stop)
-            if cell is None:
-                break
-            summary["cells"].append(cell)
             if name:
                 write_yaml(folder / "config.yaml", dump(config, "wallclock"))
-                write_json(folder / "summary.json", summary | {"cells": [cell]})
-            write_json(directory / "summary.json", summary)
+            for cell in _time_cell(Bench(config, progress), folder, progress, stop):
+                summary["cells"] = [*done, cell]
+                if name:
+                    write_json(folder / "summary.json", summary | {"cells": [cell]})
+                write_json(directory / "summary.json", summary)
+            if stop.requested:
+                break
+            done = summary["cells"]
     if not stop.requested:
         summary["status"] = "done"
     write_json(directory / "summary.json", summary)
@@ -70,38 +73,56 @@ def _cell_names(cells: Sequence[Config]) -> list[str]:
     return ["-".join(f"{axis}={v[axis]}" for axis in varying) for v in values]
 
 
-def _time_cell(bench: Bench, folder: Path, progress: Progress, stop: Interruption) -> dict[str, Any] | None:
-    """Time every method of a bench; windows.csv gets each round as it ends. None if nothing was measured."""
+def _time_cell(bench: Bench, folder: Path, progress: Progress, stop: Interruption) -> Iterator[dict[str, Any]]:
+    """Time every method of a bench; windows.csv gets each round as it ends. What is known of it, again and again.
+
+    First comes what follows from the rounds, before anything else is begun that an interruption could
+    meet; then each method's tasks and memory. Nothing if nothing was measured.
+    """
     config = bench.config
+    if stop.requested:
+        return
     bench.plan()
+    if stop.requested:
+        return
     log = CsvLog(folder / "windows.csv", WINDOW_COLUMNS)
     try:
         apart = config.wallclock.processes > 1
-        rows = _rounds_apart(bench, log, progress) if apart else _rounds_here(bench, log, progress, stop)
-    except FloatingPointError as error:
-        raise UsageError(f"a method diverged while it was timed ({error}); lower its lr") from error
+        rows = _rounds_apart(bench, log, progress, stop) if apart else _rounds_here(bench, log, progress, stop)
     finally:
         log.close()
     if not rows:
-        return None
+        return
     costs = compose(per_update(rows), bench.composed)
     reference = bench.reference.label
     summaries = summarise(costs, reference)
     methods = {c.label: summaries[c.label] | bench.describe(c) for c in bench.wholes}
-    notes = warnings_of(rows, costs, reference, os.cpu_count() or 1, config.run.threads) + bench.notes
+    notes = warnings_of(rows, costs, reference, os.cpu_count() or 1, config.run.threads)
     wanted = config.wallclock.precision
     if wanted is not None and (widest := _widest(bench, rows)) > wanted:
         notes.append(f"inconclusive: after --max-time the widest interval is +-{widest:.1%}, wanted +-{wanted:.1%}")
-    return {
-        "reference": reference,
-        "width": config.problem.width,
-        "batch_size": config.run.batch_size,
-        "label": _label(config),
-        "seconds_total": time.monotonic() - bench.began,
-        "methods": methods,
-        "warnings": notes,
-        "quick": config.run.quick,
-    }
+
+    def known() -> dict[str, Any]:
+        return {
+            "reference": reference,
+            "width": config.problem.width,
+            "batch_size": config.run.batch_size,
+            "label": _label(config),
+            "seconds_total": time.monotonic() - bench.began,
+            "methods": methods,
+            "warnings": notes + list(dict.fromkeys(bench.notes)),
+            "quick": config.run.quick,
+        }
+
+    yield known()
+    for i, contestant in enumerate([] if config.run.quick else bench.wholes):
+        if stop.requested:
+            return
+        progress(f"tasks and memory of {contestant.label} ({i + 1}/{len(bench.wholes)})")
+        methods[contestant.label] |= bench.tasks(contestant)
+        if not stop.requested:
+            methods[contestant.label] |= bench.memory(contestant, stop)
+        yield known()
 
 
 def _label(config: Config) -> str:
@@ -137,8 +158,11 @@ def _rounds_here(bench: Bench, log: CsvLog, progress: Progress, stop: Interrupti
     return time_until(bench.timed_in_order(), bench.updates, settings.rounds, seed, enough, time_left, record)
 
 
-def _rounds_apart(bench: Bench, log: CsvLog, progress: Progress) -> list[dict[str, Any]]:
-    """The rounds spread over fresh processes, one after another; each warms up anew."""
+def _rounds_apart(bench: Bench, log: CsvLog, progress: Progress, stop: Interruption) -> list[dict[str, Any]]:
+    """The rounds spread over fresh processes, one after another; each warms up anew.
+
+    A process that dies leaves the rounds that it still had out, with a note; KfbenchError where none is left.
+    """
     settings = bench.config.wallclock
     rows: list[dict[str, Any]] = []
     tree = dump(bench.config, "wallclock")
@@ -146,22 +170,33 @@ def _rounds_apart(bench: Bench, log: CsvLog, progress: Progress) -> list[dict[st
     context = multiprocessing.get_context("spawn")
     for index in range(settings.processes):
         rounds = list(range(index, settings.rounds, settings.processes))
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            of_process = pool.submit(_one_process, tree, bench.updates, rounds).result()
-        log.append(of_process)
-        rows += of_process
+        try:
+            for of_round, of_process in values_of(context, _one_process, (tree, bench.updates, rounds), stop):
+                log.append(of_round)
+                rows += of_round
+                bench.notes += of_process
+        except ChildError as error:
+            bench.notes.append(f"process {index + 1} of {settings.processes}: {error}; its last rounds are missing")
+        if stop.requested:
+            break
         progress(f"process {index + 1}/{settings.processes}: {len(rounds)} rounds")
+    if not rows and not stop.requested:
+        raise KfbenchError(f"no round could be timed: {bench.notes[-1]}")
     return rows
 
 
-def _one_process(tree: dict[str, Any], updates: dict[str, int], rounds: list[int]) -> list[dict[str, Any]]:
+def _one_process(
+    tree: dict[str, Any], updates: dict[str, int], rounds: list[int]
+) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """The rows of each round as it ends, and what is to be said of methods."""
     flags = {**tree["problem"], **tree["run"], **tree["wallclock"]}
     config = configure({}, flags, tree["methods"], commands=("wallclock",))
     bench = Bench(config, lambda line: None)
     # The windows that the leading process planned, so that rounds of all processes are alike.
     bench.follow(updates)
-    seed = config.run.seed
-    return [row for r in rounds for row in time_rounds(bench.timed_in_order(), bench.updates, 1, seed, r)]
+    for r in rounds:
+        rows = list(time_rounds(bench.timed_in_order(), bench.updates, 1, config.run.seed, r))
+        yield rows, [still_note(c.label) for c in bench.wholes if c.stands_still]
 
 
 def _widest(bench: Bench, rows: list[dict[str, Any]]) -> float:

@@ -136,7 +136,7 @@ def workplace(tmp_path, monkeypatch):
     (place / "foreign" / "thesis.tex").write_text("years of work")
     (place / "file").write_text("precious")
     (place / "run" / "seed-0").mkdir(parents=True)
-    (place / "run" / "config.yaml").write_text("methods: [foof]")
+    (place / "run" / "config.yaml").write_text("problem: {}\nmethods: [foof]\nrun: {}\n")
     (place / "typo.yaml").write_text("problem: {datset: mnist}")
     (place / "scalar.yaml").write_text("foof")
     (place / "updates.yaml").write_text("run: {updates: 5, epochs: 5}")

@@ -110,7 +110,7 @@ def test_only_the_verdict_that_was_shown_is_kept(kfbench):
     assert json.loads(kept.read_text())["verdict"] == "reproduced"
     kept.write_text('{"half')
     code, _, err = kfbench("compare", "configs", "--scale", "full")
-    assert code == 2 and f"{kept} cannot be read" in err
+    assert code == 3 and f"{kept} cannot be read" in err
 
 
 def test_the_hash_does_not_depend_on_where_it_runs():

@@ -86,6 +86,8 @@ def test_finished_runs_are_compared_without_torch_also_of_users_classes(runs):
     shutil.copytree("b", "own")
     config = Path("own/config.yaml")
     config.write_text(config.read_text().replace("opt: adam", "opt: own_module:Own"))
+    for path in Path("own").glob("seed-*/*"):
+        path.write_text(path.read_text().replace("adam", "own_module.Own"))
     done = subprocess.run([sys.executable, "-c", _WITHOUT_TORCH], capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []], done.stderr
 

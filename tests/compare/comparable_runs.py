@@ -27,12 +27,19 @@ def _write_seed(folder, label, seed, losses):
     diverged = not math.isfinite(losses[-1])
     epochs = CsvLog(folder / "epochs.csv", EPOCH_COLUMNS)
     epochs.append(
-        {**identity, "update": i * STEP, "epoch": i, "train_loss": loss, "seconds_updates": 0.5 * i}
+        {
+            **identity,
+            "update": i * STEP,
+            "epoch": i,
+            "train_loss": loss,
+            "test_accuracy": 0.8,
+            "seconds_updates": 0.5 * i,
+        }
         for i, loss in enumerate(losses)
     )
     epochs.close()
     updates = CsvLog(folder / "updates.csv", UPDATE_COLUMNS)
-    updates.append({**identity, "update": i, "loss": loss} for i, loss in enumerate(losses[:-1]))
+    updates.append({**identity, "update": i, "loss": losses[i // STEP]} for i in range(STEP * (len(losses) - 1)))
     updates.close()
     summary = {
         "status": "diverged" if diverged else "done",

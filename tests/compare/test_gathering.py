@@ -24,7 +24,9 @@ def test_a_run_of_one_method(tmp_path):
     (method,) = found.methods
     assert (method.label, method.opt, method.trials, found.damaged) == ("foof", "foof", None, ())
     assert method.finals == {0: 1.0, 1: 1.5} and method.options["T"] == 100
-    assert method.seeds[0].epochs[1]["train_loss"] == 1.0 and method.seeds[0].losses == ((0, 2.0),)
+    assert method.seeds[0].epochs[1]["train_loss"] == 1.0 and method.seeds[0].losses == tuple(
+        (i, 2.0) for i in range(10)
+    )
     assert found.problem["width"] == 8 and found.run["updates"] == 10
 
 
@@ -239,7 +241,7 @@ def test_a_ruined_run_is_named_and_left_out(tmp_path, ruin):
 def test_folders_that_hold_no_run(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "trials.csv").write_text("trial,method\n")
+    (tmp_path / "sweep" / "trials.csv").write_text(",".join((*FIXED_BEFORE, *FIXED_AFTER)) + "\n")
     found = gather([tmp_path / "empty", tmp_path / "sweep"])
     assert found.methods == ()
     assert "holds no run" in found.damaged[0] and "holds no trial" in found.damaged[1]

@@ -71,6 +71,52 @@ def test_the_argument_wins_and_nothing_else_is_searched(tmp_path, monkeypatch):
         find_files("fashion-mnist", str(tmp_path / "elsewhere"))
 
 
+def test_with_the_variable_set_the_systems_folders_are_still_searched(tmp_path, monkeypatch):
+    """It names where fetched data lie; only --data-dir is meant in place of all others."""
+    folder = write_files(tmp_path / "system" / "fashion-mnist")
+    monkeypatch.setenv("KFBENCH_DATA", str(tmp_path / "variable"))
+    assert find_files("fashion-mnist", None)[0].parent == folder
+    mine = write_files(tmp_path / "variable")
+    assert find_files("fashion-mnist", None)[0].parent == mine
+    with pytest.raises(UsageError, match="was not found"):
+        find_files("fashion-mnist", str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("way", ["argument", "KFBENCH_DATA", "XDG_CACHE_HOME"])
+def test_the_home_of_nobody_is_one_sentence(monkeypatch, way):
+    if way != "argument":
+        monkeypatch.setenv(way, "~nosuchuser/x")
+    with pytest.raises(UsageError, match="folder '~nosuchuser/x' of data sets cannot be found"):
+        find_files("mnist", "~nosuchuser/x" if way == "argument" else None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("file", "cannot be generated: .*curves is there, and no folder"),
+        ("broken link", "cannot be generated: .*curves is there, and no folder"),
+        ("empty", "is not in .*curves: remove that folder, then it is generated there anew"),
+        ("foreign", "is not in .*curves: remove that folder, then it is generated there anew"),
+    ],
+)
+@pytest.mark.parametrize("call", [fetch_dataset, load_dataset])
+def test_what_stands_where_curves_would_be_generated_is_refused_before_the_work(
+    tmp_path, monkeypatch, kind, sentence, call
+):
+    place = tmp_path / "curves"
+    if kind == "file":
+        place.write_text("no folder")
+    elif kind == "broken link":
+        place.symlink_to("nowhere")
+    else:
+        place.mkdir()
+        if kind == "foreign":
+            (place / "thesis.tex").write_text("years of work")
+    monkeypatch.setattr("kfbench.problems.datasets.write_curves", lambda *_: pytest.fail("15 seconds of work"))
+    with pytest.raises(UsageError, match=sentence):
+        call("curves", str(tmp_path))
+
+
 @pytest.mark.parametrize(("variable", "expected"), [("/a/b", Path("/a/b")), ("~/b", Path("~/b").expanduser())])
 def test_default_data_dir(monkeypatch, variable, expected):
     monkeypatch.setenv("KFBENCH_DATA", variable)

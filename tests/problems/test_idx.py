@@ -1,7 +1,9 @@
 """The IDX reader: the published format is read, every fault of a file is one sentence."""
 
 import gzip
+import hashlib
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ _FAULTS = {
     "within the header": (_whole[:10], "ends within its header"),
     "truncated": (_whole[:-1], "holds 23 bytes of data, its header says 24"),
     "only a header": (_whole[:16], "holds 0 bytes of data, its header says 24"),
-    "trailing": (_whole + b"\0", "holds 25 bytes of data, its header says 24"),
+    "trailing": (_whole + b"\0", "holds more bytes of data than its header says, 24"),
     "absurd sizes": (_whole[:4] + b"\xff" * 12 + _whole[16:], "its header says"),
     "none of absurd size": (struct.pack(">HBB3I", 0, 8, 3, 0, 2**32 - 1, 2**32 - 1), "cannot be read"),
     "torn gzip": (_zipped[: len(_zipped) // 2], "cannot be read"),
@@ -94,3 +96,35 @@ def test_any_bytes(tmp_path, content):
     for dimensions in (1, 3):
         found = result_or_one_sentence(lambda n=dimensions: read_idx(path, n))
         assert found is None or (found.ndim == dimensions and found.dtype == np.uint8)
+
+
+def test_no_more_is_read_than_the_header_promises(tmp_path):
+    """Three megabytes that unpack to three gigabytes were unpacked whole."""
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(struct.pack(">HBB3I", 0, 8, 3, 2, 4, 3))
+        for _ in range(200):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(UsageError, match="holds more bytes of data than its header says, 24"):
+        read_idx(path, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+
+
+def test_a_header_that_promises_more_than_any_memory_is_not_believed(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(struct.pack(">HBB3I", 0, 8, 3, 2**31, 28, 28) + bytes(100))
+    with pytest.raises(UsageError, match="its header says 1683627180032 bytes of data, above 1073741824"):
+        read_idx(path, 3)
+
+
+def test_the_checksum_of_a_file_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(idx, "_MOST_BYTES", 2**22)
+    path = tmp_path / "file"
+    path.write_bytes(gzip.compress(bytes(2**24)))
+    with pytest.raises(UsageError, match="it holds more than 4194304 bytes"):
+        idx.idx_sha256(path)
+    path.write_bytes(gzip.compress(b"x" * 3))
+    assert idx.idx_sha256(path) == hashlib.sha256(b"xxx").hexdigest()

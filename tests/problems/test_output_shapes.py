@@ -36,7 +36,9 @@ def _fisher(likelihood, f):
         p = f.sigmoid().reshape(N, D)
         return torch.diag_embed(p * (1 - p))
     dim = likelihood.class_dim if f.dim() > 2 else -1
-    places = torch.arange(D).view(f.shape[1:]).movedim(dim if dim < 0 else dim - 1, -1).reshape(-1, f.shape[dim])  # [P, C]
+    places = (
+        torch.arange(D).view(f.shape[1:]).movedim(dim if dim < 0 else dim - 1, -1).reshape(-1, f.shape[dim])
+    )  # [P, C]
     p, F = f.movedim(dim, -1).reshape(N, -1, f.shape[dim]).softmax(-1), torch.zeros(N, D, D, dtype=f.dtype)
     for n in range(N):
         for q, place in enumerate(places):

@@ -124,3 +124,11 @@ def test_a_diverged_seed_that_was_read_back_from_its_file(tmp_path):
     run = read_json(tmp_path / "summary.json")
     [row] = summary_rows({"method": "foof", "status": "diverged", "runs": [run], "mean": {}, "std": {}})
     assert row["final train loss"] == "inf"
+
+
+@pytest.mark.parametrize("format", ["table", "csv", "markdown"])
+def test_labels_of_others_neither_steer_the_terminal_nor_end_the_table(printed, format):
+    label = "X-mode=[/b]\x1b[31m\x07\r\u202e\udcff"
+    shown = printed(format, [{f"final loss / {label}": label, "n": 1}])
+    assert shown.count(r"X-mode=[/b]\x1b[31m\x07\r\u202e\udcff") == 2
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(shown)

@@ -1,5 +1,8 @@
 """Grids: the published ones, extension, refinement, and every wrong text in one sentence."""
 
+import datetime
+import math
+
 import pytest
 
 from kfbench.errors import UsageError
@@ -95,3 +98,39 @@ def test_every_option_of_ours_has_a_default_grid_or_says_so():
     assert default_axis("nesterov", (1.0, 2.0)).values == (False, True)
     with pytest.raises(UsageError, match="no default grid; give --grid betas="):
         default_axis("betas", (1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        *(("banana", "takes numbers, got 'banana'"), ("a,b", "takes numbers, got 'a'"), ([0.1, "a"], "got 'a'")),
+        *(([None, 1], "takes numbers, got None"), (None, "holds no value"), ([True], "takes numbers, got True")),
+        *(([datetime.date(2020, 1, 1)], "takes numbers, got datetime.date"), ([[1]], "takes numbers, got (1,)")),
+        *(([1, 10**400], "takes 0 and numbers from 1e-100 to 1e+100"), ([5e-324, 1.0], "takes 0 and numbers")),
+        *(([float("nan")], "takes 0 and numbers"), ("1:30", "takes numbers, got '1:30'"), ("1:2:3:4", "takes numbers")),
+        *(("1e-308:1e308:decades", "must be numbers from 1e-100 to 1e+100"), ("text:text:3", "must be numbers from")),
+        *((f"1e-3:1:{'9' * 400}-decades", "unknown step '999"), ("1:2:51-decades", "unknown step '51-decades'")),
+        *((f"1:2:{'9' * 5000}", "2 to 10000 values"), (f"1,{'9' * 5000}", "takes numbers, got '999")),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+@pytest.mark.parametrize("name", ["lr", "damping", "momentum"])
+def test_what_is_no_number_is_one_short_sentence(name, given, part):
+    with pytest.raises(UsageError) as error:
+        parse_axis(name, given, 0.0)
+    assert part in str(error.value) and f"--grid {name}" in str(error.value) and len(str(error.value)) < 800
+
+
+def test_other_options_take_text_and_lists_but_no_mappings():
+    assert parse_axis("betas", [[0.9, [1, 2]]]).values == ((0.9, (1, 2)),)
+    for value in ({"a": 1}, datetime.date(2020, 1, 1)):
+        with pytest.raises(UsageError, match="is no number, text, true or false, nor a list of these"):
+            parse_axis("betas", [value])
+
+
+def test_the_widest_grids_are_extended_without_overflow():
+    for text in ("1e-100:1e100:50-decades", "1e-100:1e100:half-decades", "1e-100:1e100:3", "1e-100,1e100"):
+        axis = parse_axis("lr", text)
+        assert all(map(math.isfinite, axis.values))
+        if axis.extendable:
+            assert all(map(math.isfinite, axis.extended("upper").extended("lower").values))

@@ -131,7 +131,7 @@ def test_exponent_of_a_power_law(exponent):
 
 
 def _entry(ratio, spread, seconds=0.01):
-    found = {}
+    found = {"rounds": 15}
     for key, value in (("ratio", ratio), ("seconds_per_update", seconds)):
         found |= {key: value, key + "_low": value * (1 - spread), key + "_high": value * (1 + spread)}
     return found
@@ -155,30 +155,27 @@ def test_unbounded_interval_never_fails_the_gate():
 def _folder(path, methods, reference="sgd", **environment):
     path.mkdir()
     cell = {"width": None, "batch_size": 100, "reference": reference, "methods": methods}
-    (path / "summary.json").write_text(json.dumps({"cells": [cell]}))
+    (path / "summary.json").write_text(json.dumps({"status": "done", "cells": [cell]}))
     (path / "environment.json").write_text(json.dumps({"cpu": "A", "threads": 1} | environment))
     return path
 
 
-def test_gate_compares_ratios_across_machines_but_milliseconds_only_on_one(tmp_path):
+def test_gate_compares_ratios_or_milliseconds(tmp_path):
     old = _folder(tmp_path / "old", {"foof": _entry(1.5, 0.01, seconds=0.01)})
     new = _folder(tmp_path / "new", {"foof": _entry(1.5, 0.01, seconds=0.02)}, cpu="B")
     same = _folder(tmp_path / "same", {"foof": _entry(1.5, 0.01, seconds=0.02)})
     assert not any(row["failed"] for row in gate(new, old, 0.1, absolute=False))
     (row,) = gate(same, old, 0.1, absolute=True)
     assert row["failed"] and row["method"] == "foof" and row["change"] == pytest.approx(1.0)
-    with pytest.raises(UsageError, match="measured with cpu 'A', this run with 'B'"):
-        gate(new, old, 0.1, absolute=True)
 
 
 def test_gate_refuses_what_it_cannot_compare(tmp_path):
     new = _folder(tmp_path / "new", {"foof": _entry(1.5, 0.01)})
     with pytest.raises(UsageError, match="no finished wallclock run"):
         gate(new, tmp_path / "nothing", 0.1, False)
-    with pytest.raises(UsageError, match="refers to 'adam', this run to 'sgd'"):
-        gate(new, _folder(tmp_path / "adam", {}, reference="adam"), 0.1, False)
-    with pytest.raises(UsageError, match="in common"):
-        gate(new, _folder(tmp_path / "other", {"kfac": _entry(2, 0.1)}), 0.1, False)
+    short = _folder(tmp_path / "short", {"foof": _entry(1.5, 0.01) | {"ratio_low": "-inf", "ratio_high": "inf"}})
+    with pytest.raises(UsageError, match="has no interval of foof"):
+        gate(short, new, 0.1, False)
 
 
 @pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.1", 0.1), ("0%", 0.0), ("2.5%", 0.025)])
