@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfbench.errors import UsageError, described
+from kfbench.errors import UsageError
 from kfbench.results.records import SCHEMA_VERSION, write_atomically
 
 CHECKPOINT = "checkpoint.pt"
@@ -20,8 +21,6 @@ RESERVE = "checkpoint.previous.pt"
 # What stands before the checksum at the end of the file, and how long both are together.
 _MARK, _DIGEST = b"kfbench:", 16
 _SIGNATURE = len(_MARK) + 2 * _DIGEST
-
-
 # What one holds, and what of its trainee only one does from which a run goes on.
 _PARTS = {"trajectory": dict, "seed": int, "trainee": dict, "epochs": list, "bytes": list, "clocks": dict}
 _TO_GO_ON = {"optimizer", "scheduler", "preconditioning", "random", "random_device"}
@@ -86,9 +85,12 @@ def load_checkpoint(
             raise
         except TornError as error:
             reasons.append(f"{name} {error}")
+        except pickle.UnpicklingError:  # whose own words advise to load it all the same
+            reasons.append(f"{name} holds more than tensors and plain values, or is damaged")
         # A torn file fails in any way, and a user's method on what it reads there; the next one is older and whole.
         except BaseException as error:
-            reasons.append(f"{name} cannot be continued from: {described(error)}")
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            reasons.append(f"{name} cannot be continued from: {what[:300]}")
         else:
             return content
     if reasons:

@@ -313,6 +313,12 @@ def test_a_state_that_cannot_be_had_is_a_failure_with_a_summary_and_other_seeds_
     assert all((folder / f"seed-{seed}" / "summary.json").exists() for seed in (0, 1))
 
 
+def test_one_of_before_this_was_asked_is_refused_without_advice_to_trust_it(tmp_path):
+    torch.save({"trainee": {"scale": numpy.float64(1)}}, tmp_path / CHECKPOINT)
+    with pytest.raises(UsageError, match=rf"{CHECKPOINT} holds more than tensors and plain values, or is damaged; "):
+        load_checkpoint(tmp_path)
+
+
 def test_the_state_is_looked_at_once(runs, monkeypatch):
     """Nothing gets slower with every update."""
     calls = []

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from kfbench.config.load import dump
 from kfbench.errors import UsageError
 from kfbench.results.records import load
+from kfbench.training.interruption import Interruption
 from kfbench.training.plots import plot_losses
 from kfbench.training.tables import summary_rows
 from kfbench.updates.build import build_data
@@ -122,7 +122,9 @@ def test_pixels_are_normalised_as_the_papers_do(runs):
 
 
 def test_memory_is_probed_of_the_same_problem(runs):
-    found = probe_memory(dump(runs.config("foof:T=3,lr=0.01", **GAUSSIAN)))
+    config, cpu = runs.config("foof:T=3,lr=0.01", **GAUSSIAN), torch.device("cpu")
+    # The process that measures loads the data by itself.
+    found = probe_memory(config, build_data(config, cpu), [], cpu, Interruption())
     trainee = _trainee(runs, "foof:T=3", **GAUSSIAN)
     trainee.warm_up()
     assert found["peak_memory_bytes"] > 0
