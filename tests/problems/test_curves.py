@@ -2,12 +2,17 @@
 
 import hashlib
 import math
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 
 from kfbench.config.problem_table import DATASETS
-from kfbench.problems.curves import curves, positions
+from kfbench.problems import curves as module
+from kfbench.problems.curves import curves, positions, write_curves
 from kfbench.problems.idx import idx_bytes
 
 _SEED, _STEPS = 2006, 1024
@@ -73,3 +78,47 @@ def test_the_complete_data_set_has_the_known_checksums():
     assert [len(part) for part in parts.values()] == [training, test] == [20_000, 10_000]
     found = {name: hashlib.sha256(idx_bytes(part)).hexdigest() for name, part in parts.items()}
     assert found == DATASETS["curves"].sha256
+
+
+FILES = {"train-images-idx3-ubyte": 3, "t10k-images-idx3-ubyte": 2}
+
+
+def _generate(place, hang_in=""):
+    """In a process of its own, which may hang: where it generates, or where it writes."""
+    if hang_in:
+        vars(module)[hang_in] = lambda *_: time.sleep(60)
+    write_curves(place / "curves", FILES)
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one(tmp_path):
+    killed = multiprocessing.get_context("fork").Process(target=_generate, args=(tmp_path, "write_atomically"))
+    killed.start()
+    while not list(tmp_path.glob(".curves-*/curves")) and killed.is_alive():
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    (left,) = tmp_path.iterdir()
+    (left / "curves" / "train-images-idx3-ubyte.gz.tmp").write_bytes(b"half")
+    # Of such a name, but somebody else's.
+    for name in ("thesis.tex", "curves/notes"):
+        foreign = tmp_path / f".curves-{name.replace('/', '_')[:8]:_<8}"
+        (foreign / name).parent.mkdir(parents=True)
+        (foreign / name).write_text("years of work")
+    (tmp_path / ".curves-notes").mkdir()
+    before = {path.name for path in tmp_path.iterdir()} - {left.name}
+    _generate(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before | {"curves"} and len(before) == 3
+
+
+def test_whoever_comes_second_waits_and_generates_nothing(tmp_path):
+    handle = os.open(tmp_path, os.O_RDONLY)
+    module.fcntl.flock(handle, module.fcntl.LOCK_EX)
+    second = multiprocessing.get_context("fork").Process(target=_generate, args=(tmp_path, "curves"))
+    second.start()
+    time.sleep(0.2)
+    assert list(tmp_path.iterdir()) == [] and second.is_alive()
+    (tmp_path / "curves").mkdir()  # the first one is done
+    module.fcntl.flock(handle, module.fcntl.LOCK_UN)  # the child has inherited it, so closing would not do
+    os.close(handle)
+    second.join(30)
+    assert second.exitcode == 0 and [path.name for path in tmp_path.iterdir()] == ["curves"]
