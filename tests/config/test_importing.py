@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import kfbench
 from kfbench.config.importing import import_object
 from kfbench.errors import UsageError
 
@@ -20,9 +21,9 @@ _COMMANDS = [
     ["sweep", "lr", "--opt", "sgd", "--grid", "lr=0.1,0.2", "--quick", "--plot", *_PROBLEM],
 ]
 _KFBENCH = {"script": [str(Path(sys.executable).with_name("kfbench"))], "module": [sys.executable, "-m", "kfbench"]}
-# What Python imports before ``-m`` hands over to any module, and our own package before its ``__main__``.
-_BEFORE_MAIN = {"contextlib", "types", "warnings", "functools", "collections", "keyword", "operator", "reprlib"}
-_BEFORE_MAIN |= {"typing", "_typing"}
+# What Python itself imports before ``-m`` hands over to any module (an editable install's own hook imports more, earlier,
+# and would hide it: hence without site), and what our package imports before its ``__main__`` can act.
+_BEFORE_MAIN = "import sys, runpy; sys.path.append({!r}); import kfbench; print(*sys.modules)"
 
 
 @pytest.fixture
@@ -44,7 +45,9 @@ def trap(tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", _KFBENCH)
 def test_no_command_imports_what_lies_in_the_working_folder(trap, way, arguments):
     if way == "module":
-        for name in _BEFORE_MAIN:
+        package = str(Path(kfbench.__file__).parents[1])
+        before = [sys.executable, "-I", "-S", "-c", _BEFORE_MAIN.format(package)]
+        for name in subprocess.run(before, capture_output=True, text=True, check=True).stdout.split():
             (trap / f"{name}.py").unlink(missing_ok=True)
     done = subprocess.run([*_KFBENCH[way], *arguments], capture_output=True, text=True, timeout=240)
     assert not (trap / "EXECUTED").exists(), (trap / "EXECUTED").read_text()
