@@ -7,8 +7,10 @@ differentiating to the tensor would be silently wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from kfbench.curvature.contract import Layer
+from kfbench.curvature.contract import Layer, full
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.statistics import LayerStatistics
+from kfbench.curvature.moments import MeasuredMoment, Moment, MomentOfRows
+from kfbench.curvature.statistics import CapturedStatistics, LayerStatistics
 
 
 class CaptureError(RuntimeError):
@@ -27,19 +30,34 @@ class CaptureError(RuntimeError):
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a layer: its input (shared, not copied), that input's version, its output's edge."""
+    """One call of a layer: its input (shared, not copied), that input's version, its output's edge and positions."""
 
     input: Tensor
     version: int
     edge: GradientEdge
+    positions: int
+
+
+@dataclass
+class Wanted:
+    """What the methods of one update want of the backward pass of the losses; the cheapest where nobody says so."""
+
+    rows: bool = False
+    """Every layer's gradient as rows, however many, for methods that look at single samples."""
+    moments: bool = False
+    """The moment of the output gradients, where the rows themselves are not kept."""
 
 
 @dataclass
 class Captured:
-    """One captured forward: draw labels, then ask for gradients (which may free the graph), then for statistics.
+    """One captured forward: say what reaches the losses, draw labels, ask for gradients, then for statistics.
 
-    Calls that the losses do not reach (a teacher's forward, a metric) count nowhere, once ``gradients`` has
-    found out which they are. Half precisions become float32 here, so that no factor is kept in less.
+    Calls that the losses do not reach (a teacher's forward, a metric) count nowhere. Half precisions become
+    float32 here, so that no factor is kept in less.
+
+    A layer's gradient comes from autograd, as a matrix, unless it is kept as rows: where a method wants those, where
+    a sample is one row, and where all rows are fewer than d_out, since a preconditioner's right side is then
+    cheaper on them.
     """
 
     layers: dict[str, Layer]
@@ -49,58 +67,77 @@ class Captured:
     """Layers that were called under no_grad: by an evaluation, or where a checkpoint hides them."""
     loss_scale: float = 1.0
     """What the losses were multiplied by; it is taken out of every gradient."""
-    _true: list[Tensor | None] | None = None
-    _plain_gradients: list[Tensor | None] | None = None
+    wanted: Wanted = field(default_factory=Wanted)
+    _reached: set[Any] | None = None
+    _true: _Backpropagated | None = None
     _inputs: dict[str, Tensor] = field(default_factory=dict)
-    _labels: dict[str, list[list[Tensor | None]]] = field(default_factory=dict)
-
-    @property
-    def edges(self) -> list[GradientEdge]:
-        """Of all calls, layer by layer: the order of every list of gradients by call."""
-        return [call.edge for calls in self.calls.values() for call in calls]
+    _labels: dict[str, list[_Backpropagated]] = field(default_factory=dict)
 
     def exclude(self, name: str) -> None:
         """Forget a layer: its parameters are then treated as plain ones, by the caller."""
         self.calls.pop(name, None)
         self._inputs.pop(name, None)
 
-    def used(self, name: str) -> list[_Call]:
-        """The calls of a layer that the losses reach, as far as that is known; all of them before any backward pass."""
-        calls = self.calls.get(name, [])
-        if self._true is None:
-            return calls
-        return [call for call, g in zip(calls, self._of_layer(name, self._true), strict=True) if g is not None]
+    def reach(self, losses: Tensor) -> Counter[int]:
+        """Find out which calls ``losses`` are made of; returns how often each parameter (by id) is used below them."""
+        uses: Counter[int] = Counter()
+        seen, waiting = set(), [losses.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            for following, _ in node.next_functions if node is not None else ():
+                if following is None:
+                    continue
+                if following.name() == "torch::autograd::AccumulateGrad":
+                    uses[id(following.variable)] += 1  # type: ignore[attr-defined]
+                elif following not in seen:
+                    seen.add(following)
+                    waiting.append(following)
+        self._reached = {losses.grad_fn, *seen}
+        return uses
 
-    def _of_layer(self, name: str, by_call: list[Any]) -> list[Any]:
-        """The part of a list in the order of ``edges`` that is one layer's."""
-        start = 0
-        for other, calls in self.calls.items():
-            if other == name:
-                return by_call[start : start + len(calls)]
-            start += len(calls)
-        return []
+    def used(self, name: str) -> list[_Call]:
+        """The calls of a layer that the losses reach, as far as that is known."""
+        calls = self.calls.get(name, [])
+        return calls if self._reached is None else [call for call in calls if call.edge.node in self._reached]
+
+    def is_small(self, name: str) -> bool:
+        """Whether the layer's rows are fewer than d_out, or one a sample: then they are the cheaper form."""
+        used = self.used(name)
+        positions = sum(call.positions for call in used)
+        return positions <= 1 or positions * len(used[0].input) < self.layers[name].d_out
 
     def inputs(self, name: str) -> Tensor:
         """Input rows [N, P, d_in] of a layer; a layer used twice joins along P."""
-        # Kept: statistics and gradients ask for the same rows, which for a convolution are all its patches.
-        if name not in self._inputs:
-            calls = self.used(name)
-            for call in calls:
-                if call.input._version != call.version:
-                    raise CaptureError(
-                        f"the input of layer {name!r} was changed in place after the layer used it, "
-                        "so its rows are lost; make the operation that follows it out of place"
-                    )
-            self._inputs[name] = _joined([_full(self.layers[name].input_rows(call.input)) for call in calls])
-        return self._inputs[name]
+        if name in self._inputs:
+            return self._inputs[name]
+        rows = _joined([full(self.layers[name].input_rows(x)) for x in self._unchanged(name)])
+        if self.is_small(name):  # statistics and gradients ask for the same ones; patches would fill the memory
+            self._inputs[name] = rows
+        return rows
+
+    def _unchanged(self, name: str) -> list[Tensor]:
+        """What the layer was given."""
+        for call in self.used(name):
+            if call.input._version != call.version:
+                raise CaptureError(
+                    f"the input of layer {name!r} was changed in place after the layer used it, "
+                    "so its rows are lost; make the operation that follows it out of place"
+                )
+        return [call.input for call in self.used(name)]
 
     def draw(
-        self, fisher: str, output: Tensor, vectors: Callable[[Tensor, str], Tensor] | None, losses: Tensor
+        self,
+        fisher: str,
+        output: Tensor,
+        vectors: Callable[[Tensor, str], Tensor] | None,
+        losses: Tensor,
+        moments_only: bool = False,
     ) -> None:
         """Backpropagate what a Fisher of this kind needs, keeping the graph; once for all who ask.
 
         ``vectors(output, fisher)`` gives the K vectors [K, *output.shape] of the likelihood for sampled and
-        full; empirical uses the true labels' gradients.
+        full; empirical uses the true labels' gradients. ``moments_only``: nobody asks for rows of output gradients,
+        so that each may be given up when it has been added to its moment.
         """
         if fisher == "empirical":
             self._backpropagate_losses(losses, keep_graph=True)
@@ -108,58 +145,92 @@ class Captured:
             assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
             # Detached: labels are drawn from the output, not differentiated through it.
             drawn = vectors(output.detach(), fisher)
-            self._labels[fisher] = [self._backpropagate(output, vector) for vector in drawn]
+            kept = {name for name in self.calls if not moments_only or self.is_small(name)}
+            moments: dict[str, Tensor] = {}
+            self._labels[fisher] = [
+                self._backpropagate(output, vector, kept=kept, moments=moments if moments_only else None)
+                for vector in drawn
+            ]
 
     def statistics(self, fisher: str) -> dict[str, LayerStatistics]:
-        """The rows of every layer that was used, for ``fisher`` none | sampled | full | empirical, after ``draw``."""
-        found = {}
+        """Those of every layer that was used, for ``fisher`` none | sampled | full | empirical, after ``draw``."""
+        found: dict[str, LayerStatistics] = {}
+        for name in self.calls:
+            layer, used = self.layers[name], self.used(name)
+            if not used:
+                continue
+            passes, scale = self._labels.get(fisher, []), 1.0
+            if fisher == "empirical":
+                assert self._true is not None, "draw comes first"
+                passes, scale = [self._true], self.loss_scale
+            rows = moment = None
+            if passes and (sums := passes[0].moments) is not None and name in sums:
+                moment = MeasuredMoment(sums[name] / scale**2 if scale != 1.0 else sums[name])
+            elif passes:
+                rows = torch.stack([self._rows(name, each) for each in passes])
+                rows = rows / scale if scale != 1.0 else rows
+            found[name] = CapturedStatistics(
+                samples=len(used[0].input),
+                positions=sum(call.positions for call in used),
+                has_bias=layer.has_bias,
+                rows=partial(self.inputs, name),
+                moment=partial(self._input_moment, name),
+                raw=[call.input for call in used],
+                vectors=len(passes),
+                output_gradients=rows,
+                output_moment=moment,
+            )
+        return found
+
+    def _input_moment(self, name: str, ones: bool) -> Moment:
+        if not self.is_small(name):
+            return self.layers[name].input_moment(self._unchanged(name), ones)
+        rows = self.inputs(name)
+        if ones and not self.layers[name].has_bias:
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+        return MomentOfRows(rows)
+
+    def gradients(self, losses: Tensor, keep_graph: bool = False) -> dict[str, LayerGradient]:
+        """The mean gradient of ``losses`` [N] of every used layer; frees the graph unless it is to be kept."""
+        true, scale = self._backpropagate_losses(losses, keep_graph), self.loss_scale
+        gradients = {}
         for name in self.calls:
             if not self.used(name):
                 continue
-            rows = None
-            if fisher == "empirical":
-                assert self._true is not None, "draw comes first"
-                rows = self._rows(name, self._true)[None] / self.loss_scale
-            elif fisher != "none":
-                rows = torch.stack([self._rows(name, by_call) for by_call in self._labels[fisher]])
-            found[name] = LayerStatistics(self.inputs(name), rows, self.layers[name].has_bias)
-        return found
-
-    def gradients(self, losses: Tensor, keep_graph: bool = False) -> dict[str, LayerGradient]:
-        """The mean gradient of ``losses`` [N] of every used layer, as rows; frees the graph unless it is to be kept."""
-        by_call = self._backpropagate_losses(losses, keep_graph)
-        gradients = {}
-        for name in self.calls:
-            if self.used(name):
-                g = self._rows(name, by_call) / self.loss_scale if self.loss_scale != 1.0 else self._rows(name, by_call)
+            if name in true.dense:
+                matrix = full(self.layers[name].matrix(true.dense[name])) / (len(losses) * scale)
+                gradients[name] = LayerGradient.from_dense(matrix, len(losses))
+            else:
+                g = self._rows(name, true) / scale if scale != 1.0 else self._rows(name, true)
                 gradients[name] = LayerGradient(g.flatten(0, 1), self.inputs(name).flatten(0, 1), len(losses))
         return gradients
 
     def plain_gradients(self, losses: Tensor) -> list[Tensor | None]:
         """The mean gradient of each parameter in ``plain``; None where the loss does not use it."""
-        self._backpropagate_losses(losses, keep_graph=False)
-        assert self._plain_gradients is not None
-        return [None if g is None else g / (len(losses) * self.loss_scale) for g in self._plain_gradients]
+        true = self._backpropagate_losses(losses, keep_graph=False)
+        return [None if g is None else g / (len(losses) * self.loss_scale) for g in true.plain]
 
-    def _rows(self, name: str, by_call: list[Tensor | None]) -> Tensor:
+    def _rows(self, name: str, of: _Backpropagated) -> Tensor:
         """Gradient rows [N, P, d_out] of the calls that were used; zero where one was not reached from this start."""
-        used, parts = self.used(name), []
-        for call, g in zip(self.calls[name], self._of_layer(name, by_call), strict=True):
-            if call in used:
-                parts.append(self._zeros(name, call) if g is None else _full(self.layers[name].gradient_rows(g)))
+        layer = self.layers[name]
+        parts = [
+            self._zeros(name, call) if (g := of.by_call.get(call)) is None else full(layer.gradient_rows(g))
+            for call in self.used(name)
+        ]
         return _joined(parts)
 
     def _zeros(self, name: str, call: _Call) -> Tensor:
-        rows = _full(self.layers[name].input_rows(call.input))
-        return rows.new_zeros(*rows.shape[:2], self.layers[name].d_out)
+        return full(call.input).new_zeros(len(call.input), call.positions, self.layers[name].d_out)
 
-    def _backpropagate_losses(self, losses: Tensor, keep_graph: bool) -> list[Tensor | None]:
-        # One pass gives both, and is made once: after it the graph may be gone.
+    def _backpropagate_losses(self, losses: Tensor, keep_graph: bool) -> _Backpropagated:
+        # One pass gives all, and is made once: after it the graph may be gone.
         if self._true is None:
-            by_call = self._backpropagate(losses, None, keep_graph, self.plain)
-            count = len(by_call) - len(self.plain)
-            self._true, self._plain_gradients = by_call[:count], by_call[count:]
-            self._inputs.clear()  # rows of calls that turn out to be unused may be among them
+            if self._reached is None:
+                self.reach(losses)
+            used = [name for name in self.calls if self.used(name)]
+            kept = {name for name in used if self.wanted.rows or self.is_small(name)}
+            moments: dict[str, Tensor] | None = {} if self.wanted.moments else None
+            self._true = self._backpropagate(losses, None, keep_graph, kept, moments, self.plain, set(used) - kept)
         return self._true
 
     def _backpropagate(
@@ -167,20 +238,81 @@ class Captured:
         start: Tensor,
         vector: Tensor | None,
         keep_graph: bool = True,
+        kept: Collection[str] = (),
+        moments: dict[str, Tensor] | None = None,
         plain: Sequence[nn.Parameter] = (),
-    ) -> list[Tensor | None]:
-        """The gradient of a SUM with respect to every call's output, then to the plain parameters."""
-        wanted: list[Any] = [*self.edges, *plain]
+        dense: Collection[str] = (),
+    ) -> _Backpropagated:
+        """The gradient of a SUM with respect to outputs of the layers in ``kept``, to plain parameters, to weights.
+
+        Where ``moments`` are wanted, those of all other layers are added to, each gradient being given up at once.
+        """
+        names = [name for name in self.calls if self.used(name)]
+        calls = [call for name in names if name in kept for call in self.used(name)]
+        weights = [(name, self.layers[name].parameters) for name in names if name in dense]
+        passing = {} if moments is None else {c: n for n in names if n not in kept for c in self.used(n)}
+        # To be asked for are those behind which nothing is: autograd comes by all others anyway.
+        goals = [*calls, *passing]
+        last = [
+            call
+            for call, name in passing.items()
+            if name not in dense and not _leads_to(call.edge.node, {c.edge.node for c in goals if c != call})
+        ]
+        wanted: list[Any] = [c.edge for c in (*calls, *last)] + [*plain, *(p for _, own in weights for p in own)]
         if not wanted:
-            return []
+            return _Backpropagated({}, [], {}, moments)
+        handles = [
+            call.edge.node.register_prehook(partial(self._add_moment, moments, name, call))
+            for call, name in passing.items()
+            if call not in last
+        ]
         # Ones make it the gradient of the sum, so that each row is of its own sample's loss, without 1/N.
-        weights = torch.ones_like(start) if vector is None else vector.to(start.dtype)
-        return list(torch.autograd.grad(start, wanted, weights, retain_graph=keep_graph, allow_unused=True))
+        start_with = torch.ones_like(start) if vector is None else vector.to(start.dtype)
+        try:
+            found = list(torch.autograd.grad(start, wanted, start_with, retain_graph=keep_graph, allow_unused=True))
+        finally:
+            for handle in handles:
+                handle.remove()
+        by_call = {call: found.pop(0) for call in calls}
+        for call in last:
+            self._add_moment(moments, passing[call], call, {call.edge.output_nr: found.pop(0)})
+        of_plain = [found.pop(0) for _ in plain]
+        of_weights = {
+            name: [torch.zeros_like(p) if (g := found.pop(0)) is None else g for p in own] for name, own in weights
+        }
+        return _Backpropagated(by_call, of_plain, of_weights, moments)
+
+    def _add_moment(self, moments: Any, name: str, call: _Call, gradients: Any) -> None:
+        """What autograd hands to a node: the gradients of its outputs."""
+        g = gradients[call.edge.output_nr]
+        if g is not None:
+            rows = full(self.layers[name].gradient_rows(g))
+            moments[name] = MomentOfRows(rows).add_to(moments.get(name), 1.0, 1.0)
+        elif name not in moments:
+            moments[name] = full(call.input).new_zeros(self.layers[name].d_out, self.layers[name].d_out)
 
 
-def _full(rows: Tensor) -> Tensor:
-    """In float32 where it is less."""
-    return rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+@dataclass
+class _Backpropagated:
+    """What one backward pass gave: by call, of plain parameters, of whole layers; moments of what was not kept."""
+
+    by_call: dict[_Call, Tensor | None]
+    plain: list[Tensor | None]
+    dense: dict[str, list[Tensor]]
+    moments: dict[str, Tensor] | None
+
+
+def _leads_to(node: Any, goals: set[Any]) -> bool:
+    """Whether one of these nodes lies below."""
+    seen, waiting = set(), [node]
+    while waiting:
+        for following, _ in waiting.pop().next_functions:
+            if following in goals:
+                return True
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return False
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -196,7 +328,7 @@ class capture:
 
     def __enter__(self) -> Captured:
         for layer in self.captured.layers.values():
-            hook = self._make_hook(layer.name)
+            hook = self._make_hook(layer.name, layer.d_out)
             # A model may give the layer its input by keyword.
             self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         return self.captured
@@ -205,7 +337,7 @@ class capture:
         for handle in self._handles:
             handle.remove()
 
-    def _make_hook(self, name: str) -> Callable[..., Tensor | None]:
+    def _make_hook(self, name: str, width: int) -> Callable[..., Tensor | None]:
         calls = self.captured.calls
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
@@ -217,7 +349,8 @@ class capture:
                 output = replaced = output.clone()
             x = args[0] if args else kwargs["input"]
             # A layer used twice has two. Detaching keeps memory and version counter, so a later change is noticed.
-            calls.setdefault(name, []).append(_Call(x.detach(), x._version, get_gradient_edge(output)))
+            positions = output.numel() // max(1, output.shape[0] * width)
+            calls.setdefault(name, []).append(_Call(x.detach(), x._version, get_gradient_edge(output), positions))
             return replaced  # None leaves what the layer returned
 
         return hook

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kfbench.curvature.moments import Moment, MomentOfRows
+
 
 @dataclass(frozen=True)
 class Layer(ABC):
@@ -37,6 +39,15 @@ class Layer(ABC):
     @abstractmethod
     def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
         """The gradient with respect to what the layer returned, as rows."""
+
+    def input_moment(self, inputs: list[Tensor], ones: bool) -> Moment:
+        """``sum_n sum_p a a'`` over these calls, ``ones``: with a column of ones, whether there is a bias or not."""
+        return MomentOfRows(torch.cat([self.rows_with(ones, full(x)) for x in inputs], dim=1))
+
+    def rows_with(self, ones: bool, x: Tensor) -> Float[Tensor, "N P d"]:
+        """Input rows, with a column of ones or, where there is no bias, without."""
+        rows = self.input_rows(x)
+        return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2) if ones and not self.has_bias else rows
 
     @property
     def has_bias(self) -> bool:
@@ -75,3 +86,8 @@ class Layer(ABC):
             return [matrix.view_as(weight)]
         # reshape, since without the column of the bias the rows are not contiguous.
         return [matrix[:, :-1].reshape(weight.shape), matrix[:, -1]]
+
+
+def full(rows: Tensor) -> Tensor:
+    """In float32 where it is less, so that no factor is kept in half precision."""
+    return rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows

@@ -1,9 +1,17 @@
 """Convolutions: every output position is one, its input the patch under the kernel (Grosse & Martens 2016)."""
 
+import math
+from collections.abc import Iterator
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kfbench.curvature.contract import Layer
+from kfbench.curvature.contract import Layer, full
+from kfbench.curvature.moments import Moment, MomentOfChunks, MomentOfImages
+from kfbench.curvature.shifts import Shifts
+
+# Patches are made of so many samples at once that they hold about this many numbers: they stay near the cache.
+_CHUNK = 2**20
 
 
 class ConvolutionLayer(Layer):
@@ -25,9 +33,46 @@ class ConvolutionLayer(Layer):
         """Patches, each in the order of the weight: channels, then rows, then columns of the kernel."""
         conv = self.module
         assert not isinstance(conv.padding, str), "refused by why_not"
+        if self._is_pointwise:  # a patch is a pixel
+            return self.with_ones(x[:, :, :: conv.stride[0], :: conv.stride[1]].flatten(2).transpose(1, 2))
         patches = nn.functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
         return self.with_ones(patches.transpose(1, 2))
+
+    @property
+    def _is_pointwise(self) -> bool:
+        return self.module.kernel_size == (1, 1) and self.module.padding == (0, 0)
 
     def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
         """Output positions row by row, as ``unfold`` goes through them."""
         return g.flatten(2).transpose(1, 2)
+
+    def input_moment(self, inputs: list[Tensor], ones: bool) -> Moment:
+        """By shifts where they are fewer multiply-adds and all calls are alike, else by patches of a few samples."""
+        images = [full(x) for x in inputs]
+        shifts = self.shifts(tuple(images[0].shape[1:]), ones)
+        if shifts is not None and len({x.shape[1:] for x in images}) == 1:
+            return MomentOfImages(images, shifts)
+        return MomentOfChunks(lambda: self._chunks(images, ones))
+
+    def _chunks(self, images: list[Tensor], ones: bool) -> Iterator[Float[Tensor, "R d"]]:
+        for x in images:
+            patch_numbers = self.d_in * self.positions(x.shape)
+            for part in x.split(max(1, _CHUNK // patch_numbers)):
+                yield self.rows_with(ones, part).flatten(0, 1)
+
+    def shifts(self, image: tuple[int, ...], ones: bool) -> Shifts | None:
+        """Those of [C, H, W] images, where they are cheaper than half of the products of all patches."""
+        conv = self.module
+        if conv.stride != (1, 1) or self._is_pointwise:
+            return None
+        shifts = Shifts.of(image[0], image[1:], conv.kernel_size, conv.padding, conv.dilation, ones)
+        by_patches = shifts.positions * shifts.d_in**2 / 2
+        return shifts if shifts.multiply_adds(1) < by_patches else None
+
+    def positions(self, shape: tuple[int, ...]) -> int:
+        """P of inputs of this shape."""
+        conv, sizes = self.module, shape[2:]
+        assert not isinstance(conv.padding, str), "refused by why_not"
+        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        per_axis = zip(sizes, conv.padding, reach, conv.stride, strict=True)
+        return math.prod((size + 2 * p - r - 1) // s + 1 for size, p, r, s in per_axis)

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from kfbench.curvature.layers import batch_mixing, find_layers
 # How far a captured gradient may lie from autograd's, relative to the norm of the same sums of absolute values: what
 # rounding allows however much the sums cancel, as behind batch norm, where their result is tiny.
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
+_CHUNK = 2**22  # numbers in the rows that are looked at together
 _LOOSE_ROUNDING = 4e-3  # half precisions, and TF32, which accelerators may use for convolutions alone
 
 _HIDDEN = "its forward was not called through the module"
@@ -86,7 +86,7 @@ class Coverage:
         not lie along the first dimension. It costs a backward pass, and is done where a layer is called, or its
         parameters are used in the graph, in a way that was not seen before; what tells is cheap.
         """
-        uses, doubtful = _uses(losses), []
+        uses, doubtful = captured.reach(losses), []
         for name, layer in self.layers.items():
             calls = captured.calls.get(name, [])
             kind = (len(calls), *(uses[id(p)] for p in layer.parameters))
@@ -154,23 +154,6 @@ def _same(a: Layer, b: Layer) -> bool:
     return a.module is b.module and [id(p) for p in a.parameters] == [id(p) for p in b.parameters]
 
 
-def _uses(losses: Tensor) -> Counter[int]:
-    """How often each parameter (by id) is used in the graph below the losses."""
-    uses: Counter[int] = Counter()
-    seen, waiting = set(), [losses.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        for following, _ in node.next_functions if node is not None else ():
-            if following is None:
-                continue
-            if following.name() == "torch::autograd::AccumulateGrad":
-                uses[id(following.variable)] += 1  # type: ignore[attr-defined]
-            elif following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return uses
-
-
 def _why_wrong(layers: list[Layer], captured: Captured, losses: Tensor, uses: Mapping[int, int]) -> dict[str, str]:
     """The reason for each of these layers whose rows do not give its gradient; one backward pass for all."""
     reasons = {}
@@ -206,11 +189,15 @@ def _agree(layer: Layer, used: list[tuple[Tensor, Tensor]], expected: Tensor, sa
         return not bool(expected.any())
     low = any(g.dtype in (torch.bfloat16, torch.float16) for _, g in used)
     wide = torch.float64 if expected.dtype == torch.float64 else torch.float32
-    a = torch.cat([layer.input_rows(x).to(wide) for x, _ in used], dim=1).flatten(0, 1)
-    g = torch.cat([layer.gradient_rows(g).to(wide) for _, g in used], dim=1).flatten(0, 1)
-    difference = LayerGradient(g, a, samples).dense() - expected.to(wide) / samples
-    magnitude = LayerGradient(g.abs(), a.abs(), samples).dense()
-    exact = not low and (g.device.type == "cpu" or wide == torch.float64)
+    difference, magnitude = -expected.to(wide) / samples, torch.zeros_like(expected, dtype=wide)
+    for x, g in used:
+        # Few samples at a time, since patches of a whole batch would fill the memory.
+        step = max(1, _CHUNK * len(x) // max(1, g.numel() // layer.d_out * layer.d_in))
+        for x_part, g_part in zip(x.split(step), g.split(step), strict=True):
+            rows = layer.gradient_rows(g_part).to(wide).flatten(0, 1), layer.input_rows(x_part).to(wide).flatten(0, 1)
+            difference += LayerGradient(*rows, samples).dense()
+            magnitude += LayerGradient(rows[0].abs(), rows[1].abs(), samples).dense()
+    exact = not low and (expected.device.type == "cpu" or wide == torch.float64)
     tolerance = _ROUNDING[wide] if exact or strict else _LOOSE_ROUNDING
     # Synchronises, which only a forward that is verified pays for.
     error, bound = float(difference.norm()), tolerance * float(magnitude.norm())
@@ -221,6 +208,7 @@ def _coupled(captured: Captured, losses: Tensor) -> list[str]:
     """The layers in which the first sample's loss has a gradient with respect to other samples' rows."""
     if len(losses) < 2:
         return []
-    gradients = list(torch.autograd.grad(losses[0], captured.edges, retain_graph=True, allow_unused=True))
+    edges: list[Any] = [call.edge for calls in captured.calls.values() for call in calls]
+    gradients = list(torch.autograd.grad(losses[0], edges, retain_graph=True, allow_unused=True))
     by_layer = {name: [gradients.pop(0) for _ in calls] for name, calls in captured.calls.items()}
     return [name for name, own in by_layer.items() if any(g is not None and bool(g[1:].any()) for g in own)]

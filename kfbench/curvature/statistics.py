@@ -1,4 +1,4 @@
-"""What one batch says about each layer, and its running averages.
+"""What one batch says about each layer.
 
 Factors (Grosse & Martens 2016, weight sharing "expand"), means over samples, so that neither the
 batch size nor the reduction of the loss enters:
@@ -7,20 +7,17 @@ batch size nor the reduction of the loss enters:
 - ``B = 1/(N P) sum_n sum_p g g'`` [d_out, d_out], summed over the K backpropagated vectors
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.linalg import add_outer_products
+from kfbench.curvature.moments import JoinedMoment, Moment, MomentOfRows
 
 
-@dataclass(frozen=True)
 class LayerStatistics:
-    """One layer's rows in one batch.
+    """One layer's rows in one batch, of P ``positions`` in each of N ``samples``, for K ``vectors`` (0 for none).
 
     ``inputs`` [N, P, d_in]. ``output_gradients`` [K, N, P, d_out] or None where the method needs no
     Fisher: the gradients of K vectors per sample whose outer products sum to (an estimate of) the
@@ -28,9 +25,84 @@ class LayerStatistics:
     ``has_bias``: the last column of the inputs is the bias's, all ones.
     """
 
-    inputs: Float[Tensor, "N P d_in"]
-    output_gradients: Float[Tensor, "K N P d_out"] | None = None
-    has_bias: bool = False
+    def __init__(self, inputs: Tensor, output_gradients: Tensor | None = None, has_bias: bool = False) -> None:
+        self._inputs, self._output_gradients, self.has_bias = inputs, output_gradients, has_bias
+        self.samples, self.positions = inputs.shape[:2]
+        self.vectors = 0 if output_gradients is None else len(output_gradients)
+
+    @property
+    def inputs(self) -> Float[Tensor, "N P d_in"]:
+        """Of a convolution all its patches, made anew at every look: what needs but their moment asks for that."""
+        return self._inputs
+
+    @property
+    def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:
+        """AssertionError where only their moment was kept, for methods that say ``moments_only``."""
+        return self._output_gradients
+
+    def input_moment(self, ones: bool | None = None) -> Moment:
+        """``sum_n sum_p a a'``; ``ones``: with a column of ones (default: where the layer has a bias)."""
+        rows = self._inputs
+        if ones and not self.has_bias:
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+        return MomentOfRows(rows)
+
+    def output_moment(self) -> Moment:
+        """``sum_k sum_n sum_p g g'``."""
+        assert self._output_gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
+        return MomentOfRows(self._output_gradients)
+
+    def to_check(self) -> list[Tensor]:
+        """Tensors that are finite only if all that was captured is."""
+        return [self._inputs] if self._output_gradients is None else [self._inputs, self._output_gradients]
+
+
+class CapturedStatistics(LayerStatistics):
+    """The same of a captured layer whose rows are made when asked for.
+
+    ``rows()`` are its inputs, ``moment(ones)`` their moment; of the output gradients either rows [K, N, P, d_out]
+    or the ``output_moment`` that was summed up while they were there. ``raw``: what the layer was given.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        positions: int,
+        has_bias: bool,
+        rows: Callable[[], Tensor],
+        moment: Callable[[bool], Moment],
+        raw: list[Tensor],
+        vectors: int,
+        output_gradients: Tensor | None,
+        output_moment: Moment | None,
+    ) -> None:
+        self.samples, self.positions, self.has_bias, self.vectors = samples, positions, has_bias, vectors
+        self._rows, self._moment, self._raw = rows, moment, raw
+        self._output_gradients, self._output_moment = output_gradients, output_moment
+
+    @property
+    def inputs(self) -> Float[Tensor, "N P d_in"]:
+        """Made anew at every look."""
+        return self._rows()
+
+    @property
+    def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:
+        """AssertionError where only their moment was kept."""
+        assert self._output_moment is None, "the method said moments_only, so no output gradients were kept"
+        return self._output_gradients
+
+    def input_moment(self, ones: bool | None = None) -> Moment:
+        """Without patches where that is cheaper."""
+        return self._moment(self.has_bias if ones is None else ones)
+
+    def output_moment(self) -> Moment:
+        """As it was summed up, or of the rows."""
+        return super().output_moment() if self._output_moment is None else self._output_moment
+
+    def to_check(self) -> list[Tensor]:
+        """Inputs as they were given, not as patches."""
+        moment = getattr(self._output_moment, "matrix", None)
+        return [t for t in (*self._raw, self._output_gradients, moment) if t is not None]
 
 
 Statistics = Mapping[str, LayerStatistics]
@@ -40,64 +112,36 @@ def join_statistics(parts: list[dict[str, LayerStatistics]]) -> dict[str, LayerS
     """The statistics of micro-batches as those of the whole batch."""
     if len(parts) == 1:
         return parts[0]
-    joined = {}
-    for name in parts[0]:
-        inputs = torch.cat([part[name].inputs for part in parts])
-        gradients = [g for part in parts if (g := part[name].output_gradients) is not None]
-        outputs = torch.cat(gradients, dim=1) if gradients else None
-        joined[name] = LayerStatistics(inputs, outputs, parts[0][name].has_bias)
-    return joined
+    return {name: _JoinedStatistics([part[name] for part in parts]) for name in parts[0]}
 
 
-class FactorAverages:
-    """Running averages of one kind of factor, one matrix a layer.
+class _JoinedStatistics(LayerStatistics):
+    """Of several micro-batches, whose moments are added up and whose rows are joined where they are asked for."""
 
-    ``x <- m x + (1 - m) new``, divided by its accumulated weight, so that the first observation
-    counts fully (FOOF paper, appendix D.1). What is stored is that normalised mean. m = 0 keeps
-    only the newest batch.
-    """
+    def __init__(self, parts: list[LayerStatistics]) -> None:
+        self._parts, first = parts, parts[0]
+        self.samples = sum(part.samples for part in parts)
+        self.positions, self.has_bias, self.vectors = first.positions, first.has_bias, first.vectors
 
-    def __init__(self, ema: float) -> None:
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {ema}")
-        self.ema = ema
-        self.means: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+    @property
+    def inputs(self) -> Float[Tensor, "N P d_in"]:
+        """Joined anew at every look."""
+        return torch.cat([part.inputs for part in self._parts])
 
-    def add(self, name: str, rows: Float[Tensor, "... d"], divisor: int) -> None:
-        """Average in ``sum of row row' / divisor``."""
-        rows = rows.reshape(-1, rows.shape[-1])
-        old_weight = self.ema * self._weights.get(name, 0.0)
-        weight = old_weight + 1 - self.ema
-        if name not in self.means:
-            # Zeros that count for nothing: they are kept with weight 0.
-            self.means[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
-        add_outer_products(self.means[name], rows, keep=old_weight / weight, scale=(1 - self.ema) / weight / divisor)
-        self._weights[name] = weight
+    @property
+    def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:
+        """Likewise."""
+        gradients = [g for part in self._parts if (g := part.output_gradients) is not None]
+        return torch.cat(gradients, dim=1) if gradients else None
 
-    def add_inputs(self, statistics: Statistics) -> None:
-        """Average in the input factor A of every layer."""
-        for name, layer in statistics.items():
-            self.add(name, layer.inputs, divisor=layer.inputs.shape[0])
+    def input_moment(self, ones: bool | None = None) -> Moment:
+        """One after the other."""
+        return JoinedMoment.of([part.input_moment(ones) for part in self._parts])
 
-    def add_output_gradients(self, statistics: Statistics) -> None:
-        """Average in the output factor B of every layer."""
-        for name, layer in statistics.items():
-            gradients = layer.output_gradients
-            assert gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
-            # N P, without K: over vectors it is a sum.
-            self.add(name, gradients, divisor=gradients.shape[1] * gradients.shape[2])
+    def output_moment(self) -> Moment:
+        """Likewise."""
+        return JoinedMoment.of([part.output_moment() for part in self._parts])
 
-    def forget(self, names: Collection[str]) -> None:
-        """These layers are others now: their next observation counts fully."""
-        for name in names:
-            self.means.pop(name, None)
-            self._weights.pop(name, None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Means and their accumulated weights."""
-        return {"means": self.means, "weights": self._weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore, bit for bit."""
-        self.means, self._weights = dict(state["means"]), dict(state["weights"])
+    def to_check(self) -> list[Tensor]:
+        """Of all parts."""
+        return [tensor for part in self._parts for tensor in part.to_check()]

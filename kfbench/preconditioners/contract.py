@@ -72,6 +72,10 @@ class Traits:
     """Its gradients keep their rows sample by sample (``LayerGradient.per_sample``), however many
     micro-batches they come from."""
 
+    moments_only: bool = False
+    """``observe`` asks each layer for ``input_moment`` and ``output_moment`` alone, so that no output gradient
+    need be kept until then."""
+
     per_sample: bool = False
     """Its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""
 

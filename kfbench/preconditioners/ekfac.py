@@ -27,7 +27,8 @@ from kfbench.curvature.counts import LayerShape, eigh, one_side, symmetric_produ
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
-from kfbench.curvature.statistics import FactorAverages, Statistics
+from kfbench.curvature.averages import FactorAverages
+from kfbench.curvature.statistics import Statistics
 from kfbench.preconditioners.contract import FISHERS
 
 DAMPING_INITS = ("plain", "factors", "factors-pi")

@@ -19,6 +19,7 @@ class EKFACRA(EKFAC):
 
     per_sample = False
     apply_remembers = True
+    moments_only = True
 
     def __init__(
         self,

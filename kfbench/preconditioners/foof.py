@@ -8,7 +8,8 @@ from torch import Tensor
 from kfbench.curvature.counts import LayerShape, cholesky, one_side, symmetric_product
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses
-from kfbench.curvature.statistics import FactorAverages, Statistics
+from kfbench.curvature.averages import FactorAverages
+from kfbench.curvature.statistics import Statistics
 
 
 class FOOF:
@@ -21,6 +22,7 @@ class FOOF:
     fisher = "none"
     orders = ("independent", "same")
     apply_remembers = False
+    moments_only = True
 
     def __init__(self, ema: float = 0.95) -> None:
         self.A = FactorAverages(ema)

@@ -42,10 +42,8 @@ class CentredFOOF(FOOF):
     def observe(self, statistics: Statistics) -> None:
         """Average in ``sum_p a a'``, ``sum_p a`` and P of every layer."""
         for name, layer in statistics.items():
-            rows, self.biased[name] = layer.inputs, layer.has_bias
-            if not layer.has_bias:
-                rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-            self.A.add(name, rows, divisor=rows.shape[0])
+            self.biased[name] = layer.has_bias
+            self.A.add_moment(name, layer.input_moment(ones=True), layer.samples)
 
     def refresh(self, damping: float) -> None:
         """Mean input and ``(Sigma + lambda I)^-1`` of every layer, Sigma the mean of ``sum_p (a - c)(a - c)'``."""

@@ -23,6 +23,7 @@ class FOOFWithKFACDamping:
 
     orders = ("independent", "same")
     apply_remembers = False
+    moments_only = True
 
     def __init__(self, ema: float = 0.95, fisher: str = "sampled", rescale: str = "lambda_B") -> None:
         if rescale not in RESCALES:

@@ -23,7 +23,8 @@ from kfbench.curvature.counts import LayerShape, cholesky, eigh, one_side, symme
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping, warn_of_small_damping
-from kfbench.curvature.statistics import FactorAverages, Statistics
+from kfbench.curvature.averages import FactorAverages
+from kfbench.curvature.statistics import Statistics
 from kfbench.preconditioners.contract import FISHERS
 
 DAMPING_KINDS = ("heuristic", "standard", "standard-as-released")
@@ -34,6 +35,7 @@ class KFAC:
 
     orders = ("independent", "same")
     apply_remembers = False
+    moments_only = True
     approximation_of_refresh = True
 
     def __init__(self, ema: float = 0.95, damping_kind: str = "heuristic", fisher: str = "sampled") -> None:
@@ -72,9 +74,10 @@ class KFAC:
         """(lambda_A, lambda_B) of every layer, scalars, from the averages as they are now."""
         # Traces stay tensors: as numbers they would cost a synchronisation a layer.
         lambda_A, lambda_B = {}, {}
-        for name, A in self.A.means.items():
-            B = self.B.means[name]
-            lambda_A[name], lambda_B[name] = factored_damping(damping, A.trace(), len(A), B.trace(), len(B))
+        A, B = self.A.means, self.B.means
+        for name in A:
+            traces = A.trace(name), A.width(name), B.trace(name), B.width(name)
+            lambda_A[name], lambda_B[name] = factored_damping(damping, *traces)
         return lambda_A, lambda_B
 
     def _refresh_inverses(self, damping: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfbench.curvature.contract import Layer
+from kfbench.curvature.contract import Layer, full
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
 
@@ -36,7 +36,7 @@ def joined_gradients(
 
 def _zero_gradient(layer: Layer, samples: int, positions: int) -> LayerGradient:
     weight = layer.module.weight
-    like = weight.new_empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
+    like = full(weight.detach())
     rows = samples * positions
     return LayerGradient(like.new_zeros(rows, layer.d_out), like.new_zeros(rows, layer.d_in), samples)
 
@@ -69,11 +69,11 @@ def _zero_statistics(
     name: str, layer: Layer, parts: Sequence[Mapping[str, LayerStatistics]], first: LayerStatistics
 ) -> LayerStatistics:
     """Zero rows with the samples and vectors of ``first``, and the positions that the layer has elsewhere."""
-    samples = len(first.inputs)
-    positions = next((part[name].inputs.shape[1] for part in parts if name in part), 1)
-    g = first.output_gradients
-    gradients = None if g is None else g.new_zeros(len(g), samples, positions, layer.d_out)
-    return LayerStatistics(first.inputs.new_zeros(samples, positions, layer.d_in), gradients, layer.has_bias)
+    samples = first.samples
+    positions = next((part[name].positions for part in parts if name in part), 1)
+    like = full(layer.module.weight.detach())
+    gradients = like.new_zeros(first.vectors, samples, positions, layer.d_out) if first.vectors else None
+    return LayerStatistics(like.new_zeros(samples, positions, layer.d_in), gradients, layer.has_bias)
 
 
 def first_not_finite(statistics: Mapping[str, LayerStatistics]) -> str | None:
@@ -81,8 +81,7 @@ def first_not_finite(statistics: Mapping[str, LayerStatistics]) -> str | None:
     tensors = [
         (name, rows)
         for name, layer in statistics.items()
-        for rows in (layer.inputs, layer.output_gradients)
-        if rows is not None
+        for rows in layer.to_check()
     ]
     if not tensors:
         return None

@@ -81,8 +81,12 @@ class SharedForward:
                 for turn in self.turns:
                     turn.forget(before - self.layers.keys())
                     turn.meet(captured.calls.keys())
+                observing = [turn for turn in self.turns if turn.observing]
+                moments_only = all(turn.traits.moments_only for turn in observing)
+                for turn in self.turns:
+                    turn.want(captured.wanted, turn.observing)
                 for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph
-                    turn.draw(captured, losses, output)
+                    turn.draw(captured, losses, output, moments_only)
                 for turn in self.turns:
                     turn.collect(captured, losses, keep_graph)
         except BaseException:
@@ -109,9 +113,12 @@ class SharedForward:
         with forward_isolated(self.model):
             for x, y in batches:
                 captured, losses, output = self.of_batch(x, y)
-                for turn, limit in zip(self.turns, limits, strict=True):
-                    if seen < limit:
-                        turn.observe(turn.statistics_of(captured, losses, output))
+                filled = [turn for turn, limit in zip(self.turns, limits, strict=True) if seen < limit]
+                moments_only = all(turn.traits.moments_only for turn in filled)
+                for turn in filled:
+                    turn.want(captured.wanted, observing=True)
+                for turn in filled:
+                    turn.observe(turn.statistics_of(captured, losses, output, moments_only))
                 seen += 1
         for turn, limit in zip(self.turns, limits, strict=True):
             if min(seen, limit):  # nothing to refresh from, else

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kfbench.curvature.capture import Captured
+from kfbench.curvature.capture import Captured, Wanted
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
 from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
@@ -153,11 +153,21 @@ class Turn:
         """Give up what was collected since the last turn."""
         self._gradients, self._statistics, self._plain = [], [], []
 
-    def draw(self, captured: Captured, losses: Tensor, output: Tensor) -> None:
-        """Backpropagate labels where the coming update observes; needs the graph."""
+    def want(self, wanted: Wanted, observing: bool) -> None:
+        """Say what this method needs of the backward pass of the losses, beyond the cheapest."""
+        wanted.rows |= self.traits.needs_rows
+        if observing and self.traits.fisher == "empirical":
+            wanted.moments |= self.traits.moments_only
+            wanted.rows |= not self.traits.moments_only
+
+    def draw(self, captured: Captured, losses: Tensor, output: Tensor, moments_only: bool) -> None:
+        """Backpropagate labels where the coming update observes; needs the graph.
+
+        ``moments_only``: of all that do, none asks for single rows.
+        """
         if self.observing:
             with self._around("label backward"):
-                captured.draw(self.traits.fisher, output, self._vectors, losses)
+                captured.draw(self.traits.fisher, output, self._vectors, losses, moments_only)
 
     def collect(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
         """Gradients of one micro-batch, and its statistics; frees the graph unless it is to be kept."""
@@ -167,10 +177,13 @@ class Turn:
             # Only now is known which calls the losses reach.
             self._statistics.append(captured.statistics(self.traits.fisher))
 
-    def statistics_of(self, captured: Captured, losses: Tensor, output: Tensor) -> dict[str, LayerStatistics]:
+    def statistics_of(
+        self, captured: Captured, losses: Tensor, output: Tensor, moments_only: bool
+    ) -> dict[str, LayerStatistics]:
         """What the method would observe of one captured forward that no update is made of."""
+        self.want(captured.wanted, observing=True)
         with self._around("label backward"):
-            captured.draw(self.traits.fisher, output, self._vectors, losses)
+            captured.draw(self.traits.fisher, output, self._vectors, losses, moments_only)
         return captured.statistics(self.traits.fisher)
 
     def observe(self, statistics: dict[str, LayerStatistics]) -> bool:
@@ -263,7 +276,7 @@ class Turn:
         with forward_isolated(forward.model):
             # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
             batches = self._fisher_batches(self.step // self.schedule.T)
-            parts = [self.statistics_of(*forward.of_batch(x, y)) for x, y in batches]
+            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments_only) for x, y in batches]
         if not parts:
             raise ValueError(f"fisher_batches gave no batch at update {self.step}")
         return joined_statistics(parts, forward.layers, self.traits.newest_only)

@@ -5,7 +5,7 @@ import torch
 from curvlinops import KFACLinearOperator
 from torch import nn
 
-from kfbench.curvature.statistics import FactorAverages
+from kfbench.curvature.averages import FactorAverages
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.updates.preconditioning import Preconditioning
 from tests import dense

@@ -1,0 +1,118 @@
+"""Running averages of the factors of all layers."""
+
+from collections.abc import Collection, Iterator, MutableMapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kfbench.curvature.moments import Form, Moment, MomentOfRows
+from kfbench.curvature.shifts import Shifts
+from kfbench.curvature.statistics import Statistics
+
+
+class Means(MutableMapping[str, Tensor]):
+    """Layer -> matrix [d, d]; one that is kept in a compact form is assembled whenever it is asked for."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+        self.forms: dict[str, Form] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        form = self.forms.get(name)
+        return self.kept[name] if form is None else form.assemble(self.kept[name])
+
+    def __setitem__(self, name: str, matrix: Tensor) -> None:
+        self.forms.pop(name, None)
+        self.kept[name] = matrix
+
+    def __delitem__(self, name: str) -> None:
+        self.forms.pop(name, None)
+        del self.kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def trace(self, name: str) -> Float[Tensor, ""]:
+        """``tr``, without assembling."""
+        form = self.forms.get(name)
+        return self.kept[name].trace() if form is None else form.trace(self.kept[name])
+
+    def width(self, name: str) -> int:
+        """d."""
+        form = self.forms.get(name)
+        return len(self.kept[name]) if form is None else form.d_in
+
+
+class FactorAverages:
+    """Running averages of one kind of factor, one matrix a layer.
+
+    ``x <- m x + (1 - m) new``, divided by its accumulated weight, so that the first observation
+    counts fully (FOOF paper, appendix D.1). What is stored is that normalised mean. m = 0 keeps
+    only the newest batch.
+    """
+
+    def __init__(self, ema: float) -> None:
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {ema}")
+        self.ema = ema
+        self.means = Means()
+        self._weights: dict[str, float] = {}
+
+    def add(self, name: str, rows: Float[Tensor, "... d"], divisor: int) -> None:
+        """Average in ``sum of row row' / divisor``."""
+        self.add_moment(name, MomentOfRows(rows), divisor)
+
+    def add_moment(self, name: str, moment: Moment, divisor: int) -> None:
+        """Average in ``moment / divisor``."""
+        old_weight = self.ema * self._weights.get(name, 0.0)
+        weight = old_weight + 1 - self.ema
+        keep, scale = old_weight / weight, (1 - self.ema) / weight / divisor
+        kept, form = self.means.kept.get(name), self.means.forms.get(name)
+        if kept is None or form == moment.form:
+            self.means.kept[name] = moment.add_to(kept, keep, scale)
+            if moment.form is not None:
+                self.means.forms[name] = moment.form
+        else:  # images of another size: from now on the matrix itself is averaged
+            new = moment.add_to(None, 0.0, scale)
+            new = new if moment.form is None else moment.form.assemble(new)
+            self.means[name] = self.means[name].mul_(keep).add_(new)
+        self._weights[name] = weight
+
+    def add_inputs(self, statistics: Statistics) -> None:
+        """Average in the input factor A of every layer."""
+        for name, layer in statistics.items():
+            self.add_moment(name, layer.input_moment(), layer.samples)
+
+    def add_output_gradients(self, statistics: Statistics) -> None:
+        """Average in the output factor B of every layer."""
+        for name, layer in statistics.items():
+            # N P, without K: over vectors it is a sum.
+            self.add_moment(name, layer.output_moment(), layer.samples * layer.positions)
+
+    def forget(self, names: Collection[str]) -> None:
+        """These layers are others now: their next observation counts fully."""
+        for name in names:
+            self.means.pop(name, None)
+            self._weights.pop(name, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Means, compact where they are kept so, and their accumulated weights."""
+        forms = {name: form.describe() for name, form in self.means.forms.items()}
+        return {"means": self.means.kept, "weights": self._weights, "forms": forms}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore, bit for bit."""
+        self.means.kept, self._weights = dict(state["means"]), dict(state["weights"])
+        # States of before there were compact ones hold matrices alone.
+        self.means.forms = {name: Shifts.of(*_tuples(values)) for name, values in state.get("forms", {}).items()}
+
+
+def _tuples(values: list[Any]) -> list[Any]:
+    """Lists, which a file may have made of tuples, as tuples again."""
+    return [tuple(value) if isinstance(value, list) else value for value in values]
+
+

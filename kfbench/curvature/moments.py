@@ -1,0 +1,153 @@
+"""Second moments ``sum row row'`` of a layer's rows: what is averaged of one, and how a batch is added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kfbench.curvature.linalg import add_outer_products
+from kfbench.curvature.shifts import Shifts
+
+
+@runtime_checkable  # tests check annotations at run time
+class Form(Protocol):
+    """A compact way to keep a moment: linear in it, so that it can be averaged."""
+
+    @property
+    def d_in(self) -> int:
+        """d."""
+
+    def assemble(self, kept: Tensor) -> Tensor:
+        """The matrix [d, d] from what is kept."""
+
+    def trace(self, kept: Tensor) -> Tensor:
+        """Its trace [], without it."""
+
+    def describe(self) -> list[object]:
+        """Plain values from which it is made again."""
+
+
+@runtime_checkable  # tests check annotations at run time
+class Moment(Protocol):
+    """The second moment of one batch, not yet computed. ``form``: how it is kept; None as the matrix itself."""
+
+    form: Form | None
+
+    def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+        """``keep kept + scale moment``, in place where there is something kept."""
+
+
+@dataclass(frozen=True)
+class MomentOfRows:
+    """Of rows that lie in memory."""
+
+    rows: Float[Tensor, "... d"]
+    form = None
+
+    def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+        """By blocks on one side of the diagonal."""
+        rows = self.rows.reshape(-1, self.rows.shape[-1])
+        # Zeros that count for nothing: they are kept with weight 0.
+        kept = rows.new_zeros(rows.shape[1], rows.shape[1]) if kept is None else kept
+        with full_precision(rows.device):
+            add_outer_products(kept, rows, keep=keep, scale=scale)
+        return kept
+
+
+@dataclass(frozen=True)
+class MomentOfChunks:
+    """Of rows that are made a few samples at a time and given up at once: patches."""
+
+    chunks: Callable[[], Iterator[Float[Tensor, "R d"]]]
+    form = None
+
+    def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+        """Chunk by chunk; only the first meets what was kept before."""
+        for rows in self.chunks():
+            kept = MomentOfRows(rows).add_to(kept, keep, scale)
+            keep = 1.0
+        assert kept is not None, "a batch has at least one sample"
+        return kept
+
+
+@dataclass(frozen=True)
+class MomentOfImages:
+    """Of the patches of images, by shifts; of a layer called more than once, all have one geometry."""
+
+    images: list[Float[Tensor, "N C H W"]]
+    form: Shifts
+
+    def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+        """One compact vector."""
+        for x in self.images:
+            with full_precision(x.device):
+                new = self.form.measure(x)
+            if kept is None or keep == 0:  # where keep is 0 old values are not read: they may not be finite
+                kept = new.mul_(scale) if kept is None else kept.copy_(new).mul_(scale)
+            else:
+                kept.mul_(keep).add_(new, alpha=scale)
+            keep = 1.0
+        assert kept is not None, "a layer that was used was called"
+        return kept
+
+
+@dataclass(frozen=True)
+class MeasuredMoment:
+    """A matrix that was summed up while its rows were there."""
+
+    matrix: Float[Tensor, "d d"]
+    form = None
+
+    def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+        """Added as it is."""
+        if kept is None:
+            return self.matrix * scale
+        return kept.copy_(self.matrix).mul_(scale) if keep == 0 else kept.mul_(keep).add_(self.matrix, alpha=scale)
+
+
+@dataclass(frozen=True)
+class JoinedMoment:
+    """The sum of several: of micro-batches, of calls."""
+
+    parts: list[Moment]
+    form: Form | None
+
+    @classmethod
+    def of(cls, parts: list[Moment]) -> JoinedMoment:
+        """Compact where all are, and alike."""
+        forms = [part.form for part in parts]
+        return cls(parts, forms[0] if all(form == forms[0] for form in forms) else None)
+
+    def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+        """One after the other; only the first meets what was kept before."""
+        for part in self.parts:
+            if part.form == self.form:
+                kept = part.add_to(kept, keep, scale)
+            else:
+                assert part.form is not None
+                kept = MeasuredMoment(part.form.assemble(part.add_to(None, 0.0, 1.0))).add_to(kept, keep, scale)
+            keep = 1.0
+        assert kept is not None, "a sum has at least one part"
+        return kept
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No TF32 for statistics: cuDNN's convolutions use it unless told otherwise, and keep ten bits of it."""
+    return nullcontext() if device.type != "cuda" else _without_tf32()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    usual = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = usual
