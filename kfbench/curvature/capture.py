@@ -28,12 +28,16 @@ class CaptureError(RuntimeError):
     """A model did what capture cannot follow; the message is one sentence for the user."""
 
 
+_LET_GO = torch.empty(0)  # in place of an input that nobody will ask for
+
+
 @dataclass(eq=False)
 class _Call:
-    """One call of a layer: its input (shared, not copied), that input's version, its output's edge and positions."""
+    """One call of a layer: its input (shared, not copied), that input's version, its output's edge, N and P."""
 
     input: Tensor
     version: int
+    samples: int
     edge: GradientEdge
     positions: int
 
@@ -46,6 +50,8 @@ class Wanted:
     """Every layer's gradient as rows, however many, for methods that look at single samples."""
     moments: bool = False
     """The moment of the output gradients, where the rows themselves are not kept."""
+    inputs: bool = True
+    """What every layer was given, for statistics; else it is let go before the backward pass, as without capture."""
 
 
 @dataclass
@@ -104,7 +110,7 @@ class Captured:
         """Whether the layer's rows are fewer than d_out, or one a sample: then they are the cheaper form."""
         used = self.used(name)
         positions = sum(call.positions for call in used)
-        return positions <= 1 or positions * len(used[0].input) < self.layers[name].d_out
+        return positions <= 1 or positions * used[0].samples < self.layers[name].d_out
 
     def inputs(self, name: str) -> Tensor:
         """Input rows [N, P, d_in] of a layer; a layer used twice joins along P."""
@@ -170,7 +176,7 @@ class Captured:
                 rows = torch.stack([self._rows(name, each) for each in passes])
                 rows = rows / scale if scale != 1.0 else rows
             found[name] = CapturedStatistics(
-                samples=len(used[0].input),
+                samples=used[0].samples,
                 positions=sum(call.positions for call in used),
                 has_bias=layer.has_bias,
                 rows=partial(self.inputs, name),
@@ -220,7 +226,8 @@ class Captured:
         return _joined(parts)
 
     def _zeros(self, name: str, call: _Call) -> Tensor:
-        return full(call.input).new_zeros(len(call.input), call.positions, self.layers[name].d_out)
+        like = full(self.layers[name].module.weight.detach())
+        return like.new_zeros(call.samples, call.positions, self.layers[name].d_out)
 
     def _backpropagate_losses(self, losses: Tensor, keep_graph: bool) -> _Backpropagated:
         # One pass gives all, and is made once: after it the graph may be gone.
@@ -230,6 +237,10 @@ class Captured:
             used = [name for name in self.calls if self.used(name)]
             kept = {name for name in used if self.wanted.rows or self.is_small(name)}
             moments: dict[str, Tensor] | None = {} if self.wanted.moments else None
+            if not self.wanted.inputs:
+                for name in self.calls.keys() - kept:
+                    for call in self.calls[name]:
+                        call.input = _LET_GO
             self._true = self._backpropagate(losses, None, keep_graph, kept, moments, self.plain, set(used) - kept)
         return self._true
 
@@ -289,7 +300,8 @@ class Captured:
             rows = full(self.layers[name].gradient_rows(g))
             moments[name] = MomentOfRows(rows).add_to(moments.get(name), 1.0, 1.0)
         elif name not in moments:
-            moments[name] = full(call.input).new_zeros(self.layers[name].d_out, self.layers[name].d_out)
+            like = full(self.layers[name].module.weight.detach())
+            moments[name] = like.new_zeros(self.layers[name].d_out, self.layers[name].d_out)
 
 
 @dataclass
@@ -349,8 +361,9 @@ class capture:
                 output = replaced = output.clone()
             x = args[0] if args else kwargs["input"]
             # A layer used twice has two. Detaching keeps memory and version counter, so a later change is noticed.
-            positions = output.numel() // max(1, output.shape[0] * width)
-            calls.setdefault(name, []).append(_Call(x.detach(), x._version, get_gradient_edge(output), positions))
+            samples, positions = output.shape[0], output.numel() // max(1, output.shape[0] * width)
+            call = _Call(x.detach(), x._version, samples, get_gradient_edge(output), positions)
+            calls.setdefault(name, []).append(call)
             return replaced  # None leaves what the layer returned
 
         return hook

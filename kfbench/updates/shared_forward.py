@@ -83,6 +83,7 @@ class SharedForward:
                     turn.meet(captured.calls.keys())
                 observing = [turn for turn in self.turns if turn.observing]
                 moments_only = all(turn.traits.moments_only for turn in observing)
+                captured.wanted.inputs = bool(observing)
                 for turn in self.turns:
                     turn.want(captured.wanted, turn.observing)
                 for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph
