@@ -15,7 +15,7 @@ from kfbench.compare.page import page, write_page
 from tests.compare.comparable_runs import write_method
 
 _BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-_NASTY = "</script><b>\"'&{{data}}"
+_NASTY = "sgd-</script><b>\"'&{{data}}"
 
 
 @pytest.fixture
