@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from kfbench.curvature.contract import Layer, full
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.moments import MeasuredMoment, Moment, MomentOfRows
+from kfbench.curvature.sample_rows import SampleRows
 from kfbench.curvature.statistics import CapturedStatistics, LayerStatistics
 
 
@@ -48,6 +49,8 @@ class Wanted:
 
     rows: bool = False
     """Every layer's gradient as rows, however many, for methods that look at single samples."""
+    matrices: bool = True
+    """As matrices, where rows are many."""
     moments: bool = False
     """The moment of the output gradients, where the rows themselves are not kept."""
     inputs: bool = True
@@ -112,14 +115,21 @@ class Captured:
         positions = sum(call.positions for call in used)
         return positions <= 1 or positions * used[0].samples < self.layers[name].d_out
 
-    def inputs(self, name: str) -> Tensor:
-        """Input rows [N, P, d_in] of a layer; a layer used twice joins along P."""
-        if name in self._inputs:
-            return self._inputs[name]
-        rows = _joined([full(self.layers[name].input_rows(x)) for x in self._unchanged(name)])
+    def _keeps_rows(self, name: str) -> bool:
+        return self.wanted.rows or self.is_small(name)
+
+    def inputs(self, name: str) -> SampleRows:
+        """Input rows [N, P, d_in] of a layer, made when asked for; a layer used twice joins along P."""
+        used, layer = self.used(name), self.layers[name]
         if self.is_small(name):  # statistics and gradients ask for the same ones; patches would fill the memory
-            self._inputs[name] = rows
-        return rows
+            if name not in self._inputs:
+                self._inputs[name] = _joined([full(layer.input_rows(x)) for x in self._unchanged(name)])
+            return SampleRows.of(self._inputs[name])
+
+        def make(part: slice) -> Tensor:
+            return _joined([full(layer.input_rows(x[part])) for x in self._unchanged(name)])
+
+        return SampleRows(make, used[0].samples, sum(call.positions for call in used), layer.d_in)
 
     def _unchanged(self, name: str) -> list[Tensor]:
         """What the layer was given."""
@@ -176,10 +186,8 @@ class Captured:
                 rows = torch.stack([self._rows(name, each) for each in passes])
                 rows = rows / scale if scale != 1.0 else rows
             found[name] = CapturedStatistics(
-                samples=used[0].samples,
-                positions=sum(call.positions for call in used),
+                rows=self.inputs(name),
                 has_bias=layer.has_bias,
-                rows=partial(self.inputs, name),
                 moment=partial(self._input_moment, name),
                 raw=[call.input for call in used],
                 vectors=len(passes),
@@ -191,7 +199,7 @@ class Captured:
     def _input_moment(self, name: str, ones: bool) -> Moment:
         if not self.is_small(name):
             return self.layers[name].input_moment(self._unchanged(name), ones)
-        rows = self.inputs(name)
+        rows = self.inputs(name).all()
         if ones and not self.layers[name].has_bias:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
         return MomentOfRows(rows)
@@ -203,12 +211,18 @@ class Captured:
         for name in self.calls:
             if not self.used(name):
                 continue
+            matrix = None
             if name in true.dense:
                 matrix = full(self.layers[name].matrix(true.dense[name])) / (len(losses) * scale)
+            if not self._keeps_rows(name):
+                assert matrix is not None
                 gradients[name] = LayerGradient.from_dense(matrix, len(losses))
             else:
                 g = self._rows(name, true) / scale if scale != 1.0 else self._rows(name, true)
-                gradients[name] = LayerGradient(g.flatten(0, 1), self.inputs(name).flatten(0, 1), len(losses))
+                inputs = self.inputs(name)
+                a = inputs.all().flatten(0, 1) if self.is_small(name) else inputs
+                rows = LayerGradient(g.flatten(0, 1), a, len(losses))
+                gradients[name] = rows if matrix is None else rows.knowing(matrix)
         return gradients
 
     def plain_gradients(self, losses: Tensor) -> list[Tensor | None]:
@@ -235,13 +249,14 @@ class Captured:
             if self._reached is None:
                 self.reach(losses)
             used = [name for name in self.calls if self.used(name)]
-            kept = {name for name in used if self.wanted.rows or self.is_small(name)}
+            kept = {name for name in used if self._keeps_rows(name)}
+            dense = {name for name in used if name not in kept or (self.wanted.matrices and not self.is_small(name))}
             moments: dict[str, Tensor] | None = {} if self.wanted.moments else None
             if not self.wanted.inputs:
                 for name in self.calls.keys() - kept:
                     for call in self.calls[name]:
                         call.input = _LET_GO
-            self._true = self._backpropagate(losses, None, keep_graph, kept, moments, self.plain, set(used) - kept)
+            self._true = self._backpropagate(losses, None, keep_graph, kept, moments, self.plain, dense)
         return self._true
 
     def _backpropagate(

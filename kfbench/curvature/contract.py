@@ -44,6 +44,10 @@ class Layer(ABC):
         """``sum_n sum_p a a'`` over these calls, ``ones``: with a column of ones, whether there is a bias or not."""
         return MomentOfRows(torch.cat([self.rows_with(ones, full(x)) for x in inputs], dim=1))
 
+    def moment_multiply_adds(self, inputs: list[Tensor]) -> float | None:
+        """Of ``input_moment`` for each sample, where it is not formed from rows."""
+        return None
+
     def rows_with(self, ones: bool, x: Tensor) -> Float[Tensor, "N P d"]:
         """Input rows, with a column of ones or, where there is no bias, without."""
         rows = self.input_rows(x)

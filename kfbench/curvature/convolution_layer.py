@@ -54,6 +54,11 @@ class ConvolutionLayer(Layer):
             return MomentOfImages(images, shifts)
         return MomentOfChunks(lambda: self._chunks(images, ones))
 
+    def moment_multiply_adds(self, inputs: list[Tensor]) -> float | None:
+        """Of the shifts."""
+        moment = self.input_moment(inputs, self.has_bias)
+        return len(inputs) * moment.form.multiply_adds(1) if isinstance(moment, MomentOfImages) else None
+
     def _chunks(self, images: list[Tensor], ones: bool) -> Iterator[Float[Tensor, "R d"]]:
         for x in images:
             patch_numbers = self.d_in * self.positions(x.shape)

@@ -8,7 +8,7 @@ class LayerShape:
     """One layer in one batch: rows R = N P, P the ``positions``, of widths d_in (bias column counted) and d_out.
 
     ``first``: its input needs no gradient, so the backward pass skips one of its products.
-    ``positions``: P.
+    ``positions``: P. ``factor_per_sample``: multiply-adds of the input factor where it is not formed from rows.
     """
 
     rows: int
@@ -16,6 +16,7 @@ class LayerShape:
     d_in: int
     first: bool = False
     positions: int = 1
+    factor_per_sample: float | None = None
 
     def with_points(self, points: int) -> "LayerShape":
         """The same layer in a batch of another size."""
@@ -25,6 +26,29 @@ class LayerShape:
     def product(self) -> float:
         """One product of the rows with a [d_out, d_in] matrix."""
         return float(self.rows * self.d_out * self.d_in)
+
+
+    @property
+    def on_rows(self) -> bool:
+        """Whether the gradient is kept as rows: else it comes from autograd as a matrix (``curvature/capture.py``)."""
+        return self.positions == 1 or self.rows < self.d_out
+
+    @property
+    def right_side(self) -> float:
+        """Multiplying the gradient by a [d_in, d_in] matrix, on whichever form is less."""
+        return float((min(self.rows, self.d_out) if self.on_rows else self.d_out) * self.d_in**2)
+
+    @property
+    def left_side(self) -> float:
+        """Likewise by a [d_out, d_out] matrix."""
+        return float((min(self.rows, self.d_in) if self.on_rows else self.d_in) * self.d_out**2)
+
+    @property
+    def input_factor(self) -> float:
+        """``sum_n sum_p a a'``, as it is formed."""
+        if self.factor_per_sample is None:
+            return symmetric_product(self.rows, self.d_in)
+        return self.rows // self.positions * self.factor_per_sample
 
 
 def forward_backward(shapes: list[LayerShape]) -> float:
@@ -41,11 +65,6 @@ def label_backward(shapes: list[LayerShape], vectors: int) -> float:
 def symmetric_product(rows: int, d: int) -> float:
     """``rows' rows`` counted whole, though only blocks on one side of the diagonal are multiplied out."""
     return float(rows * d * d)
-
-
-def one_side(rows: int, other: int, d: int) -> float:
-    """Multiplying one side of the gradient by a [d, d] matrix: on the rows, or on the dense gradient."""
-    return float(min(rows, other) * d * d)
 
 
 def cholesky(d: int) -> float:

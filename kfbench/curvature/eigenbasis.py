@@ -1,5 +1,6 @@
 """The Kronecker-factored eigenbasis of one layer (KFE: George et al. 2018, section 3), and second moments in it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import eigenbasis
 
 # Per-sample gradients are made of so many samples at once that they hold at most this many numbers.
-_CHUNK = 2**24
+_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,28 @@ class KroneckerEigenbasis:
     def rotate_back(self, rotated: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
         """``U_B rotated U_A'``."""
         return self.U_B @ rotated @ self.U_A.T
+
+    def rotated_moments(
+        self, parts: Iterable[tuple[Tensor, Tensor]], samples: int
+    ) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out d_in"]]:
+        """``1/N sum_n sum_k (U_B' G_kn U_A)^2``, squared elementwise, and ``1/N sum_kn U_B' G_kn U_A``.
+
+        ``parts``: output gradients [K, n, P, d_out] and inputs [n, P, d_in] of a few samples at a time. Each side
+        acts on the rows of a sample where they are fewer than what the sample's gradient offers it.
+        """
+        squares = self.U_B.new_zeros(len(self.U_B), len(self.U_A))
+        total = torch.zeros_like(squares)
+        for g, a in parts:
+            right_on_rows, left_on_rows = a.shape[1] < len(self.U_B), a.shape[1] < len(self.U_A)
+            a = a @ self.U_A if right_on_rows else a
+            for vectors in g @ self.U_B if left_on_rows else g:
+                rotated = torch.bmm(vectors.mT, a)
+                rotated = rotated if right_on_rows else rotated @ self.U_A
+                rotated = rotated if left_on_rows else self.U_B.T @ rotated
+                total += rotated.sum(0)
+                # Squared sample by sample, then summed: squaring the sum would give the moment of the batch gradient.
+                squares += rotated.square_().sum(0)
+        return squares / samples, total / samples
 
     def state_dict(self) -> dict[str, Any]:
         """The four tensors."""

@@ -41,7 +41,7 @@ class LayerRows:
         a, g = self._unchanged_inputs(), self.output_gradients
         d_out, d_in = v.shape
         # Without rows, v is known as a matrix alone.
-        if 0 < len(v.inputs) * (d_out + d_in) < d_out * d_in:
+        if 0 < v.rows * (d_out + d_in) < d_out * d_in:
             products = (g @ v.output_gradients.T).mul_(a @ v.inputs.T)  # [K, N, P, rows of v]
             return products.sum(dim=(2, 3)) / v.samples
         return torch.einsum("knpo,npo->kn", g, a @ v.dense().T)

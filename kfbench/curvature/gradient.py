@@ -7,11 +7,13 @@ win where R is small (Martens & Grosse 2015, appendix G).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from kfbench.curvature.sample_rows import SampleRows
 
 # Maps rows [R, d] to rows [R, d]: multiplication by a [d, d] matrix from the right.
 RowMap = Callable[[Tensor], Tensor]
@@ -20,12 +22,22 @@ RowMap = Callable[[Tensor], Tensor]
 class LayerGradient:
     """The mean gradient of one layer over N samples, as rows or as a dense matrix.
 
-    ``output_gradients`` [R, d_out] are of the SUM of the per-sample losses; ``inputs`` [R, d_in].
+    ``output_gradients`` [R, d_out] are of the SUM of the per-sample losses; ``inputs`` [R, d_in], or what makes them.
     """
 
-    def __init__(self, output_gradients: Tensor, inputs: Tensor, samples: int) -> None:
-        self.output_gradients, self.inputs, self.samples = output_gradients, inputs, samples
+    def __init__(self, output_gradients: Tensor, inputs: Tensor | SampleRows, samples: int) -> None:
+        self.output_gradients, self._inputs, self.samples = output_gradients, inputs, samples
         self._dense: Tensor | None = None
+
+    @property
+    def inputs(self) -> Float[Tensor, "R d_in"]:
+        """Where they were many, made anew at every look."""
+        return self._inputs.all().flatten(0, 1) if isinstance(self._inputs, SampleRows) else self._inputs
+
+    @property
+    def rows(self) -> int:
+        """R; 0 where it is known as a matrix alone."""
+        return len(self.output_gradients)
 
     @classmethod
     def from_dense(cls, matrix: Float[Tensor, "d_out d_in"], samples: int) -> LayerGradient:
@@ -34,6 +46,11 @@ class LayerGradient:
         gradient = cls(matrix.new_empty(0, matrix.shape[0]), matrix.new_empty(0, matrix.shape[1]), samples)
         gradient._dense = matrix
         return gradient
+
+    def knowing(self, matrix: Float[Tensor, "d_out d_in"]) -> LayerGradient:
+        """These rows, and the matrix that they make."""
+        self._dense = matrix
+        return self
 
     @classmethod
     def join(cls, parts: list[LayerGradient], keep_rows: bool = False) -> LayerGradient:
@@ -44,7 +61,7 @@ class LayerGradient:
         if len(parts) == 1:
             return parts[0]
         samples = sum(part.samples for part in parts)
-        rows = sum(len(part.inputs) for part in parts)
+        rows = sum(part.rows for part in parts)
         # More rows than that would send a side to the dense gradient anyway, see ``transform``.
         if keep_rows or (all(part._dense is None for part in parts) and rows < min(parts[0].shape)):
             joined = [torch.cat([getattr(p, side) for p in parts]) for side in ("output_gradients", "inputs")]
@@ -55,17 +72,41 @@ class LayerGradient:
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
-        return self.output_gradients.shape[1], self.inputs.shape[1]
+        width = self._inputs.width if isinstance(self._inputs, SampleRows) else self._inputs.shape[1]
+        return self.output_gradients.shape[1], width
 
     def per_sample(self) -> tuple[Float[Tensor, "N P d_out"], Float[Tensor, "N P d_in"]]:
         """Its rows, sample by sample: output gradients and inputs."""
-        assert len(self.inputs) or not self.samples, "the rows were given up: the method must say needs_rows = True"
+        self._assert_rows()
         g, a = (rows.view(self.samples, -1, rows.shape[1]) for rows in (self.output_gradients, self.inputs))
         return g, a
 
+    def _assert_rows(self) -> None:
+        assert self.rows or not self.samples, "the rows were given up: the method must say needs_rows = True"
+
+    @property
+    def positions(self) -> int:
+        """P, of rows that are there."""
+        self._assert_rows()
+        return self.rows // max(1, self.samples)
+
+    def parts(self, numbers: int) -> Iterator[tuple[Float[Tensor, "1 n P d_out"], Float[Tensor, "n P d_in"]]]:
+        """Its rows, a few samples at a time; ``numbers``: what is worked on for each sample beside its inputs."""
+        g = self.output_gradients.view(self.samples, self.positions, -1)
+        inputs = self._inputs
+        if not isinstance(inputs, SampleRows):
+            inputs = SampleRows.of(inputs.view(self.samples, self.positions, -1))
+        for part, a in inputs.parts(numbers):
+            yield g[None, part], a
+
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         """The gradient as a matrix."""
-        if self._dense is None:
+        if self._dense is None and isinstance(self._inputs, SampleRows):
+            total = self.output_gradients.new_zeros(self.shape)
+            for g, a in self.parts(0):
+                total.addmm_(g[0].flatten(0, 1).T, a.flatten(0, 1))
+            self._dense = total / self.samples
+        elif self._dense is None:
             self._dense = self._product(self.output_gradients, self.inputs)
         return self._dense
 
@@ -77,25 +118,24 @@ class LayerGradient:
         """
         d_out, d_in = self.shape
         # A matrix without rows (``from_dense``) must not look cheap for having 0 of them.
-        rows = len(self.inputs) if self._dense is None else max(d_out, d_in)
-        g, a = self.output_gradients, self.inputs
-        left_on_rows, right_on_rows = rows < d_in, rows < d_out
-        if left is not None and left_on_rows:
-            g, left = left(g), None
-        if right is not None and right_on_rows:
-            a, right = right(a), None
-        untouched = g is self.output_gradients and a is self.inputs
-        result = self.dense() if untouched else self._product(g, a)
-        if right is not None:
+        rows = self.rows if self._dense is None else max(d_out, d_in)
+        left_on_rows, right_on_rows = left is not None and rows < d_in, right is not None and rows < d_out
+        if left_on_rows or right_on_rows:
+            g = left(self.output_gradients) if left is not None and left_on_rows else self.output_gradients
+            a = right(self.inputs) if right is not None and right_on_rows else self.inputs
+            result = self._product(g, a)
+        else:
+            result = self.dense()
+        if right is not None and not right_on_rows:
             result = right(result)
-        if left is not None:
+        if left is not None and not left_on_rows:
             result = left(result.T).T
         return result
 
     def inner(self, direction: Float[Tensor, "d_out d_in"]) -> Float[Tensor, ""]:
         """The sum of all products of entries, ``tr(G' direction)``, without forming G where it is not known."""
-        if self._dense is not None:
-            return (self._dense * direction).sum()
+        if self._dense is not None or isinstance(self._inputs, SampleRows):
+            return (self.dense() * direction).sum()
         return ((self.output_gradients @ direction) * self.inputs).sum() / self.samples
 
     def plus(
@@ -108,7 +148,7 @@ class LayerGradient:
         own = self.output_gradients * (scale / self.samples)
         if _is_same(a, self.inputs):
             return (own + g).T @ a
-        if len(a) > len(self.inputs):  # copying so many rows costs more than a second pass over the result
+        if len(a) > self.rows:  # copying so many rows costs more than a second pass over the result
             return torch.addmm(own.T @ self.inputs, g.T, a)
         return torch.cat([own, g]).T @ torch.cat([self.inputs, a])
 

@@ -7,13 +7,14 @@ batch size nor the reduction of the loss enters:
 - ``B = 1/(N P) sum_n sum_p g g'`` [d_out, d_out], summed over the K backpropagated vectors
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.moments import JoinedMoment, Moment, MomentOfRows
+from kfbench.curvature.sample_rows import SampleRows
 
 
 class LayerStatistics:
@@ -40,6 +41,16 @@ class LayerStatistics:
         """AssertionError where only their moment was kept, for methods that say ``moments_only``."""
         return self._output_gradients
 
+    def parts(self, numbers: int) -> Iterator[tuple[Float[Tensor, "K n P d_out"], Float[Tensor, "n P d_in"]]]:
+        """Output gradients and inputs, a few samples at a time, beside ``numbers`` that are worked on for each."""
+        g = self.output_gradients
+        assert g is not None, "the method's fisher is 'none', so nothing was backpropagated"
+        for part, a in self._sample_rows().parts(numbers):
+            yield g[:, part], a
+
+    def _sample_rows(self) -> SampleRows:
+        return SampleRows.of(self.inputs)
+
     def input_moment(self, ones: bool | None = None) -> Moment:
         """``sum_n sum_p a a'``; ``ones``: with a column of ones (default: where the layer has a bias)."""
         rows = self._inputs
@@ -60,30 +71,31 @@ class LayerStatistics:
 class CapturedStatistics(LayerStatistics):
     """The same of a captured layer whose rows are made when asked for.
 
-    ``rows()`` are its inputs, ``moment(ones)`` their moment; of the output gradients either rows [K, N, P, d_out]
+    ``rows`` make its inputs, ``moment(ones)`` their moment; of the output gradients either rows [K, N, P, d_out]
     or the ``output_moment`` that was summed up while they were there. ``raw``: what the layer was given.
     """
 
     def __init__(
         self,
-        samples: int,
-        positions: int,
+        rows: SampleRows,
         has_bias: bool,
-        rows: Callable[[], Tensor],
         moment: Callable[[bool], Moment],
         raw: list[Tensor],
         vectors: int,
         output_gradients: Tensor | None,
         output_moment: Moment | None,
     ) -> None:
-        self.samples, self.positions, self.has_bias, self.vectors = samples, positions, has_bias, vectors
+        self.samples, self.positions, self.has_bias, self.vectors = rows.samples, rows.positions, has_bias, vectors
         self._rows, self._moment, self._raw = rows, moment, raw
         self._output_gradients, self._output_moment = output_gradients, output_moment
 
     @property
     def inputs(self) -> Float[Tensor, "N P d_in"]:
         """Made anew at every look."""
-        return self._rows()
+        return self._rows.all()
+
+    def _sample_rows(self) -> SampleRows:
+        return self._rows
 
     @property
     def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import ScaledEigenbasis
-from kfbench.curvature.counts import LayerShape, eigh, one_side, symmetric_product
+from kfbench.curvature.counts import LayerShape, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
@@ -95,6 +95,10 @@ class EKFAC:
         basis = self.bases[name]
         if not self.needs_rows:
             return basis.rotate(G)
+        if G.positions > 1:
+            d_out, d_in = G.shape
+            self.scales[name], rotated = basis.rotated_moments(G.parts(d_out * d_in), G.samples)
+            return rotated
         g, a = G.per_sample()
         g, a = g @ basis.U_B, a @ basis.U_A
         self.scales[name] = second_moments(g[None], a)
@@ -105,7 +109,12 @@ class EKFAC:
         """S of every layer from observed rows, in the basis as it is now."""
         scales = {}
         for name, layer in statistics.items():
-            basis, g = self.bases[name], layer.output_gradients
+            basis = self.bases[name]
+            if layer.positions > 1:
+                numbers = len(basis.U_B) * len(basis.U_A)
+                scales[name], _ = basis.rotated_moments(layer.parts(numbers), layer.samples)
+                continue
+            g = layer.output_gradients
             assert g is not None, "fisher is none of FISHERS"
             scales[name] = second_moments(g @ basis.U_B, layer.inputs @ basis.U_A)
         return scales
@@ -121,7 +130,7 @@ class EKFAC:
         """Both factors; eigenbases; rotation there and back; where they fall due, the scales."""
         d_out, d_in = shape.d_out, shape.d_in
         counts = without_scales(shape, vectors)
-        scales = shape.rows * (d_in**2 + vectors * d_out**2) + vectors * shape.product
+        scales = _scales_count(shape, vectors)
         counts["refresh"] += scales
         if not self.needs_rows:
             counts["statistics"] += scales
@@ -161,10 +170,18 @@ def without_scales(shape: LayerShape, vectors: int) -> dict[str, float]:
     """Multiply-adds of one layer, but for its scales: factors, eigenbases, rotation there and back."""
     rows, d_out, d_in = shape.rows, shape.d_out, shape.d_in
     return {
-        "statistics": symmetric_product(rows, d_in) + symmetric_product(vectors * rows, d_out),
+        "statistics": shape.input_factor + symmetric_product(vectors * rows, d_out),
         "refresh": eigh(d_in) + eigh(d_out),
-        "apply": one_side(rows, d_out, d_in) + one_side(rows, d_in, d_out) + d_out * d_in * (d_out + d_in),
+        "apply": shape.right_side + shape.left_side + d_out * d_in * (d_out + d_in),
     }
+
+
+def _scales_count(shape: LayerShape, vectors: int) -> float:
+    """Each side on the rows of a sample or on its gradient, whichever is chosen, and the gradient itself."""
+    d_out, d_in, P = shape.d_out, shape.d_in, shape.positions
+    right = P * d_in**2 if P < d_out else vectors * d_out * d_in**2
+    left = vectors * min(P, d_in) * d_out**2
+    return float(shape.rows // P * (right + left) + vectors * shape.product)
 
 
 def _damping(basis: KroneckerEigenbasis, damping: float, init: str) -> Tensor:

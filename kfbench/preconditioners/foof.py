@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kfbench.curvature.counts import LayerShape, cholesky, one_side, symmetric_product
+from kfbench.curvature.counts import LayerShape, cholesky
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses
 from kfbench.curvature.averages import FactorAverages
@@ -46,9 +46,9 @@ class FOOF:
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """A, its Cholesky factor, and one side of the gradient."""
         return {
-            "statistics": symmetric_product(shape.rows, shape.d_in),
+            "statistics": shape.input_factor,
             "refresh": cholesky(shape.d_in),
-            "apply": one_side(shape.rows, shape.d_out, shape.d_in),
+            "apply": shape.right_side,
         }
 
     def forget(self, names: Collection[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfbench.curvature.counts import LayerShape, one_side
+from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
 from kfbench.preconditioners.kfac import KFAC
@@ -68,7 +68,7 @@ class FOOFWithKFACDamping:
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """K-FAC's, but for the left side where no K-FAC direction is formed, or the right side twice."""
-        counts, right = self.kfac.multiply_adds(shape, vectors), one_side(shape.rows, shape.d_out, shape.d_in)
+        counts, right = self.kfac.multiply_adds(shape, vectors), shape.right_side
         counts["apply"] = right if self.rescale == "lambda_B" else counts["apply"] + shape.product + right
         return counts
 

@@ -43,8 +43,13 @@ class PerSampleFOOF:
         return {name: self._direction(G) for name, G in gradients.items()}
 
     def _direction(self, G: LayerGradient) -> Tensor:
-        _, a = G.per_sample()
-        return LayerGradient(G.output_gradients, damped_rows(a, self.damping).flatten(0, 1), G.samples).dense()
+        if G.positions == 1:
+            _, a = G.per_sample()
+            return LayerGradient(G.output_gradients, damped_rows(a, self.damping).flatten(0, 1), G.samples).dense()
+        total = G.output_gradients.new_zeros(G.shape)
+        for g, a in G.parts(min(G.positions, G.shape[1]) ** 2):  # beside the rows each sample has its Gram matrix
+            total.addmm_(g[0].flatten(0, 1).T, damped_rows(a, self.damping).flatten(0, 1))
+        return total / G.samples
 
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """A Gram matrix on the smaller side of each sample's rows, its LU factors, two triangular solves."""

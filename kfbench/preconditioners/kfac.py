@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
-from kfbench.curvature.counts import LayerShape, cholesky, eigh, one_side, symmetric_product
+from kfbench.curvature.counts import LayerShape, cholesky, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping, warn_of_small_damping
@@ -106,9 +106,9 @@ class KFAC:
         decompose = cholesky if self.damping_kind == "heuristic" else eigh
         rotation_back = 0 if self.damping_kind == "heuristic" else d_out * d_in * (d_out + d_in)
         return {
-            "statistics": symmetric_product(shape.rows, d_in) + symmetric_product(vectors * shape.rows, d_out),
+            "statistics": shape.input_factor + symmetric_product(vectors * shape.rows, d_out),
             "refresh": decompose(d_in) + decompose(d_out),
-            "apply": one_side(shape.rows, d_out, d_in) + one_side(shape.rows, d_in, d_out) + rotation_back,
+            "apply": shape.right_side + shape.left_side + rotation_back,
         }
 
     def forget(self, names: Collection[str]) -> None:

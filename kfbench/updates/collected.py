@@ -25,7 +25,7 @@ def joined_gradients(
     for name, layer in layers.items():
         own = [part.get(name) for part in parts]
         like = next((G for G in own if G is not None), None)
-        positions = len(like.inputs) // like.samples if like is not None and like.samples else 1
+        positions = like.rows // like.samples if like is not None and like.samples else 1
         whole = [
             _zero_gradient(layer, samples, positions) if G is None else G
             for G, (samples, _) in zip(own, plain, strict=True)
@@ -113,6 +113,6 @@ def _check_direction(name: str, direction: Any, G: LayerGradient) -> None:
     if direction.requires_grad:
         raise TypeError(f"apply returned a graph for {name}, expected a detached tensor")
     for what in ("dtype", "device"):
-        got, wanted = (str(getattr(tensor, what)).removeprefix("torch.") for tensor in (direction, G.inputs))
+        got, wanted = (str(getattr(tensor, what)).removeprefix("torch.") for tensor in (direction, G.output_gradients))
         if got != wanted:
             raise TypeError(f"apply returned {got} for {name}, expected {wanted}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.curvature import capture as capturing
-from kfbench.curvature.capture import Captured
+from kfbench.curvature.capture import Captured, Wanted
 from kfbench.curvature.contract import Layer
 from kfbench.curvature.coverage import Coverage
 from kfbench.errors import described
@@ -83,7 +83,7 @@ class SharedForward:
                     turn.meet(captured.calls.keys())
                 observing = [turn for turn in self.turns if turn.observing]
                 moments_only = all(turn.traits.moments_only for turn in observing)
-                captured.wanted.inputs = bool(observing)
+                captured.wanted = Wanted(matrices=False, inputs=bool(observing))
                 for turn in self.turns:
                     turn.want(captured.wanted, turn.observing)
                 for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph

@@ -156,6 +156,7 @@ class Turn:
     def want(self, wanted: Wanted, observing: bool) -> None:
         """Say what this method needs of the backward pass of the losses, beyond the cheapest."""
         wanted.rows |= self.traits.needs_rows
+        wanted.matrices |= not self.traits.needs_rows
         if observing and self.traits.fisher == "empirical":
             wanted.moments |= self.traits.moments_only
             wanted.rows |= not self.traits.moments_only

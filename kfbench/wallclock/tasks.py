@@ -24,9 +24,11 @@ def layer_shapes(trainee: Trainee, batch: Batch) -> list[LayerShape]:
     with capture(layers) as captured:
         trainee.model(batch[0])
     shapes: list[LayerShape] = []
-    for name in captured.calls:
-        samples, positions, d_in = captured.inputs(name).shape
-        shapes.append(LayerShape(samples * positions, layers[name].d_out, d_in, not shapes, positions))
+    for name, calls in captured.calls.items():
+        layer, positions = layers[name], sum(call.positions for call in calls)
+        factor = layer.moment_multiply_adds([call.input for call in calls])
+        rows = len(batch[0]) * positions
+        shapes.append(LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor))
     return shapes
 
 

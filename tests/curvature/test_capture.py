@@ -254,7 +254,7 @@ def test_dropout_masks_are_the_same_for_labels_and_loss():
     with pre.capture() as captured:
         output = model(x)
     pre.backward(cross_entropy(output, y, reduction="none"), output)
-    dead = captured.inputs("2")[0, 0, :-1] == 0
+    dead = captured.inputs("2").all()[0, 0, :-1] == 0
     assert 0 < dead.sum() < 50
     B = pre.method.B.means["0"]
     assert not B[dead].any()
@@ -306,7 +306,7 @@ def test_rows_of_a_convolution_are_patches_in_the_order_of_its_outputs():
     pre = Preconditioning(p.model, "foof", damping=1.0)
     with pre.capture() as captured:
         p.model(p.x)
-    rows = captured.inputs("0")
+    rows = captured.inputs("0").all()
     weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], dim=1)
     assert_close(rows @ weight.T, layer(p.x).flatten(2).transpose(1, 2), 1e-12)
     a, _ = dense.Rows(p.model, layer).one_sample(p.x[1], torch.ones(3, dtype=p.x.dtype))
