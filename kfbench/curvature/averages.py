@@ -114,5 +114,3 @@ class FactorAverages:
 def _tuples(values: list[Any]) -> list[Any]:
     """Lists, which a file may have made of tuples, as tuples again."""
     return [tuple(value) if isinstance(value, list) else value for value in values]
-
-

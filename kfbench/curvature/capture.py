@@ -299,10 +299,10 @@ class Captured:
         finally:
             for handle in handles:
                 handle.remove()
-        by_call = {call: found.pop(0) for call in calls}
+        by_call: dict[_Call, Tensor | None] = {call: found.pop(0) for call in calls}
         for call in last:
             self._add_moment(moments, passing[call], call, {call.edge.output_nr: found.pop(0)})
-        of_plain = [found.pop(0) for _ in plain]
+        of_plain: list[Tensor | None] = [found.pop(0) for _ in plain]
         of_weights = {
             name: [torch.zeros_like(p) if (g := found.pop(0)) is None else g for p in own] for name, own in weights
         }

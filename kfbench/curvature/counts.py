@@ -27,7 +27,6 @@ class LayerShape:
         """One product of the rows with a [d_out, d_in] matrix."""
         return float(self.rows * self.d_out * self.d_in)
 
-
     @property
     def on_rows(self) -> bool:
         """Whether the gradient is kept as rows: else it comes from autograd as a matrix (``curvature/capture.py``)."""

@@ -35,9 +35,11 @@ class Form(Protocol):
 
 @runtime_checkable  # tests check annotations at run time
 class Moment(Protocol):
-    """The second moment of one batch, not yet computed. ``form``: how it is kept; None as the matrix itself."""
+    """The second moment of one batch, not yet computed."""
 
-    form: Form | None
+    @property
+    def form(self) -> Form | None:
+        """How it is kept; None as the matrix itself."""
 
     def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
         """``keep kept + scale moment``, in place where there is something kept."""

@@ -96,7 +96,7 @@ class Shifts:
 
     @cached_property
     def _whole(self) -> dict[tuple[int, int], int]:
-        """Shift D -> index of R_D, in the order in which a weight gradient returns them: the other half is transposed."""
+        """Shift D -> index of R_D, in the order of a weight gradient; the other half are transposes."""
         K1, K2 = self.kernel
         return {(D1, D2): i for i, (D1, D2) in enumerate(product(range(K1), range(1 - K2, K2)))}
 
@@ -140,7 +140,7 @@ class Shifts:
         pixels = len(self._whole) * self.size[0] * self.size[1] + sum(strip.pixels for strip in self.strips)
         return float(samples * pixels * self.channels**2)
 
-    def measure(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "length"]:
+    def measure(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, length]:
         """What is kept of these images, summed over them."""
         C = self.channels
         R = self._by_products(x) if C >= _PRODUCTS_FROM else self._by_weight_gradient(x)
@@ -184,33 +184,33 @@ class Shifts:
         there = x[:, :, r0 + s1 : r1 + s1, c0 + s2 : c1 + s2].transpose(0, 1).flatten(1)
         return here @ there.T
 
-    def assemble(self, kept: Float[Tensor, "length"]) -> Float[Tensor, "d_in d_in"]:
+    def assemble(self, kept: Float[Tensor, length]) -> Float[Tensor, "d_in d_in"]:
         """A, in the order of patches: channels, then taps; then the column of ones."""
         C, taps, whole = self.channels, self.taps, len(self._whole)
         products = kept[: (whole + len(self.strips)) * C**2].view(-1, C, C)
         A = kept.new_empty(self.d_in, self.d_in)
         # A view of the part without ones; writing block by block fills it once.
         weights = A[: C * taps, : C * taps].unflatten(0, (C, taps)).unflatten(2, (C, taps))
-        for k, l, R, strips in self._blocks[1]:
+        for k, other, R, strips in self._blocks[1]:
             block = products[R]
             for sign, strip in strips:
                 block = block.add(products[whole + strip], alpha=sign)
-            weights[:, k, :, l] = block
-            if k != l:
-                weights[:, l, :, k] = block.T
+            weights[:, k, :, other] = block
+            if k != other:
+                weights[:, other, :, k] = block.T
         if self.ones:
             read, positions = kept[-C * taps - 1 : -1], kept[-1]
             A[-1, :-1], A[:-1, -1], A[-1, -1] = read, read, positions
         return A
 
-    def trace(self, kept: Float[Tensor, "length"]) -> Float[Tensor, ""]:
+    def trace(self, kept: Float[Tensor, length]) -> Float[Tensor, ""]:
         """``tr A``, without A."""
         C, whole = self.channels, len(self._whole)
         products = kept[: (whole + len(self.strips)) * C**2].view(-1, C, C)
         traces = products.diagonal(dim1=1, dim2=2).sum(1)
         weights = traces.new_zeros(len(traces))
-        for k, l, R, strips in self._blocks[1]:
-            for sign, index in [(1, R), *((s, whole + i) for s, i in strips)] if k == l else ():
+        for k, other, R, strips in self._blocks[1]:
+            for sign, index in [(1, R), *((s, whole + i) for s, i in strips)] if k == other else ():
                 weights[index] += sign
         return weights @ traces + (kept[-1] if self.ones else 0)
 

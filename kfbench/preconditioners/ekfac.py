@@ -23,11 +23,11 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import ScaledEigenbasis
+from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
-from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.statistics import Statistics
 from kfbench.preconditioners.contract import FISHERS
 
@@ -179,7 +179,7 @@ def without_scales(shape: LayerShape, vectors: int) -> dict[str, float]:
 def _scales_count(shape: LayerShape, vectors: int) -> float:
     """Each side on the rows of a sample or on its gradient, whichever is chosen, and the gradient itself."""
     d_out, d_in, P = shape.d_out, shape.d_in, shape.positions
-    right = P * d_in**2 if P < d_out else vectors * d_out * d_in**2
+    right = d_in**2 * (P if d_out > P else vectors * d_out)
     left = vectors * min(P, d_in) * d_out**2
     return float(shape.rows // P * (right + left) + vectors * shape.product)
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, cholesky
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses
-from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.statistics import Statistics
 
 

@@ -19,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
+from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, cholesky, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping, warn_of_small_damping
-from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.statistics import Statistics
 from kfbench.preconditioners.contract import FISHERS
 

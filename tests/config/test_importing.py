@@ -21,8 +21,8 @@ _COMMANDS = [
     ["sweep", "lr", "--opt", "sgd", "--grid", "lr=0.1,0.2", "--quick", "--plot", *_PROBLEM],
 ]
 _KFBENCH = {"script": [str(Path(sys.executable).with_name("kfbench"))], "module": [sys.executable, "-m", "kfbench"]}
-# What Python itself imports before ``-m`` hands over to any module (an editable install's own hook imports more, earlier,
-# and would hide it: hence without site), and what our package imports before its ``__main__`` can act.
+# What Python itself imports before ``-m`` hands over to any module (the hook of an editable install imports more, and
+# would hide it: hence without site), and what our package imports before its ``__main__`` can act.
 _BEFORE_MAIN = "import sys, runpy; sys.path.append({!r}); import kfbench; print(*sys.modules)"
 
 
