@@ -15,7 +15,8 @@ from kfbench.claims.scales import SCALES, changes
 from kfbench.config.identity import budget, fingerprint
 from kfbench.config.load import configure, dump
 from kfbench.config.methods import resolve_method
-from kfbench.config.schema import Config, Float, Section, Similarity, Text, validated
+from kfbench.config.schema import Config, Float, Similarity, Text
+from kfbench.config.section import Section, validated
 from kfbench.config.specs import parse_spec
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown

@@ -8,8 +8,8 @@ from kfbench.config.schema import SECTIONS, Config
 from kfbench.errors import unknown
 
 SCALES = ("smoke", "small", "full")
-# Scale small: hidden widths divided by 4, a sixth of the images, three epochs; full batches of 200 images.
-_WIDTH, _IMAGES, _EPOCHS = 250, 10_000, 3
+# Scale small: default widths divided by 4, a sixth of the images, three epochs; full batches of 200 images.
+_NARROWER, _IMAGES, _EPOCHS = 4, 10_000, 3
 # What a claim itself may say of scale small.
 _CHANGED = ("problem", "run", "sweep")
 _FULL_BATCH_IMAGES, _FULL_BATCH_EPOCHS = 200, 100
@@ -30,8 +30,8 @@ def changes(full: Config, scale: str, overrides: Mapping[str, Any]) -> dict[str,
         flags: dict[str, Any] = {"train_samples": few, "batch_size": few, "epochs": _FULL_BATCH_EPOCHS}
     else:
         flags = {"train_samples": min(_IMAGES, images), "epochs": _EPOCHS}
-    if "width" in (MODELS[full.problem.model].options if full.problem.model in MODELS else ()):
-        flags["width"] = min(full.problem.width or _WIDTH, _WIDTH)
+    if full.problem.model in MODELS and (usual := MODELS[full.problem.model].width):
+        flags["width"] = min(full.problem.width or usual, usual // _NARROWER)
     if full.sweep.final_epochs is not None:
         flags["final_epochs"] = flags["epochs"]  # else fresh seeds would train for as long as at full size
     own = {_key(name): value for name, value in overrides.items()}

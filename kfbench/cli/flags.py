@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 import typer
 
 from kfbench.config.problem_table import DATASETS, MODELS
-from kfbench.config.schema import SECTIONS, Section
+from kfbench.config.schema import SECTIONS
+from kfbench.config.section import Section
 from kfbench.errors import UsageError
 
 _PANELS = {

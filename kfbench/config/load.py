@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kfbench.config.methods import resolve_methods
-from kfbench.config.problem_table import DATASETS, MODELS
+from kfbench.config.problem_table import DATASETS, MODEL_OPTIONS, MODELS
 from kfbench.config.roles import resolve_roles
 from kfbench.config.schema import (
     COMMAND_BLOCKS,
@@ -23,12 +23,11 @@ from kfbench.config.schema import (
     MethodOptions,
     Problem,
     Run,
-    Section,
     Similarity,
     Sweep,
     Wallclock,
-    validated,
 )
+from kfbench.config.section import Section, validated
 from kfbench.config.specs import parse_spec
 from kfbench.config.yaml_file import parse_yaml, read_yaml
 from kfbench.errors import UsageError, shown, unknown
@@ -98,7 +97,7 @@ def configure(
     for key in tree:
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
-    problem = _with_likelihood(validated(Problem, _given(tree, "problem")))
+    problem = _spelled_out(validated(Problem, _given(tree, "problem")))
     run = _with_budget(_run(tree, commands), problem)  # the default of epochs depends on the data set
     similarity = Similarity()
     if not methods:
@@ -199,13 +198,14 @@ def _with_budget(run: Run, problem: Problem) -> Run:
     return run
 
 
-def _with_likelihood(problem: Problem) -> Problem:
-    """What the model's output means, and the normalisation that follows, spelled out: records say what ran."""
+def _spelled_out(problem: Problem) -> Problem:
+    """What the model says of its output and its images, and the normalisation that follows: records say what ran."""
     # Before _check_problem, so the model may still turn out to be none.
-    own = MODELS[problem.model].likelihood if problem.model in MODELS else "categorical"
-    likelihood = problem.likelihood or own
+    entry = MODELS.get(problem.model)
+    likelihood = problem.likelihood or (entry.likelihood if entry else "categorical")
     normalize = problem.normalize or {"gaussian": "own", "bernoulli": "unit"}.get(likelihood, "mnist")
-    return problem.model_copy(update={"likelihood": likelihood, "normalize": normalize})
+    pad_to = problem.pad_to or (entry.pad_to if entry else 0) or None
+    return problem.model_copy(update={"likelihood": likelihood, "normalize": normalize, "pad_to": pad_to})
 
 
 def _check_likelihood(problem: Problem) -> None:
@@ -229,7 +229,7 @@ def _check_problem(problem: Problem) -> None:
         raise unknown("data set", problem.dataset, DATASETS)
     if problem.model in MODELS:
         accepted = MODELS[problem.model].options
-        for key in ("width", "bias"):
+        for key in MODEL_OPTIONS:
             if getattr(problem, key) is not None and key not in accepted:
                 raise UsageError(f"model {problem.model!r} has no option {key!r}; it has {', '.join(accepted)}")
     elif ":" not in problem.model:  # a path is imported when the model is built: that needs torch

@@ -7,7 +7,8 @@ from typing import Any
 
 from kfbench.config.labels import labels
 from kfbench.config.method_table import DEFAULT_S, METHODS, MethodEntry
-from kfbench.config.schema import Method, MethodOptions, validated
+from kfbench.config.schema import Method, MethodOptions
+from kfbench.config.section import validated
 from kfbench.config.specs import find_method, parse_spec
 from kfbench.errors import UsageError, shown, unknown
 

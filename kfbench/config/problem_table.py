@@ -30,7 +30,12 @@ class ModelEntry:
     paper: str
     options: tuple[str, ...]
     likelihood: str = "categorical"  # what its output means; all others reconstruct the input
+    width: int = 0  # its default, where it has that option
+    pad_to: int = 0  # pixels a side of the images that it is made for
 
+
+# Every option that a model may have; those of each are in its entry.
+MODEL_OPTIONS = ("width", "bias", "norm", "init")
 
 _HINTON = "Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks, Science"
 
@@ -90,10 +95,15 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
     }
 )
 
+_HE = "He, Zhang, Ren & Sun 2016, Deep Residual Learning for Image Recognition, CVPR"
+
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
     {
         "mlp": ModelEntry(
-            "three hidden ReLU layers of equal width (1000), no bias", f"{BENZING}, appendix D.5", ("width", "bias")
+            "three hidden ReLU layers of equal width (1000), no bias",
+            f"{BENZING}, appendix D.5",
+            ("width", "bias"),
+            width=1000,
         ),
         "logistic": ModelEntry("multinomial logistic regression", f"{BENZING}, Figure 2A", ("bias",)),
         "autoencoder": ModelEntry(
@@ -101,12 +111,42 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             f"{BENZING}, appendix D.7",
             ("width", "bias"),
             "gaussian",
+            width=1000,
         ),
         "autoencoder-sigmoid": ModelEntry(
             "the same widths, sigmoid units with biases; cross-entropy of pixels from 0 to 1 (Bernoulli)",
             f"{GEORGE}, section 4.1; {_HINTON}",
             ("width", "bias"),
             "bernoulli",
+            width=1000,
+        ),
+        "convnet": ModelEntry(
+            "three 3 x 3 convolutions (16, 32, 64 channels) with pooling, one linear layer; quick",
+            "ours: a first experience",
+            MODEL_OPTIONS,
+            width=16,
+        ),
+        "vgg11": ModelEntry(
+            "VGG11 for 32 x 32 images, 64 channels first, no batch normalisation",
+            "Simonyan & Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR; "
+            f"{GEORGE}, section 4.2",
+            MODEL_OPTIONS,
+            width=64,
+            pad_to=32,
+        ),
+        "resnet18": ModelEntry(
+            "ResNet18 for 32 x 32 images, 64 channels first, batch normalisation",
+            f"{_HE}; {BENZING}, appendix D.6",
+            MODEL_OPTIONS,
+            width=64,
+            pad_to=32,
+        ),
+        "resnet34": ModelEntry(
+            "ResNet34 for 32 x 32 images, 64 channels first, batch normalisation",
+            f"{_HE}; {GEORGE}, section 4.2",
+            MODEL_OPTIONS,
+            width=64,
+            pad_to=32,
         ),
     }
 )

@@ -5,7 +5,8 @@ from contextlib import suppress
 from typing import Any
 
 from kfbench.config.methods import resolve_methods
-from kfbench.config.schema import Method, Similarity, validated
+from kfbench.config.schema import Method, Similarity
+from kfbench.config.section import validated
 from kfbench.config.specs import find_method, parse_spec
 from kfbench.errors import UsageError
 

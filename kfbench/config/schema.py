@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from kfbench.config.values import MOST_SECONDS, MOST_SEEDS, MOST_THREADS, MOST_TRIALS, Float, Int, Seed, Text, Width
-from kfbench.errors import UsageError, shown, unknown
+from kfbench.config.section import Section
+from kfbench.config.values import (
+    MOST_PIXELS,
+    MOST_SECONDS,
+    MOST_SEEDS,
+    MOST_THREADS,
+    MOST_TRIALS,
+    Float,
+    Int,
+    Seed,
+    Text,
+    Width,
+)
 
 
 def _as_list(value: Any) -> Any:
@@ -19,12 +30,6 @@ def _as_list(value: Any) -> Any:
 def _metrics(value: Any) -> Any:
     # A flag that can be repeated gives a list, a file the word alone.
     return ("euclidean", "foof") if value in ("both", ["both"], ("both",)) else _as_list(value)
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Problem(Section):
@@ -41,11 +46,27 @@ class Problem(Section):
     eval_samples: Int | None = Field(
         None, ge=1, description="evaluate on the first N training and N test images (default: all)"
     )
+    pad_to: Int | None = Field(
+        None,
+        ge=1,
+        le=MOST_PIXELS,
+        description="pad smaller images with black to this many pixels a side (default: the "
+        "model's: vgg11 and resnets 32)",
+    )
     model: Text = Field("mlp", description="model, see `kfbench list`, or package.module:function")
     width: Width | None = Field(
-        None, ge=1, description="width of the widest hidden layer, others in proportion (default: the model's, 1000)"
+        None,
+        ge=1,
+        description="width of the widest hidden layer, or channels of a convolutional model's first stage, others in "
+        "proportion (default: the model's: mlp 1000, convnet 16, vgg11 and resnets 64)",
     )
-    bias: bool | None = Field(None, description="train biases (default: the model's, mlp no)")
+    bias: bool | None = Field(None, description="train biases (default: the model's, mlp and resnets no)")
+    norm: Literal["batch", "batch-fixed", "none"] | None = Field(
+        None, description="batch normalisation: trained, with fixed scale and shift, or none (default: resnets batch)"
+    )
+    init: Literal["he", "careful"] | None = Field(
+        None, description="weights at the start: He, or EKFAC's appendix B (default: he; resnets without norm careful)"
+    )
     likelihood: Literal["categorical", "gaussian", "bernoulli"] | None = Field(
         None,
         description="what the output means: logits of classes, or of the input reconstructed, a mean or logits of "
@@ -267,22 +288,3 @@ SECTIONS: dict[str, type[Section]] = {
     "similarity": Similarity,
 }
 TOP_KEYS = ("problem", "methods", "run", *COMMAND_BLOCKS)
-
-_S = TypeVar("_S", bound=Section)
-
-
-def validated(section: type[_S], values: Mapping[str, Any], where: str = "") -> _S:
-    """Values as a section of the schema, or one sentence (UsageError) about what does not fit, and where."""
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{where or 'a section'} must be a mapping, got {shown(values)}")
-    for key in values:
-        if key not in section.model_fields:  # before pydantic, which names no nearest key
-            raise unknown("key" if not where else f"option of {where}", str(key), section.model_fields)
-    try:
-        return section.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-        key = ".".join(str(part) for part in first["loc"][:1])  # what follows is the place within a value
-        place = f"{where}: " if where else ""
-        raise UsageError(f"{place}{key} {message}, got {shown(first['input'])}") from None

@@ -15,6 +15,8 @@ MOST_THREADS = 1024
 MOST_SEEDS = 10_000
 # A layer between two of these would take four terabytes.
 MOST_WIDE = 1_000_000
+# Of an image's side: a thousand of them would take gigabytes.
+MOST_PIXELS = 1024
 # Of one method: each is trained.
 MOST_TRIALS = 100_000
 # More than a hundred days.

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kfbench.config.problem_table import DATASETS, DatasetEntry
 from kfbench.errors import UsageError
@@ -157,9 +158,11 @@ def load_dataset(
     normalize: str = "mnist",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    pad_to: int = 0,
 ) -> Dataset:
     """Read, check and normalise a data set; UsageError, one sentence, for every fault of a file.
 
+    Images of fewer than ``pad_to`` pixels a side get as much black on both, an odd pixel below and to the right.
     A synthetic one is generated where it is missing. Without labels the targets are the inputs.
     """
     entry = DATASETS[name]
@@ -169,12 +172,20 @@ def load_dataset(
     mean, std = _FIXED[normalize] if normalize in _FIXED else _mean_and_deviation(pixels[0], name)
 
     def images(x: Tensor) -> Tensor:
-        return x.to(device, dtype).div_(255).sub_(mean).div_(std).unsqueeze(1)  # in place: no copies in memory
+        return (
+            _padded(x, pad_to).to(device, dtype).div_(255).sub_(mean).div_(std).unsqueeze(1)
+        )  # in place: no copies in memory
 
     train, test = map(images, pixels)
     if not labels:
         return _reconstruction(train, test)
     return Dataset(train, labels[0].to(device), test, labels[1].to(device), entry.classes)
+
+
+def _padded(images: Tensor, side: int) -> Tensor:
+    """[..., rows, columns] with black around them, up to ``side`` pixels; the same tensor where nothing is to add."""
+    missing = [max(side - size, 0) for size in reversed(images.shape[-2:])]  # as torch wants it: columns first
+    return pad(images, [part for n in missing for part in (n // 2, n - n // 2)]) if any(missing) else images
 
 
 def _mean_and_deviation(images: Tensor, name: str) -> tuple[float, float]:

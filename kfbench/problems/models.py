@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
 from kfbench.errors import UsageError
+from kfbench.problems.convolutional import convnet, resnet18, resnet34, vgg11
 
 HIDDEN_LAYERS = 3
 
@@ -90,6 +91,10 @@ _KNOWN: dict[str, Callable[..., nn.Module]] = {
     "logistic": logistic,
     "autoencoder": autoencoder,
     "autoencoder-sigmoid": autoencoder_sigmoid,
+    "convnet": convnet,
+    "vgg11": vgg11,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
 }
 
 
@@ -97,8 +102,8 @@ def build_model(name: str, input_shape: tuple[int, ...], outputs: int, **options
     """The model of that name, or what the user's ``package.module:function`` returns.
 
     The function is called with those of ``input_shape`` (C, H, W), ``outputs`` (number of classes,
-    or of pixels where the inputs are the targets) and the options (width, bias) that its signature
-    names. UsageError where that fails.
+    or of pixels where the inputs are the targets) and the options (width, bias, norm, init) that its
+    signature names. UsageError where that fails.
     """
     make = _KNOWN.get(name) or import_object(name, "model")
     arguments = {"input_shape": input_shape, "outputs": outputs, **options}

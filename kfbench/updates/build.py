@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kfbench.config.importing import import_object
+from kfbench.config.problem_table import MODEL_OPTIONS
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
 from kfbench.errors import UsageError, described, shown
@@ -42,7 +43,7 @@ def prepare_torch(run: Run) -> torch.device:
 
 # What the last data set was made from, and that data set: commands ask for the same one again and again.
 _last: tuple[tuple[Any, ...], Dataset] | None = None
-_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples")
+_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to")
 
 
 def build_data(config: Config, device: torch.device) -> Dataset:
@@ -58,7 +59,10 @@ def build_data(config: Config, device: torch.device) -> Dataset:
     key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, file_states(problem.dataset, problem.data_dir))
     if _last is None or _last[0] != key:
         _last = None  # freed first, so that no two are held at once
-        data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, getattr(torch, run.dtype))
+        dtype = getattr(torch, run.dtype)
+        data = load_dataset(
+            problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0
+        )
         data = data.first(problem.train_samples)
         data = data if problem.likelihood == "categorical" else data.reconstruction()
         # Asked again: a synthetic data set has only now been generated.
@@ -89,7 +93,7 @@ def check_sizes(config: Config, data: Dataset) -> None:
 def build_network(problem: Problem, run: Run, data: Dataset, device: torch.device, seed: int) -> nn.Module:
     """The model, initialised from ``seed`` on the CPU so that devices start equal."""
     torch.manual_seed(seed)  # right before: whatever drew in between would change the weights
-    options = {key: value for key in ("width", "bias") if (value := getattr(problem, key)) is not None}
+    options = {key: value for key in MODEL_OPTIONS if (value := getattr(problem, key)) is not None}
     model = build_model(problem.model, data.input_shape, data.outputs, **options)
     inputs = data.train_inputs[:2].clone()  # what a model does to them, it does not to the data set
     before = inputs._version

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.updates.isolation import evaluating
 
-# Large enough for efficient products, small enough that activations stay in tens of megabytes.
-_BATCH = 2000
+# Large enough for efficient products, small enough that activations stay in tens of megabytes: those of convolutions,
+# which have weights of more than two dimensions, are images of many channels.
+_BATCH, _BATCH_OF_IMAGES = 2000, 200
 CHANGES_ITS_INPUT = "changes its input in place, which is the data set: let its first layer make a new tensor"
 
 
@@ -22,10 +23,11 @@ def evaluate(model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: 
     """
     loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
     correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=inputs.device)
+    size = _BATCH_OF_IMAGES if any(p.dim() > 2 for p in model.parameters()) else _BATCH
     with torch.no_grad(), evaluating(model):
-        for start in range(0, len(inputs), _BATCH):
-            target = targets[start : start + _BATCH]
-            batch = inputs[start : start + _BATCH].clone()  # not a view: a model may write into what it is given
+        for start in range(0, len(inputs), size):
+            target = targets[start : start + size]
+            batch = inputs[start : start + size].clone()  # not a view: a model may write into what it is given
             before = batch._version
             output = model(batch)
             if batch._version != before:

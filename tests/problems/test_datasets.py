@@ -154,6 +154,25 @@ def test_tensors(tmp_path):
         torch.testing.assert_close(inputs[:, 0], expected, rtol=1e-6, atol=1e-6, check_dtype=False)
 
 
+@pytest.mark.parametrize(("side", "shape"), [(3, (4, 3)), (4, (4, 4)), (7, (7, 7)), (9, (9, 9))])
+@pytest.mark.parametrize("normalize", ["mnist", "own"])
+def test_smaller_images_are_padded_with_black(tmp_path, side, shape, normalize):
+    """An odd pixel lies below and to the right; mean and deviation are those of the images as they were."""
+    write_files(tmp_path)
+    plain = load_dataset("mnist", str(tmp_path), normalize, dtype=torch.float64)
+    data = load_dataset("mnist", str(tmp_path), normalize, dtype=torch.float64, pad_to=side)
+    assert data.input_shape == (1, *shape)
+    top, left = (shape[0] - 4) // 2, (shape[1] - 3) // 2
+    inside = (..., slice(top, top + 4), slice(left, left + 3))
+    for padded, images in ((data.train_inputs, plain.train_inputs), (data.test_inputs, plain.test_inputs)):
+        assert torch.equal(padded[inside], images)
+        outside = padded.clone()
+        outside[inside] = torch.nan
+        values = outside[~outside.isnan()].unique()
+        assert len(values) == (shape != (4, 3)), "black is one number"
+        assert not len(values) or values <= images.min()
+
+
 def test_normalize_own_uses_the_training_set_only(tmp_path):
     arrays = small_arrays()
     arrays[2] = arrays[2] // 4

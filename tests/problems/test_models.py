@@ -24,8 +24,17 @@ def _widths(model):
 
 def test_every_registered_model_is_built():
     for name in MODELS:
-        model = build_model(name, (1, 4, 5), 20)
-        assert model(torch.zeros(3, 1, 4, 5)).shape == (3, 20), name
+        options = {"width": 8} if MODELS[name].width else {}
+        model = build_model(name, (1, 32, 33), 32 * 33, **options)
+        assert model(torch.zeros(3, 1, 32, 33)).shape == (3, 32 * 33), name
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.width])
+def test_default_widths_are_those_of_the_table(name):
+    with torch.device("meta"):
+        models = [build_model(name, (1, 32, 32), 1024, **options) for options in ({}, {"width": MODELS[name].width})]
+    shapes = [[p.shape for p in model.parameters()] for model in models]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
