@@ -16,8 +16,10 @@ from kfbench.curvature.layers import batch_mixing, find_layers
 # How far a captured gradient may lie from autograd's, relative to the norm of the same sums of absolute values: what
 # rounding allows however much the sums cancel, as behind batch norm, where their result is tiny.
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
-_CHUNK = 2**22  # numbers in the rows that are looked at together
 _LOOSE_ROUNDING = 4e-3  # half precisions, and TF32, which accelerators may use for convolutions alone
+
+_CHUNK = 2**22  # numbers in the rows that are looked at together
+_NAMED = 3  # modules that a warning names for one reason
 
 _HIDDEN = "its forward was not called through the module"
 _WITHOUT_GRAPH = "its forward ran without a graph"
@@ -147,7 +149,16 @@ class Coverage:
 
 
 def _listed(reasons: dict[str, str]) -> str:
-    return "; ".join(f"{name or 'the model itself'} ({why})" for name, why in reasons.items()) or "it has no parameters"
+    """One clause a reason, each with the first modules that it holds for."""
+    modules: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        modules.setdefault(why, []).append(name or "the model itself")
+    return "; ".join(f"{_first(names)} ({why})" for why, names in modules.items()) or "it has no parameters"
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_NAMED])} and {more} more"
 
 
 def _same(a: Layer, b: Layer) -> bool:
