@@ -1,13 +1,15 @@
 """Running averages of the factors of all layers."""
 
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from kfbench.curvature.estimate import EXACT, Estimate
+from kfbench.curvature.inverses import BlockInverse, form_of
+from kfbench.curvature.linalg import DampedInverse, damped_inverses
 from kfbench.curvature.moments import Form, Moment, MomentOfRows
-from kfbench.curvature.shifts import Shifts
 from kfbench.curvature.statistics import Statistics
 
 
@@ -55,10 +57,10 @@ class FactorAverages:
     only the newest batch.
     """
 
-    def __init__(self, ema: float) -> None:
+    def __init__(self, ema: float, estimate: Estimate = EXACT) -> None:
         if not 0 <= ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {ema}")
-        self.ema = ema
+        self.ema, self.estimate = ema, estimate
         self.means = Means()
         self._weights: dict[str, float] = {}
 
@@ -85,13 +87,29 @@ class FactorAverages:
     def add_inputs(self, statistics: Statistics) -> None:
         """Average in the input factor A of every layer."""
         for name, layer in statistics.items():
-            self.add_moment(name, layer.input_moment(), layer.samples)
+            counted = layer.counted(self.estimate) * (layer.positions if self.estimate.sharing == "reduce" else 1)
+            self.add_moment(name, layer.input_moment(estimate=self.estimate), counted)
 
     def add_output_gradients(self, statistics: Statistics) -> None:
         """Average in the output factor B of every layer."""
         for name, layer in statistics.items():
             # N P, without K: over vectors it is a sum.
-            self.add_moment(name, layer.output_moment(), layer.samples * layer.positions)
+            self.add_moment(name, layer.output_moment(self.estimate), layer.counted(self.estimate) * layer.positions)
+
+    def damped_inverses(
+        self, damping: Mapping[str, Tensor | float]
+    ) -> tuple[dict[str, DampedInverse | BlockInverse], list[str]]:
+        """``(M + lambda I)^-1`` of every mean, and what needed more damping; see ``linalg.damped_inverses``."""
+        blocks = _Blocks(self.means)
+        own = {block: damping[name] for name, names in blocks.of.items() for block in names}
+        inverses, retried = damped_inverses(blocks, own)
+        whole: dict[str, DampedInverse | BlockInverse] = {}
+        for name, names in blocks.of.items():
+            parts = [inverses[block] for block in names]
+            whole[name] = (
+                parts[0] if len(parts) == 1 and names == [name] else BlockInverse(self.means.forms[name], parts)
+            )
+        return whole, retried
 
     def forget(self, names: Collection[str]) -> None:
         """These layers are others now: their next observation counts fully."""
@@ -108,9 +126,30 @@ class FactorAverages:
         """Restore, bit for bit."""
         self.means.kept, self._weights = dict(state["means"]), dict(state["weights"])
         # States of before there were compact ones hold matrices alone.
-        self.means.forms = {name: Shifts.of(*_tuples(values)) for name, values in state.get("forms", {}).items()}
+        self.means.forms = {name: form_of(values) for name, values in state.get("forms", {}).items()}
 
 
-def _tuples(values: list[Any]) -> list[Any]:
-    """Lists, which a file may have made of tuples, as tuples again."""
-    return [tuple(value) if isinstance(value, list) else value for value in values]
+class _Blocks(Mapping[str, Tensor]):
+    """Every block on the diagonal of every mean, by its name in a message; assembled when asked for."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self.of = {name: self._names(name) for name in means}
+        self._places = {block: (name, i) for name, blocks in self.of.items() for i, block in enumerate(blocks)}
+
+    def _names(self, name: str) -> list[str]:
+        form = self._means.forms.get(name)
+        if form is None or form.blocks == 1:
+            return [name]
+        return [f"{name}, block {i}" for i in range(form.blocks)]
+
+    def __getitem__(self, block: str) -> Tensor:
+        name, index = self._places[block]
+        form = self._means.forms.get(name)
+        return self._means.kept[name] if form is None else form.block(self._means.kept[name], index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

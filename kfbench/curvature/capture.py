@@ -19,8 +19,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from kfbench.curvature.contract import Layer, full
+from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.moments import MeasuredMoment, Moment, MomentOfRows
+from kfbench.curvature.moments import Moment, MomentOfRows
 from kfbench.curvature.sample_rows import SampleRows
 from kfbench.curvature.statistics import CapturedStatistics, LayerStatistics
 
@@ -28,6 +29,9 @@ from kfbench.curvature.statistics import CapturedStatistics, LayerStatistics
 class CaptureError(RuntimeError):
     """A model did what capture cannot follow; the message is one sentence for the user."""
 
+
+# Layer -> how it is estimated -> ``sum_k sum_n sum_p g g'``.
+_Moments = dict[str, dict[Estimate, Tensor]]
 
 _LET_GO = torch.empty(0)  # in place of an input that nobody will ask for
 
@@ -51,8 +55,8 @@ class Wanted:
     """Every layer's gradient as rows, however many, for methods that look at single samples."""
     matrices: bool = True
     """As matrices, where rows are many."""
-    moments: bool = False
-    """The moment of the output gradients, where the rows themselves are not kept."""
+    moments: frozenset[Estimate] = frozenset()
+    """The moments of the output gradients, where the rows themselves are not kept."""
     inputs: bool = True
     """What every layer was given, for statistics; else it is let go before the backward pass, as without capture."""
 
@@ -147,13 +151,13 @@ class Captured:
         output: Tensor,
         vectors: Callable[[Tensor, str], Tensor] | None,
         losses: Tensor,
-        moments_only: bool = False,
+        moments: Collection[Estimate] = (),
     ) -> None:
         """Backpropagate what a Fisher of this kind needs, keeping the graph; once for all who ask.
 
         ``vectors(output, fisher)`` gives the K vectors [K, *output.shape] of the likelihood for sampled and
-        full; empirical uses the true labels' gradients. ``moments_only``: nobody asks for rows of output gradients,
-        so that each may be given up when it has been added to its moment.
+        full; empirical uses the true labels' gradients. ``moments``: where nobody asks for rows of output gradients,
+        all that is asked for, so that each row may be given up when it has been added to them.
         """
         if fisher == "empirical":
             self._backpropagate_losses(losses, keep_graph=True)
@@ -161,11 +165,10 @@ class Captured:
             assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
             # Detached: labels are drawn from the output, not differentiated through it.
             drawn = vectors(output.detach(), fisher)
-            kept = {name for name in self.calls if not moments_only or self.is_small(name)}
-            moments: dict[str, Tensor] = {}
+            kept = {name for name in self.calls if not moments or self.is_small(name)}
+            sums: _Moments | None = {} if moments else None
             self._labels[fisher] = [
-                self._backpropagate(output, vector, kept=kept, moments=moments if moments_only else None)
-                for vector in drawn
+                self._backpropagate(output, vector, kept=kept, moments=sums, estimates=moments) for vector in drawn
             ]
 
     def statistics(self, fisher: str) -> dict[str, LayerStatistics]:
@@ -179,9 +182,9 @@ class Captured:
             if fisher == "empirical":
                 assert self._true is not None, "draw comes first"
                 passes, scale = [self._true], self.loss_scale
-            rows = moment = None
+            rows = moments = None
             if passes and (sums := passes[0].moments) is not None and name in sums:
-                moment = MeasuredMoment(sums[name] / scale**2 if scale != 1.0 else sums[name])
+                moments = {key: total / scale**2 if scale != 1.0 else total for key, total in sums[name].items()}
             elif passes:
                 rows = torch.stack([self._rows(name, each) for each in passes])
                 rows = rows / scale if scale != 1.0 else rows
@@ -192,17 +195,17 @@ class Captured:
                 raw=[call.input for call in used],
                 vectors=len(passes),
                 output_gradients=rows,
-                output_moment=moment,
+                output_moments=moments,
             )
         return found
 
-    def _input_moment(self, name: str, ones: bool) -> Moment:
-        if not self.is_small(name):
-            return self.layers[name].input_moment(self._unchanged(name), ones)
-        rows = self.inputs(name).all()
+    def _input_moment(self, name: str, ones: bool, estimate: Estimate) -> Moment:
+        if not self.is_small(name) or estimate.is_structured:
+            return self.layers[name].input_moment(self._unchanged(name), ones, estimate)
+        rows = self.inputs(name).make(slice(estimate.count(self.used(name)[0].samples)))
         if ones and not self.layers[name].has_bias:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        return MomentOfRows(rows)
+        return MomentOfRows(rows.sum(1) if estimate.sharing == "reduce" else rows)
 
     def gradients(self, losses: Tensor, keep_graph: bool = False) -> dict[str, LayerGradient]:
         """The mean gradient of ``losses`` [N] of every used layer; frees the graph unless it is to be kept."""
@@ -251,12 +254,14 @@ class Captured:
             used = [name for name in self.calls if self.used(name)]
             kept = {name for name in used if self._keeps_rows(name)}
             dense = {name for name in used if name not in kept or (self.wanted.matrices and not self.is_small(name))}
-            moments: dict[str, Tensor] | None = {} if self.wanted.moments else None
+            moments: _Moments | None = {} if self.wanted.moments else None
             if not self.wanted.inputs:
                 for name in self.calls.keys() - kept:
                     for call in self.calls[name]:
                         call.input = _LET_GO
-            self._true = self._backpropagate(losses, None, keep_graph, kept, moments, self.plain, dense)
+            self._true = self._backpropagate(
+                losses, None, keep_graph, kept, moments, self.wanted.moments, self.plain, dense
+            )
         return self._true
 
     def _backpropagate(
@@ -265,7 +270,8 @@ class Captured:
         vector: Tensor | None,
         keep_graph: bool = True,
         kept: Collection[str] = (),
-        moments: dict[str, Tensor] | None = None,
+        moments: _Moments | None = None,
+        estimates: Collection[Estimate] = (),
         plain: Sequence[nn.Parameter] = (),
         dense: Collection[str] = (),
     ) -> _Backpropagated:
@@ -288,7 +294,7 @@ class Captured:
         if not wanted:
             return _Backpropagated({}, [], {}, moments)
         handles = [
-            call.edge.node.register_prehook(partial(self._add_moment, moments, name, call))
+            call.edge.node.register_prehook(partial(self._add_moments, moments, estimates, name, call))
             for call, name in passing.items()
             if call not in last
         ]
@@ -301,22 +307,27 @@ class Captured:
                 handle.remove()
         by_call: dict[_Call, Tensor | None] = {call: found.pop(0) for call in calls}
         for call in last:
-            self._add_moment(moments, passing[call], call, {call.edge.output_nr: found.pop(0)})
+            self._add_moments(moments, estimates, passing[call], call, {call.edge.output_nr: found.pop(0)})
         of_plain: list[Tensor | None] = [found.pop(0) for _ in plain]
         of_weights = {
             name: [torch.zeros_like(p) if (g := found.pop(0)) is None else g for p in own] for name, own in weights
         }
         return _Backpropagated(by_call, of_plain, of_weights, moments)
 
-    def _add_moment(self, moments: Any, name: str, call: _Call, gradients: Any) -> None:
+    def _add_moments(
+        self, moments: Any, estimates: Collection[Estimate], name: str, call: _Call, gradients: Any
+    ) -> None:
         """What autograd hands to a node: the gradients of its outputs."""
-        g = gradients[call.edge.output_nr]
-        if g is not None:
-            rows = full(self.layers[name].gradient_rows(g))
-            moments[name] = MomentOfRows(rows).add_to(moments.get(name), 1.0, 1.0)
-        elif name not in moments:
-            like = full(self.layers[name].module.weight.detach())
-            moments[name] = like.new_zeros(self.layers[name].d_out, self.layers[name].d_out)
+        layer, g = self.layers[name], gradients[call.edge.output_nr]
+        sums = moments.setdefault(name, {})
+        for estimate in estimates:
+            key = estimate.of_outputs
+            if g is not None:
+                rows = full(layer.gradient_rows(g[: key.count(len(g))]))
+                rows = rows.sum(1) if key.sharing == "reduce" else rows
+                sums[key] = MomentOfRows(rows).add_to(sums.get(key), 1.0, 1.0)
+            elif key not in sums:
+                sums[key] = full(layer.module.weight.detach()).new_zeros(layer.d_out, layer.d_out)
 
 
 @dataclass
@@ -326,7 +337,7 @@ class _Backpropagated:
     by_call: dict[_Call, Tensor | None]
     plain: list[Tensor | None]
     dense: dict[str, list[Tensor]]
-    moments: dict[str, Tensor] | None
+    moments: _Moments | None
 
 
 def _leads_to(node: Any, goals: set[Any]) -> bool:

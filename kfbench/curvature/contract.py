@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.moments import Moment, MomentOfRows
 
 
@@ -40,11 +41,13 @@ class Layer(ABC):
     def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
         """The gradient with respect to what the layer returned, as rows."""
 
-    def input_moment(self, inputs: list[Tensor], ones: bool) -> Moment:
+    def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """``sum_n sum_p a a'`` over these calls, ``ones``: with a column of ones, whether there is a bias or not."""
-        return MomentOfRows(torch.cat([self.rows_with(ones, full(x)) for x in inputs], dim=1))
+        n = estimate.count(len(inputs[0]))
+        rows = torch.cat([self.rows_with(ones, full(x[:n])) for x in inputs], dim=1)
+        return MomentOfRows(rows.sum(1) if estimate.sharing == "reduce" else rows)
 
-    def moment_multiply_adds(self, inputs: list[Tensor]) -> float | None:
+    def moment_multiply_adds(self, inputs: list[Tensor], estimate: Estimate) -> float | None:
         """Of ``input_moment`` for each sample, where it is not formed from rows."""
         return None
 

@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kfbench.curvature.contract import Layer, full
-from kfbench.curvature.moments import Moment, MomentOfChunks, MomentOfImages
+from kfbench.curvature.estimate import Estimate
+from kfbench.curvature.moments import Form, Moment, MomentOfChunks, MomentOfImages
 from kfbench.curvature.shifts import Shifts
+from kfbench.curvature.structured import ChannelGroups, TapMean
 
 # Patches are made of so many samples at once that they hold about this many numbers: they stay near the cache.
 _CHUNK = 2**20
@@ -46,24 +48,34 @@ class ConvolutionLayer(Layer):
         """Output positions row by row, as ``unfold`` goes through them."""
         return g.flatten(2).transpose(1, 2)
 
-    def input_moment(self, inputs: list[Tensor], ones: bool) -> Moment:
+    def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """By shifts where they are fewer multiply-adds and all calls are alike, else by patches of a few samples."""
-        images = [full(x) for x in inputs]
-        shifts = self.shifts(tuple(images[0].shape[1:]), ones)
-        if shifts is not None and len({x.shape[1:] for x in images}) == 1:
-            return MomentOfImages(images, shifts)
-        return MomentOfChunks(lambda: self._chunks(images, ones))
+        images = [full(x[: estimate.count(len(x))]) for x in inputs]
+        form = self._form(tuple(images[0].shape[1:]), ones, estimate)
+        if form is not None and (estimate.is_structured or len({x.shape[1:] for x in images}) == 1):
+            return MomentOfImages(images, form)
+        return MomentOfChunks(lambda: self._chunks(images, ones, estimate.sharing == "reduce"))
 
-    def moment_multiply_adds(self, inputs: list[Tensor]) -> float | None:
-        """Of the shifts."""
-        moment = self.input_moment(inputs, self.has_bias)
+    def _form(self, image: tuple[int, ...], ones: bool, estimate: Estimate) -> Form | None:
+        conv, channels = self.module, image[0]
+        geometry = conv.kernel_size, conv.padding, conv.dilation, conv.stride
+        if estimate.spatial == "sua":
+            return TapMean(channels, image[1:], *geometry, ones)  # type: ignore[arg-type]
+        if estimate.groups > 1 and channels % estimate.groups == 0:
+            return ChannelGroups(channels, image[1:], estimate.groups, *geometry, ones)  # type: ignore[arg-type]
+        return None if estimate.sharing == "reduce" else self.shifts(image, ones)
+
+    def moment_multiply_adds(self, inputs: list[Tensor], estimate: Estimate) -> float | None:
+        """Of whichever form is taken."""
+        moment = self.input_moment(inputs, self.has_bias, estimate)
         return len(inputs) * moment.form.multiply_adds(1) if isinstance(moment, MomentOfImages) else None
 
-    def _chunks(self, images: list[Tensor], ones: bool) -> Iterator[Float[Tensor, "R d"]]:
+    def _chunks(self, images: list[Tensor], ones: bool, summed: bool) -> Iterator[Float[Tensor, "R d"]]:
         for x in images:
             patch_numbers = self.d_in * self.positions(x.shape)
             for part in x.split(max(1, _CHUNK // patch_numbers)):
-                yield self.rows_with(ones, part).flatten(0, 1)
+                rows = self.rows_with(ones, part)
+                yield rows.sum(1) if summed else rows.flatten(0, 1)
 
     def shifts(self, image: tuple[int, ...], ones: bool) -> Shifts | None:
         """Those of [C, H, W] images, where they are cheaper than half of the products of all patches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kfbench.curvature.gradient import RowMap
 from kfbench.curvature.linalg import add_outer_products
-from kfbench.curvature.shifts import Shifts
 
 
 @runtime_checkable  # tests check annotations at run time
@@ -22,6 +22,22 @@ class Form(Protocol):
     @property
     def d_in(self) -> int:
         """d."""
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks on the diagonal the matrix is made of."""
+
+    def multiply_adds(self, samples: int) -> float:
+        """Of ``measure``."""
+
+    def measure(self, x: Tensor) -> Tensor:
+        """What is kept of these images, summed over them."""
+
+    def block(self, kept: Tensor, index: int) -> Tensor:
+        """One of them, [d_i, d_i]."""
+
+    def on_blocks(self, rows: Tensor, maps: Sequence[RowMap]) -> Tensor:
+        """Rows [R, d] times a matrix of the same structure, of which ``maps`` multiply by one block each."""
 
     def assemble(self, kept: Tensor) -> Tensor:
         """The matrix [d, d] from what is kept."""
@@ -80,10 +96,10 @@ class MomentOfChunks:
 
 @dataclass(frozen=True)
 class MomentOfImages:
-    """Of the patches of images, by shifts; of a layer called more than once, all have one geometry."""
+    """Of the patches of images, in a compact form; of a layer called more than once, all have one geometry."""
 
     images: list[Float[Tensor, "N C H W"]]
-    form: Shifts
+    form: Form
 
     def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
         """One compact vector."""

@@ -13,7 +13,7 @@ averaged, and A is assembled from them where it is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
@@ -23,6 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
+
+from kfbench.curvature.gradient import RowMap
 
 # The convolution library adds long sums in order: over more positions a call float32 loses digits (over 102,400
 # the factor is off by 9e-5, over 10^4 by 7e-6).
@@ -203,6 +205,19 @@ class Shifts:
             A[-1, :-1], A[:-1, -1], A[-1, -1] = read, read, positions
         return A
 
+    @property
+    def blocks(self) -> int:
+        """A itself."""
+        return 1
+
+    def block(self, kept: Float[Tensor, length], index: int) -> Float[Tensor, "d_in d_in"]:
+        """A."""
+        return self.assemble(kept)
+
+    def on_blocks(self, rows: Float[Tensor, "R d_in"], maps: Sequence[RowMap]) -> Float[Tensor, "R d_in"]:
+        """By the one map there is."""
+        return maps[0](rows)
+
     def trace(self, kept: Float[Tensor, length]) -> Float[Tensor, ""]:
         """``tr A``, without A."""
         C, whole = self.channels, len(self._whole)
@@ -216,9 +231,4 @@ class Shifts:
 
     def describe(self) -> list[object]:
         """Plain values from which ``Shifts.of`` makes it again."""
-        return list(vars_of(self))
-
-
-def vars_of(shifts: Shifts) -> Iterator[object]:
-    """Its fields, in order."""
-    return (getattr(shifts, name) for name in ("channels", "size", "kernel", "padding", "dilation", "ones"))
+        return ["shifts", *(getattr(self, name) for name in self.__dataclass_fields__)]

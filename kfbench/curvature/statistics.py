@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.moments import JoinedMoment, Moment, MomentOfRows
+from kfbench.curvature.estimate import EXACT, Estimate
+from kfbench.curvature.moments import JoinedMoment, MeasuredMoment, Moment, MomentOfRows
 from kfbench.curvature.sample_rows import SampleRows
 
 
@@ -51,17 +52,22 @@ class LayerStatistics:
     def _sample_rows(self) -> SampleRows:
         return SampleRows.of(self.inputs)
 
-    def input_moment(self, ones: bool | None = None) -> Moment:
+    def input_moment(self, ones: bool | None = None, estimate: Estimate = EXACT) -> Moment:
         """``sum_n sum_p a a'``; ``ones``: with a column of ones (default: where the layer has a bias)."""
-        rows = self._inputs
+        rows = self._inputs[: estimate.count(self.samples)]
         if ones and not self.has_bias:
             rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        return MomentOfRows(rows)
+        return MomentOfRows(rows.sum(1) if estimate.sharing == "reduce" else rows)
 
-    def output_moment(self) -> Moment:
+    def output_moment(self, estimate: Estimate = EXACT) -> Moment:
         """``sum_k sum_n sum_p g g'``."""
         assert self._output_gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
-        return MomentOfRows(self._output_gradients)
+        g = self._output_gradients[:, : estimate.count(self.samples)]
+        return MomentOfRows(g.sum(2) if estimate.sharing == "reduce" else g)
+
+    def counted(self, estimate: Estimate) -> int:
+        """How many samples its moments are made of."""
+        return estimate.count(self.samples)
 
     def to_check(self) -> list[Tensor]:
         """Tensors that are finite only if all that was captured is."""
@@ -71,23 +77,24 @@ class LayerStatistics:
 class CapturedStatistics(LayerStatistics):
     """The same of a captured layer whose rows are made when asked for.
 
-    ``rows`` make its inputs, ``moment(ones)`` their moment; of the output gradients either rows [K, N, P, d_out]
-    or the ``output_moment`` that was summed up while they were there. ``raw``: what the layer was given.
+    ``rows`` make its inputs, ``moment(ones, estimate)`` their moment; of the output gradients either rows
+    [K, N, P, d_out] or the ``output_moments`` that were summed up while they were there. ``raw``: what the layer
+    was given.
     """
 
     def __init__(
         self,
         rows: SampleRows,
         has_bias: bool,
-        moment: Callable[[bool], Moment],
+        moment: Callable[[bool, Estimate], Moment],
         raw: list[Tensor],
         vectors: int,
         output_gradients: Tensor | None,
-        output_moment: Moment | None,
+        output_moments: Mapping[Estimate, Tensor] | None,
     ) -> None:
         self.samples, self.positions, self.has_bias, self.vectors = rows.samples, rows.positions, has_bias, vectors
         self._rows, self._moment, self._raw = rows, moment, raw
-        self._output_gradients, self._output_moment = output_gradients, output_moment
+        self._output_gradients, self._output_moments = output_gradients, output_moments
 
     @property
     def inputs(self) -> Float[Tensor, "N P d_in"]:
@@ -100,21 +107,23 @@ class CapturedStatistics(LayerStatistics):
     @property
     def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:
         """AssertionError where only their moment was kept."""
-        assert self._output_moment is None, "the method said moments_only, so no output gradients were kept"
+        assert self._output_moments is None, "the method said moments_only, so no output gradients were kept"
         return self._output_gradients
 
-    def input_moment(self, ones: bool | None = None) -> Moment:
+    def input_moment(self, ones: bool | None = None, estimate: Estimate = EXACT) -> Moment:
         """Without patches where that is cheaper."""
-        return self._moment(self.has_bias if ones is None else ones)
+        return self._moment(self.has_bias if ones is None else ones, estimate)
 
-    def output_moment(self) -> Moment:
+    def output_moment(self, estimate: Estimate = EXACT) -> Moment:
         """As it was summed up, or of the rows."""
-        return super().output_moment() if self._output_moment is None else self._output_moment
+        if self._output_moments is None:
+            return super().output_moment(estimate)
+        return MeasuredMoment(self._output_moments[estimate.of_outputs])
 
     def to_check(self) -> list[Tensor]:
         """Inputs as they were given, not as patches."""
-        moment = getattr(self._output_moment, "matrix", None)
-        return [t for t in (*self._raw, self._output_gradients, moment) if t is not None]
+        moments = (self._output_moments or {}).values()
+        return [t for t in (*self._raw, self._output_gradients, *moments) if t is not None]
 
 
 Statistics = Mapping[str, LayerStatistics]
@@ -146,13 +155,17 @@ class _JoinedStatistics(LayerStatistics):
         gradients = [g for part in self._parts if (g := part.output_gradients) is not None]
         return torch.cat(gradients, dim=1) if gradients else None
 
-    def input_moment(self, ones: bool | None = None) -> Moment:
+    def input_moment(self, ones: bool | None = None, estimate: Estimate = EXACT) -> Moment:
         """One after the other."""
-        return JoinedMoment.of([part.input_moment(ones) for part in self._parts])
+        return JoinedMoment.of([part.input_moment(ones, estimate) for part in self._parts])
 
-    def output_moment(self) -> Moment:
+    def output_moment(self, estimate: Estimate = EXACT) -> Moment:
         """Likewise."""
-        return JoinedMoment.of([part.output_moment() for part in self._parts])
+        return JoinedMoment.of([part.output_moment(estimate) for part in self._parts])
+
+    def counted(self, estimate: Estimate) -> int:
+        """Those of every part."""
+        return sum(part.counted(estimate) for part in self._parts)
 
     def to_check(self) -> list[Tensor]:
         """Of all parts."""

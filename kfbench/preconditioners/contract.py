@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kfbench.curvature.approximations import Approximation
 from kfbench.curvature.counts import LayerShape
+from kfbench.curvature.estimate import EXACT, Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
 
@@ -75,6 +76,9 @@ class Traits:
     moments_only: bool = False
     """``observe`` asks each layer for ``input_moment`` and ``output_moment`` alone, so that no output gradient
     need be kept until then."""
+
+    estimate: Estimate = EXACT
+    """How it wants its moments to be estimated."""
 
     per_sample: bool = False
     """Its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""

@@ -26,6 +26,7 @@ from kfbench.curvature.approximations import ScaledEigenbasis
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
+from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import Statistics
@@ -41,14 +42,24 @@ class EKFAC:
     per_sample = True
     apply_remembers = False
 
-    def __init__(self, ema: float = 0.95, fisher: str = "empirical", damping_init: str = "plain") -> None:
+    def __init__(
+        self,
+        ema: float = 0.95,
+        fisher: str = "empirical",
+        damping_init: str = "plain",
+        stat_samples: int | None = None,
+        sharing: str = "expand",
+        spatial: str = "exact",
+        input_groups: int = 1,
+    ) -> None:
         if fisher not in FISHERS:
             raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
         if damping_init not in DAMPING_INITS:
             raise ValueError(f"damping_init must be one of {', '.join(DAMPING_INITS)}, got {damping_init!r}")
         self.fisher, self.damping_init = fisher, damping_init
         self.needs_rows = fisher == "empirical"
-        self.A, self.B = FactorAverages(ema), FactorAverages(ema)
+        self.estimate = Estimate(stat_samples, sharing, spatial, input_groups)
+        self.A, self.B = FactorAverages(ema, self.estimate), FactorAverages(ema, self.estimate)
         self.bases: dict[str, KroneckerEigenbasis] = {}
         self.scales: dict[str, Tensor] = {}  # S, always in the basis that stands beside it
         self.damping: dict[str, Tensor] = {}  # what is added to S: a scalar, or [d_out, d_in]

@@ -1,5 +1,7 @@
 """EKFAC-ra: EKFAC with a running average of squared batch gradients as scales (George et al. 2018, section 3.2)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,11 @@ class EKFACRA(EKFAC):
         fisher: str = "empirical",
         damping_init: str = "plain",
         scale_decay: float = 0.75,
+        **factors: Any,
     ) -> None:
         if not 0 <= scale_decay < 1:
             raise ValueError(f"scale_decay must be in [0, 1), got {scale_decay}")
-        super().__init__(ema, fisher, damping_init)
+        super().__init__(ema, fisher, damping_init, **factors)
         self.scale_decay = scale_decay
         self.needs_rows = False  # after EKFAC has set it: the squared batch gradient needs no single samples
 

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, cholesky
+from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import DampedInverse, damped_inverses
+from kfbench.curvature.inverses import BlockInverse, inverse_from_state
+from kfbench.curvature.linalg import DampedInverse
 from kfbench.curvature.statistics import Statistics
 
 
@@ -24,9 +26,17 @@ class FOOF:
     apply_remembers = False
     moments_only = True
 
-    def __init__(self, ema: float = 0.95) -> None:
-        self.A = FactorAverages(ema)
-        self.inverses: dict[str, DampedInverse] = {}
+    def __init__(
+        self,
+        ema: float = 0.95,
+        stat_samples: int | None = None,
+        sharing: str = "expand",
+        spatial: str = "exact",
+        input_groups: int = 1,
+    ) -> None:
+        self.estimate = Estimate(stat_samples, sharing, spatial, input_groups)
+        self.A = FactorAverages(ema, self.estimate)
+        self.inverses: dict[str, DampedInverse | BlockInverse] = {}
         self.damping_retries = 0
 
     def observe(self, statistics: Statistics) -> None:
@@ -36,7 +46,7 @@ class FOOF:
     def refresh(self, damping: float) -> None:
         """``(A + lambda I)^-1`` of every layer."""
         self.inverses = {}  # freed first, so that no two generations are held at once
-        self.inverses, retried = damped_inverses(self.A.means, dict.fromkeys(self.A.means, damping))
+        self.inverses, retried = self.A.damped_inverses(dict.fromkeys(self.A.means, damping))
         self.damping_retries += len(retried)
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
@@ -64,5 +74,5 @@ class FOOF:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore, bit for bit."""
         self.A.load_state_dict(state["A"])
-        self.inverses = {name: DampedInverse.from_state(s) for name, s in state["inverses"].items()}
+        self.inverses = {name: inverse_from_state(s) for name, s in state["inverses"].items()}
         self.damping_retries = state["damping_retries"]

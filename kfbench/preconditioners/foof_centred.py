@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.gradient import LayerGradient, RowMap
-from kfbench.curvature.linalg import DampedInverse, damped_inverses
+from kfbench.curvature.linalg import damped_inverses
 from kfbench.curvature.statistics import Statistics
 from kfbench.preconditioners.foof import FOOF
 
@@ -55,7 +55,8 @@ class CentredFOOF(FOOF):
             self.centres[name] = (sums / positions, positions)
             # sum_p (a - c)(a - c)' = sum_p a a' - P c c', where P c are the sums.
             covariances[name] = torch.addr(moments[:-1, :-1], sums, sums / positions, alpha=-1)
-        self.inverses, retried = damped_inverses(covariances, dict.fromkeys(covariances, damping))
+        inverses, retried = damped_inverses(covariances, dict.fromkeys(covariances, damping))
+        self.inverses.update(inverses)
         self.damping_retries += len(retried)
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
@@ -86,7 +87,7 @@ class CentredFOOF(FOOF):
 
 
 def _centred(
-    inverse: DampedInverse, mean: Float[Tensor, "d"], positions: Float[Tensor, ""], rows: Float[Tensor, "R d_in"]
+    inverse: RowMap, mean: Float[Tensor, "d"], positions: Float[Tensor, ""], rows: Float[Tensor, "R d_in"]
 ) -> Float[Tensor, "R d_in"]:
     """Rows (a, b) to (x, b / P - x c), ``x = (a - b c) (Sigma + lambda I)^-1``: centred, and the bias put right."""
     a, b = rows[:, :-1], rows[:, -1:]

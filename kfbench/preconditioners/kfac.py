@@ -22,8 +22,10 @@ from kfbench.curvature.approximations import KroneckerProduct
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, cholesky, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
+from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import DampedInverse, damped_inverses, factored_damping, warn_of_small_damping
+from kfbench.curvature.inverses import BlockInverse, inverse_from_state
+from kfbench.curvature.linalg import DampedInverse, factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import Statistics
 from kfbench.preconditioners.contract import FISHERS
 
@@ -38,17 +40,27 @@ class KFAC:
     moments_only = True
     approximation_of_refresh = True
 
-    def __init__(self, ema: float = 0.95, damping_kind: str = "heuristic", fisher: str = "sampled") -> None:
+    def __init__(
+        self,
+        ema: float = 0.95,
+        damping_kind: str = "heuristic",
+        fisher: str = "sampled",
+        stat_samples: int | None = None,
+        sharing: str = "expand",
+        spatial: str = "exact",
+        input_groups: int = 1,
+    ) -> None:
         if damping_kind not in DAMPING_KINDS:
             raise ValueError(f"damping_kind must be one of {', '.join(DAMPING_KINDS)}, got {damping_kind!r}")
         if fisher not in FISHERS:
             raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
         self.fisher, self.damping_kind = fisher, damping_kind
-        self.A, self.B = FactorAverages(ema), FactorAverages(ema)
+        self.estimate = Estimate(stat_samples, sharing, spatial, input_groups)
+        self.A, self.B = FactorAverages(ema, self.estimate), FactorAverages(ema, self.estimate)
         self.damping_retries = 0
         self._warned = False  # of a damping that is below rounding
         # After a refresh either the inverses are filled or the bases, by damping kind.
-        self.inverses: dict[str, tuple[DampedInverse, DampedInverse]] = {}
+        self.inverses: dict[str, tuple[DampedInverse | BlockInverse, DampedInverse | BlockInverse]] = {}
         self.bases: dict[str, KroneckerEigenbasis] = {}
         self.denominators: dict[str, Tensor] = {}  # s_B s_A' + lambda, of the bases
 
@@ -82,8 +94,8 @@ class KFAC:
 
     def _refresh_inverses(self, damping: float) -> None:
         lambda_A, lambda_B = self.heuristic_damping(damping)
-        left, retried_B = damped_inverses(self.B.means, lambda_B)
-        right, retried_A = damped_inverses(self.A.means, lambda_A)
+        left, retried_B = self.B.damped_inverses(lambda_B)
+        right, retried_A = self.A.damped_inverses(lambda_A)
         self.inverses = {name: (left[name], right[name]) for name in right}
         self.damping_retries += len(retried_A) + len(retried_B)
 
@@ -131,7 +143,7 @@ class KFAC:
         self.A.load_state_dict(state["A"])
         self.B.load_state_dict(state["B"])
         self.inverses = {
-            name: (DampedInverse.from_state(left), DampedInverse.from_state(right))
+            name: (inverse_from_state(left), inverse_from_state(right))
             for name, (left, right) in state["inverses"].items()
         }
         self.bases = {name: KroneckerEigenbasis(**basis) for name, basis in state["bases"].items()}

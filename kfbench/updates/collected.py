@@ -78,11 +78,7 @@ def _zero_statistics(
 
 def first_not_finite(statistics: Mapping[str, LayerStatistics]) -> str | None:
     """The first layer with rows that are not finite; one synchronisation with the device in all."""
-    tensors = [
-        (name, rows)
-        for name, layer in statistics.items()
-        for rows in layer.to_check()
-    ]
+    tensors = [(name, rows) for name, layer in statistics.items() for rows in layer.to_check()]
     if not tensors:
         return None
     # A sum is cheaper than looking at every entry, and is finite only if all of them are.

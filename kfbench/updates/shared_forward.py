@@ -12,6 +12,7 @@ from kfbench.curvature import capture as capturing
 from kfbench.curvature.capture import Captured, Wanted
 from kfbench.curvature.contract import Layer
 from kfbench.curvature.coverage import Coverage
+from kfbench.curvature.estimate import Estimate
 from kfbench.errors import described
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.updates.isolation import forward_isolated
@@ -82,12 +83,12 @@ class SharedForward:
                     turn.forget(before - self.layers.keys())
                     turn.meet(captured.calls.keys())
                 observing = [turn for turn in self.turns if turn.observing]
-                moments_only = all(turn.traits.moments_only for turn in observing)
+                moments = _moments(observing)
                 captured.wanted = Wanted(matrices=False, inputs=bool(observing))
                 for turn in self.turns:
                     turn.want(captured.wanted, turn.observing)
                 for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph
-                    turn.draw(captured, losses, output, moments_only)
+                    turn.draw(captured, losses, output, moments)
                 for turn in self.turns:
                     turn.collect(captured, losses, keep_graph)
         except BaseException:
@@ -115,11 +116,11 @@ class SharedForward:
             for x, y in batches:
                 captured, losses, output = self.of_batch(x, y)
                 filled = [turn for turn, limit in zip(self.turns, limits, strict=True) if seen < limit]
-                moments_only = all(turn.traits.moments_only for turn in filled)
+                moments = _moments(filled)
                 for turn in filled:
                     turn.want(captured.wanted, observing=True)
                 for turn in filled:
-                    turn.observe(turn.statistics_of(captured, losses, output, moments_only))
+                    turn.observe(turn.statistics_of(captured, losses, output, moments))
                 seen += 1
         for turn, limit in zip(self.turns, limits, strict=True):
             if min(seen, limit):  # nothing to refresh from, else
@@ -134,6 +135,12 @@ class SharedForward:
             except Exception as error:
                 name = type(turn.method).__name__
                 raise RuntimeError(f"{name}, which is only asked, failed: {described(error)}") from error
+
+
+def _moments(turns: Sequence[Turn]) -> frozenset[Estimate]:
+    """What all of them observe; none where one asks for rows, from which every moment follows."""
+    asked = [turn.moments for turn in turns]
+    return frozenset().union(*asked) if all(asked) else frozenset()
 
 
 def exact(device: torch.device) -> AbstractContextManager[Any]:

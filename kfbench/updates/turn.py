@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured, Wanted
+from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
 from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
@@ -158,17 +159,22 @@ class Turn:
         wanted.rows |= self.traits.needs_rows
         wanted.matrices |= not self.traits.needs_rows
         if observing and self.traits.fisher == "empirical":
-            wanted.moments |= self.traits.moments_only
-            wanted.rows |= not self.traits.moments_only
+            wanted.moments |= self.moments
+            wanted.rows |= not self.moments
 
-    def draw(self, captured: Captured, losses: Tensor, output: Tensor, moments_only: bool) -> None:
+    @property
+    def moments(self) -> frozenset[Estimate]:
+        """Which moments of output gradients it observes; none where it wants the rows themselves."""
+        return frozenset([self.traits.estimate]) if self.traits.moments_only else frozenset()
+
+    def draw(self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]) -> None:
         """Backpropagate labels where the coming update observes; needs the graph.
 
-        ``moments_only``: of all that do, none asks for single rows.
+        ``moments``: of all that do, or none where one of them asks for single rows.
         """
         if self.observing:
             with self._around("label backward"):
-                captured.draw(self.traits.fisher, output, self._vectors, losses, moments_only)
+                captured.draw(self.traits.fisher, output, self._vectors, losses, moments)
 
     def collect(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
         """Gradients of one micro-batch, and its statistics; frees the graph unless it is to be kept."""
@@ -179,12 +185,12 @@ class Turn:
             self._statistics.append(captured.statistics(self.traits.fisher))
 
     def statistics_of(
-        self, captured: Captured, losses: Tensor, output: Tensor, moments_only: bool
+        self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]
     ) -> dict[str, LayerStatistics]:
         """What the method would observe of one captured forward that no update is made of."""
         self.want(captured.wanted, observing=True)
         with self._around("label backward"):
-            captured.draw(self.traits.fisher, output, self._vectors, losses, moments_only)
+            captured.draw(self.traits.fisher, output, self._vectors, losses, moments)
         return captured.statistics(self.traits.fisher)
 
     def observe(self, statistics: dict[str, LayerStatistics]) -> bool:
@@ -277,7 +283,7 @@ class Turn:
         with forward_isolated(forward.model):
             # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
             batches = self._fisher_batches(self.step // self.schedule.T)
-            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments_only) for x, y in batches]
+            parts = [self.statistics_of(*forward.of_batch(x, y), self.moments) for x, y in batches]
         if not parts:
             raise ValueError(f"fisher_batches gave no batch at update {self.step}")
         return joined_statistics(parts, forward.layers, self.traits.newest_only)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from kfbench.curvature import counts
 from kfbench.curvature.capture import capture
 from kfbench.curvature.counts import LayerShape
+from kfbench.curvature.estimate import EXACT, Estimate
 from kfbench.curvature.layers import find_layers
 from kfbench.preconditioners.contract import Traits, vectors_of
 from kfbench.updates.batches import Batch
@@ -18,7 +19,7 @@ from kfbench.updates.trainee import Trainee
 TASKS = ("forward and backward", "label backward", "statistics", "inverse", "apply", "step")
 
 
-def layer_shapes(trainee: Trainee, batch: Batch) -> list[LayerShape]:
+def layer_shapes(trainee: Trainee, batch: Batch, estimate: Estimate = EXACT) -> list[LayerShape]:
     """The shapes of the layers that can be captured, in the order in which they are called."""
     layers, _ = find_layers(trainee.model)
     with capture(layers) as captured:
@@ -26,7 +27,7 @@ def layer_shapes(trainee: Trainee, batch: Batch) -> list[LayerShape]:
     shapes: list[LayerShape] = []
     for name, calls in captured.calls.items():
         layer, positions = layers[name], sum(call.positions for call in calls)
-        factor = layer.moment_multiply_adds([call.input for call in calls])
+        factor = layer.moment_multiply_adds([call.input for call in calls], estimate)
         rows = len(batch[0]) * positions
         shapes.append(LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor))
     return shapes
@@ -34,7 +35,8 @@ def layer_shapes(trainee: Trainee, batch: Batch) -> list[LayerShape]:
 
 def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     """Multiply-adds per update by task, amortised over T and S; None where the method does not count."""
-    shapes, turn = layer_shapes(trainee, batch), trainee.preconditioning.turn
+    turn = trainee.preconditioning.turn
+    shapes = layer_shapes(trainee, batch, turn.traits.estimate)
     observed, refreshed = turn.schedule.S / turn.schedule.T, 1 / turn.schedule.T
     points = turn.points_of_a_refresh(len(batch[0]))
     vectors = vectors_of(turn.traits.fisher, trainee.data.outputs)
