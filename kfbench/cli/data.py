@@ -19,7 +19,7 @@ DataDir = Annotated[
 @app.command("list")
 def list_datasets(data_dir: DataDir = None, format: Format = "table", debug: Debug = False) -> None:
     """List data sets, and where each was found."""
-    from kfbench.problems.datasets import find_files
+    from kfbench.problems.locations import find_files
     from kfbench.results.tables import print_table
 
     rows = []

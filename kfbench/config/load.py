@@ -203,8 +203,10 @@ def _spelled_out(problem: Problem) -> Problem:
     # Before _check_problem, so the model may still turn out to be none.
     entry = MODELS.get(problem.model)
     likelihood = problem.likelihood or (entry.likelihood if entry else "categorical")
-    normalize = problem.normalize or {"gaussian": "own", "bernoulli": "unit"}.get(likelihood, "mnist")
+    colours = problem.dataset in DATASETS and DATASETS[problem.dataset].channels
+    usual = {"gaussian": "own", "bernoulli": "unit"}.get(likelihood, "published" if colours else "mnist")
     pad_to = problem.pad_to or (entry.pad_to if entry else 0) or None
+    normalize = problem.normalize or usual
     return problem.model_copy(update={"likelihood": likelihood, "normalize": normalize, "pad_to": pad_to})
 
 
@@ -234,7 +236,11 @@ def _check_problem(problem: Problem) -> None:
                 raise UsageError(f"model {problem.model!r} has no option {key!r}; it has {', '.join(accepted)}")
     elif ":" not in problem.model:  # a path is imported when the model is built: that needs torch
         raise unknown("model", problem.model, MODELS, ", or package.module:function")
-    _check_likelihood(problem)  # last: it looks the data set up
+    _check_likelihood(problem)  # only now: it looks the data set up
+    wrong = "mnist" if DATASETS[problem.dataset].channels else "published"
+    if problem.normalize == wrong:
+        images = "colour images, which take 'published'" if wrong == "mnist" else "grey images, which take 'mnist'"
+        raise UsageError(f"data set {problem.dataset!r} has {images}, 'own' or 'unit' as normalize, got {wrong!r}")
 
 
 # As YAML reads them back: what is on disk is compared with what is dumped.

@@ -9,7 +9,7 @@ from kfbench.config.method_table import BENZING, GEORGE
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One name for ``--dataset``: IDX files in the published format."""
+    """One name for ``--dataset``: files in a published format, IDX unless there are others with their MD5."""
 
     summary: str
     paper: str
@@ -19,7 +19,12 @@ class DatasetEntry:
     synthetic: bool = False  # generated from a seed where it is missing
     system_folders: tuple[str, ...] = ()
     debian_package: str = ""
+    folder: str = ""  # torchvision's, below the one that it is given
+    splits: tuple[str, ...] = ()  # where torchvision downloads one at a time
     sha256: Mapping[str, str] = field(default_factory=dict)  # of the decompressed IDX files
+    md5: Mapping[str, str] = field(default_factory=dict)  # of all other files, the test set last
+    # Published mean and deviation of each channel of the training images, pixels from 0 to 1; grey images have none.
+    channels: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ _FASHION_MNIST = (
     "Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms"
 )
 
+_CIFAR = "Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images, University of Toronto"
+
 DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
     {
         "fashion-mnist-1k": DatasetEntry(
@@ -63,6 +70,7 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
             paper=_FASHION_MNIST,
             classes=10,
             torchvision="FashionMNIST",
+            folder="FashionMNIST/raw",
             sizes=(60000, 10000),
             system_folders=("/usr/share/datasets/fashion-mnist",),
             debian_package="dataset-fashion-mnist",
@@ -78,7 +86,52 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
             paper="LeCun, Bottou, Bengio & Haffner 1998, Gradient-based learning applied to document recognition",
             classes=10,
             torchvision="MNIST",
+            folder="MNIST/raw",
             sizes=(60000, 10000),
+        ),
+        "cifar10": DatasetEntry(
+            summary="50,000 + 10,000 colour photographs, 32 x 32, 10 classes",
+            paper=_CIFAR,
+            classes=10,
+            torchvision="CIFAR10",
+            folder="cifar-10-batches-py",
+            sizes=(50000, 10000),
+            system_folders=("/usr/share/datasets/cifar10",),
+            md5={
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+                "test_batch": "40351d587109b95175f43aff81a1287e",
+            },
+            channels=((0.4914, 0.2470), (0.4822, 0.2435), (0.4465, 0.2616)),
+        ),
+        "cifar100": DatasetEntry(
+            summary="50,000 + 10,000 colour photographs, 32 x 32, 100 classes",
+            paper=_CIFAR,
+            classes=100,
+            torchvision="CIFAR100",
+            folder="cifar-100-python",
+            sizes=(50000, 10000),
+            system_folders=("/usr/share/datasets/cifar100",),
+            md5={"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+            channels=((0.5071, 0.2673), (0.4865, 0.2564), (0.4409, 0.2762)),
+        ),
+        "svhn": DatasetEntry(
+            summary="73,257 + 26,032 colour photographs of house numbers' digits, 32 x 32, 10 classes",
+            paper="Netzer, Wang, Coates, Bissacco, Wu & Ng 2011, Reading Digits in Natural Images with Unsupervised "
+            "Feature Learning, NeurIPS workshop",
+            classes=10,
+            torchvision="SVHN",
+            splits=("train", "test"),
+            sizes=(73257, 26032),
+            system_folders=("/usr/share/datasets/svhn",),
+            md5={
+                "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+                "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+            },
+            channels=((0.4377, 0.1980), (0.4438, 0.2010), (0.4728, 0.1970)),
         ),
         "curves": DatasetEntry(
             summary="20,000 + 10,000 synthetic images of curves, 28 x 28, no labels, generated from a fixed seed",

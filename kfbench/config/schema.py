@@ -37,10 +37,11 @@ class Problem(Section):
 
     dataset: Text = Field("fashion-mnist-1k", description="data set, see `kfbench list`")
     data_dir: Text | None = Field(None, description="folder with data files (default: KFBENCH_DATA, or the cache)")
-    normalize: Literal["mnist", "own", "unit"] | None = Field(
+    normalize: Literal["mnist", "published", "own", "unit"] | None = Field(
         None,
-        description="mean and deviation: MNIST's, as in the FOOF paper, the data set's own, or pixels from 0 to 1 "
-        "(default: by likelihood, categorical mnist, gaussian own, bernoulli unit)",
+        description="mean and deviation: MNIST's, as in the FOOF paper, those published for each channel, the data "
+        "set's own, or pixels from 0 to 1 (default: by likelihood, categorical mnist, or published where images have "
+        "colours, gaussian own, bernoulli unit)",
     )
     train_samples: Int | None = Field(None, ge=1, description="train on the first N of a fixed shuffle (default: all)")
     eval_samples: Int | None = Field(

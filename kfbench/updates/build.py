@@ -14,8 +14,9 @@ from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
 from kfbench.errors import UsageError, described, shown
 from kfbench.preconditioners.contract import Preconditioner, vectors_of
-from kfbench.problems.datasets import Dataset, file_states, load_dataset
+from kfbench.problems.datasets import Dataset, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
+from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
 from kfbench.step_rules.clipping import NormClipping
 from kfbench.step_rules.contract import NoRule, StepRule

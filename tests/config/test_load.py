@@ -250,6 +250,14 @@ _REFUSED = [
     ("", {"dataset": "fashon-mnist"}, ["sgd"], [], "(did you mean 'fashion-mnist'?)"),
     ("", {"model": "logistc"}, ["sgd"], [], "(did you mean 'logistic'?)"),
     ("", {"model": "logistic", "width": "5"}, ["sgd"], [], "model 'logistic' has no option 'width'"),
+    (
+        "",
+        {"dataset": "svhn", "normalize": "mnist"},
+        ["sgd"],
+        [],
+        "colour images, which take 'published', 'own' or 'unit'",
+    ),
+    ("", {"normalize": "published"}, ["sgd"], [], "grey images, which take 'mnist', 'own' or 'unit' as normalize, got"),
     ("", {"norm": "batch"}, ["sgd"], [], "model 'mlp' has no option 'norm'; it has width, bias"),
     ("", {"model": "vgg11", "init": "xavier"}, ["sgd"], [], "init should be 'he' or 'careful'"),
     ("", {"dataset": "curves"}, ["sgd"], [], "data set 'curves' has no labels for model 'mlp' to learn"),
@@ -431,6 +439,8 @@ def test_dump_is_read_back_as_the_same(config_file, flags, specs):
         ({"model": "autoencoder-sigmoid"}, "bernoulli", "unit"),
         ({"model": "autoencoder-sigmoid", "likelihood": "gaussian"}, "gaussian", "own"),
         ({"model": "math:sqrt", "likelihood": "bernoulli", "dataset": "curves"}, "bernoulli", "unit"),
+        ({"dataset": "cifar10"}, "categorical", "published"),
+        ({"dataset": "svhn", "model": "autoencoder"}, "gaussian", "own"),
     ],
 )
 def test_likelihood_is_the_models_and_normalisation_follows(flags, likelihood, normalize):

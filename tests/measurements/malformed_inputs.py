@@ -26,7 +26,7 @@ import numpy as np
 
 from kfbench.cli.app import main as kfbench
 from kfbench.config.schema import SECTIONS
-from kfbench.problems.datasets import FILES
+from kfbench.problems.locations import FILES
 from kfbench.problems.idx import idx_bytes
 
 SECONDS = 60

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kfbench.problems.datasets import FILES
+from kfbench.problems.locations import FILES
 
 
 def idx_bytes(array, kind=0x08):

@@ -16,19 +16,18 @@ from hypothesis import strategies as st
 from kfbench.config.problem_table import DATASETS
 from kfbench.errors import UsageError
 from kfbench.problems.curves import curves
-from kfbench.problems.datasets import (
-    FILES,
-    check_dataset,
-    default_data_dir,
-    fetch_dataset,
-    find_files,
-    load_dataset,
-)
+from kfbench.problems.datasets import check_dataset, fetch_dataset, load_dataset
 from kfbench.problems.idx import read_idx
+from kfbench.problems.locations import FILES, default_data_dir, find_files
 from tests.fuzzing import fuzz, result_or_one_sentence
 from tests.problems.idx_files import idx_bytes, small_arrays, write_files
 
 _COMPLETE = Path("/usr/share/datasets/fashion-mnist")
+
+
+def _known(monkeypatch, entries):
+    for module in ("datasets", "locations"):
+        monkeypatch.setattr(f"kfbench.problems.{module}.DATASETS", entries)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +36,7 @@ def _nothing_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     system = (str(tmp_path / "system" / "fashion-mnist"),)
     entries = {**DATASETS, "fashion-mnist": replace(DATASETS["fashion-mnist"], system_folders=system)}
-    monkeypatch.setattr("kfbench.problems.datasets.DATASETS", entries)
+    _known(monkeypatch, entries)
 
 
 # Where files are looked for.
@@ -413,7 +412,7 @@ def few_curves(monkeypatch):
     content = dict(zip(FILES[::2], (idx_bytes(images[:30]), idx_bytes(images[30:])), strict=True))
     digests = {name: hashlib.sha256(part).hexdigest() for name, part in content.items()}
     entry = replace(DATASETS["curves"], sizes=(30, 20), sha256=digests)
-    monkeypatch.setattr("kfbench.problems.datasets.DATASETS", {**DATASETS, "curves": entry})
+    _known(monkeypatch, {**DATASETS, "curves": entry})
     monkeypatch.setattr("kfbench.problems.curves.curves", counted)
     return made
 
