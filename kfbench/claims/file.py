@@ -12,12 +12,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kfbench.claims.scales import SCALES, changes
+from kfbench.config.command_blocks import Similarity
 from kfbench.config.identity import budget, fingerprint
 from kfbench.config.load import configure, dump
 from kfbench.config.methods import resolve_method
-from kfbench.config.schema import Config, Float, Similarity, Text
+from kfbench.config.schema import Config
 from kfbench.config.section import Section, validated
 from kfbench.config.specs import parse_spec
+from kfbench.config.values import Float, Text
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown
 

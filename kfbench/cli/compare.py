@@ -10,8 +10,9 @@ import typer
 from kfbench.cli.claims import PLACES, Choice, find_claims, judge, read_files
 from kfbench.cli.command import Given, Output, command, end, specs_or
 from kfbench.compare.comparison import Comparison, find_reference, summarise
+from kfbench.config.command_blocks import Compare
 from kfbench.config.load import dump
-from kfbench.config.schema import Compare, Config
+from kfbench.config.schema import Config
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, printable
 from kfbench.results.folders import output_folder, shared_folder

@@ -11,21 +11,18 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
 from kfbench.config.methods import resolve_methods
 from kfbench.config.problem_table import DATASETS, MODEL_OPTIONS, MODELS
 from kfbench.config.roles import resolve_roles
 from kfbench.config.schema import (
     COMMAND_BLOCKS,
     TOP_KEYS,
-    Compare,
     Config,
     Method,
     MethodOptions,
     Problem,
     Run,
-    Similarity,
-    Sweep,
-    Wallclock,
 )
 from kfbench.config.section import Section, validated
 from kfbench.config.specs import parse_spec

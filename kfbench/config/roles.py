@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from kfbench.config.command_blocks import Similarity
 from kfbench.config.methods import resolve_methods
-from kfbench.config.schema import Method, Similarity
+from kfbench.config.schema import Method
 from kfbench.config.section import validated
 from kfbench.config.specs import find_method, parse_spec
 from kfbench.errors import UsageError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfbench.config.schema import Similarity
+from kfbench.config.command_blocks import Similarity
 from kfbench.similarity.cosines import FOOFInnerProduct, cosines
 from kfbench.similarity.loss_decrease import LossDecrease, RandomState, rescaled
 from kfbench.similarity.means import WHOLE
