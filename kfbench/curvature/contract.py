@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kfbench.curvature.estimate import Estimate
-from kfbench.curvature.moments import Moment, MomentOfRows
+from kfbench.curvature.moments import Form, Moment, MomentOfRows
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Layer(ABC):
         rows = torch.cat([self.rows_with(ones, full(x[:n])) for x in inputs], dim=1)
         return MomentOfRows(rows.sum(1) if estimate.sharing == "reduce" else rows)
 
-    def moment_multiply_adds(self, inputs: list[Tensor], estimate: Estimate) -> float | None:
-        """Of ``input_moment`` for each sample, where it is not formed from rows."""
+    def form(self, image: tuple[int, ...], ones: bool, estimate: Estimate) -> Form | None:
+        """How the moment of inputs of this shape (without N) is kept; None as the matrix itself, formed from rows."""
         return None
 
     def rows_with(self, ones: bool, x: Tensor) -> Float[Tensor, "N P d"]:

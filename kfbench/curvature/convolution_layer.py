@@ -51,12 +51,13 @@ class ConvolutionLayer(Layer):
     def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """By shifts where they are fewer multiply-adds and all calls are alike, else by patches of a few samples."""
         images = [full(x[: estimate.count(len(x))]) for x in inputs]
-        form = self._form(tuple(images[0].shape[1:]), ones, estimate)
+        form = self.form(tuple(images[0].shape[1:]), ones, estimate)
         if form is not None and (estimate.is_structured or len({x.shape[1:] for x in images}) == 1):
             return MomentOfImages(images, form)
         return MomentOfChunks(lambda: self._chunks(images, ones, estimate.sharing == "reduce"))
 
-    def _form(self, image: tuple[int, ...], ones: bool, estimate: Estimate) -> Form | None:
+    def form(self, image: tuple[int, ...], ones: bool, estimate: Estimate) -> Form | None:
+        """Of [C, H, W] images."""
         conv, channels = self.module, image[0]
         geometry = conv.kernel_size, conv.padding, conv.dilation, conv.stride
         if estimate.spatial == "sua":
@@ -64,11 +65,6 @@ class ConvolutionLayer(Layer):
         if estimate.groups > 1 and channels % estimate.groups == 0:
             return ChannelGroups(channels, image[1:], estimate.groups, *geometry, ones)  # type: ignore[arg-type]
         return None if estimate.sharing == "reduce" else self.shifts(image, ones)
-
-    def moment_multiply_adds(self, inputs: list[Tensor], estimate: Estimate) -> float | None:
-        """Of whichever form is taken."""
-        moment = self.input_moment(inputs, self.has_bias, estimate)
-        return len(inputs) * moment.form.multiply_adds(1) if isinstance(moment, MomentOfImages) else None
 
     def _chunks(self, images: list[Tensor], ones: bool, summed: bool) -> Iterator[Float[Tensor, "R d"]]:
         for x in images:

@@ -9,6 +9,7 @@ class LayerShape:
 
     ``first``: its input needs no gradient, so the backward pass skips one of its products.
     ``positions``: P. ``factor_per_sample``: multiply-adds of the input factor where it is not formed from rows.
+    ``input_blocks``: (width, how often it meets a row) of each block of the input factor, where it is not one.
     """
 
     rows: int
@@ -17,6 +18,7 @@ class LayerShape:
     first: bool = False
     positions: int = 1
     factor_per_sample: float | None = None
+    input_blocks: tuple[tuple[int, int], ...] = ()
 
     def with_points(self, points: int) -> "LayerShape":
         """The same layer in a batch of another size."""
@@ -34,8 +36,15 @@ class LayerShape:
 
     @property
     def right_side(self) -> float:
-        """Multiplying the gradient by a [d_in, d_in] matrix, on whichever form is less."""
-        return float((min(self.rows, self.d_out) if self.on_rows else self.d_out) * self.d_in**2)
+        """Multiplying the gradient by a matrix of the input factor's structure, on whichever form is less."""
+        blocks = self.input_blocks or ((self.d_in, 1),)
+        per_row = sum(times * width**2 for width, times in blocks)
+        return float((min(self.rows, self.d_out) if self.on_rows else self.d_out) * per_row)
+
+    @property
+    def input_cholesky(self) -> float:
+        """A Cholesky factor of every block of the input factor."""
+        return sum(cholesky(width) for width, _ in self.input_blocks or ((self.d_in, 1),))
 
     @property
     def left_side(self) -> float:

@@ -39,6 +39,13 @@ class Estimate:
             given = " and ".join([*structured, *(["sharing=reduce"] if self.sharing != "expand" else [])])
             raise ValueError(f"sharing=reduce, spatial=sua and input_groups exclude each other, got {given}")
 
+    @classmethod
+    def of(
+        cls, stat_samples: int | None, sharing: str | None, spatial: str | None, input_groups: int | None
+    ) -> "Estimate":
+        """From the options of a method, None being what is usual."""
+        return cls(stat_samples, sharing or "expand", spatial or "exact", 1 if input_groups is None else input_groups)
+
     @property
     def is_structured(self) -> bool:
         """Whether input factors of convolutions are not full matrices."""

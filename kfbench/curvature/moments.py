@@ -27,6 +27,10 @@ class Form(Protocol):
     def blocks(self) -> int:
         """How many blocks on the diagonal the matrix is made of."""
 
+    @property
+    def input_blocks(self) -> tuple[tuple[int, int], ...]:
+        """(width, how often it meets a row) of each."""
+
     def multiply_adds(self, samples: int) -> float:
         """Of ``measure``."""
 

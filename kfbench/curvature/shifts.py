@@ -210,6 +210,11 @@ class Shifts:
         """A itself."""
         return 1
 
+    @property
+    def input_blocks(self) -> tuple[tuple[int, int], ...]:
+        """A, met once."""
+        return ((self.d_in, 1),)
+
     def block(self, kept: Float[Tensor, length], index: int) -> Float[Tensor, "d_in d_in"]:
         """A."""
         return self.assemble(kept)

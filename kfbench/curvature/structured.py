@@ -50,6 +50,11 @@ class TapMean:
         """C, and P."""
         return 1 + self.ones
 
+    @property
+    def input_blocks(self) -> tuple[tuple[int, int], ...]:
+        """C meets every tap of a row."""
+        return ((self.channels, self.taps), *([(1, 1)] * self.ones))
+
     def multiply_adds(self, samples: int) -> float:
         """Of ``measure``."""
         return float(samples * self.size[0] * self.size[1] * self.channels**2)
@@ -119,6 +124,11 @@ class ChannelGroups:
     def blocks(self) -> int:
         """Of the groups, and P."""
         return self.groups + self.ones
+
+    @property
+    def input_blocks(self) -> tuple[tuple[int, int], ...]:
+        """Each group's, met once."""
+        return ((self.width, 1),) * self.groups + ((1, 1),) * self.ones
 
     def multiply_adds(self, samples: int) -> float:
         """Of ``measure``."""

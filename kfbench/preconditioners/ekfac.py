@@ -48,9 +48,9 @@ class EKFAC:
         fisher: str = "empirical",
         damping_init: str = "plain",
         stat_samples: int | None = None,
-        sharing: str = "expand",
-        spatial: str = "exact",
-        input_groups: int = 1,
+        sharing: str | None = None,
+        spatial: str | None = None,
+        input_groups: int | None = None,
     ) -> None:
         if fisher not in FISHERS:
             raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
@@ -58,7 +58,7 @@ class EKFAC:
             raise ValueError(f"damping_init must be one of {', '.join(DAMPING_INITS)}, got {damping_init!r}")
         self.fisher, self.damping_init = fisher, damping_init
         self.needs_rows = fisher == "empirical"
-        self.estimate = Estimate(stat_samples, sharing, spatial, input_groups)
+        self.estimate = Estimate.of(stat_samples, sharing, spatial, input_groups)
         self.A, self.B = FactorAverages(ema, self.estimate), FactorAverages(ema, self.estimate)
         self.bases: dict[str, KroneckerEigenbasis] = {}
         self.scales: dict[str, Tensor] = {}  # S, always in the basis that stands beside it

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.averages import FactorAverages
-from kfbench.curvature.counts import LayerShape, cholesky
+from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.inverses import BlockInverse, inverse_from_state
@@ -30,11 +30,11 @@ class FOOF:
         self,
         ema: float = 0.95,
         stat_samples: int | None = None,
-        sharing: str = "expand",
-        spatial: str = "exact",
-        input_groups: int = 1,
+        sharing: str | None = None,
+        spatial: str | None = None,
+        input_groups: int | None = None,
     ) -> None:
-        self.estimate = Estimate(stat_samples, sharing, spatial, input_groups)
+        self.estimate = Estimate.of(stat_samples, sharing, spatial, input_groups)
         self.A = FactorAverages(ema, self.estimate)
         self.inverses: dict[str, DampedInverse | BlockInverse] = {}
         self.damping_retries = 0
@@ -57,7 +57,7 @@ class FOOF:
         """A, its Cholesky factor, and one side of the gradient."""
         return {
             "statistics": shape.input_factor,
-            "refresh": cholesky(shape.d_in),
+            "refresh": shape.input_cholesky,
             "apply": shape.right_side,
         }
 

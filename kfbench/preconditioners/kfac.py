@@ -46,16 +46,16 @@ class KFAC:
         damping_kind: str = "heuristic",
         fisher: str = "sampled",
         stat_samples: int | None = None,
-        sharing: str = "expand",
-        spatial: str = "exact",
-        input_groups: int = 1,
+        sharing: str | None = None,
+        spatial: str | None = None,
+        input_groups: int | None = None,
     ) -> None:
         if damping_kind not in DAMPING_KINDS:
             raise ValueError(f"damping_kind must be one of {', '.join(DAMPING_KINDS)}, got {damping_kind!r}")
         if fisher not in FISHERS:
             raise ValueError(f"fisher must be one of {', '.join(FISHERS)}, got {fisher!r}")
         self.fisher, self.damping_kind = fisher, damping_kind
-        self.estimate = Estimate(stat_samples, sharing, spatial, input_groups)
+        self.estimate = Estimate.of(stat_samples, sharing, spatial, input_groups)
         self.A, self.B = FactorAverages(ema, self.estimate), FactorAverages(ema, self.estimate)
         self.damping_retries = 0
         self._warned = False  # of a damping that is below rounding
@@ -115,11 +115,11 @@ class KFAC:
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """Both factors; their Cholesky factors or eigenbases; both sides, and for a basis the rotation back."""
         d_out, d_in = shape.d_out, shape.d_in
-        decompose = cholesky if self.damping_kind == "heuristic" else eigh
-        rotation_back = 0 if self.damping_kind == "heuristic" else d_out * d_in * (d_out + d_in)
+        heuristic = self.damping_kind == "heuristic"
+        rotation_back = 0 if heuristic else d_out * d_in * (d_out + d_in)
         return {
             "statistics": shape.input_factor + symmetric_product(vectors * shape.rows, d_out),
-            "refresh": decompose(d_in) + decompose(d_out),
+            "refresh": shape.input_cholesky + cholesky(d_out) if heuristic else eigh(d_in) + eigh(d_out),
             "apply": shape.right_side + shape.left_side + rotation_back,
         }
 

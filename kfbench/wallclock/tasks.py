@@ -27,9 +27,11 @@ def layer_shapes(trainee: Trainee, batch: Batch, estimate: Estimate = EXACT) -> 
     shapes: list[LayerShape] = []
     for name, calls in captured.calls.items():
         layer, positions = layers[name], sum(call.positions for call in calls)
-        factor = layer.moment_multiply_adds([call.input for call in calls], estimate)
+        form = layer.form(tuple(calls[0].input.shape[1:]), layer.has_bias, estimate)
+        factor = None if form is None else len(calls) * form.multiply_adds(1)
+        blocks = () if form is None else form.input_blocks
         rows = len(batch[0]) * positions
-        shapes.append(LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor))
+        shapes.append(LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor, blocks))
     return shapes
 
 
