@@ -13,6 +13,7 @@ from kfbench.config.method_table import METHODS
 from kfbench.curvature.capture import Captured
 from kfbench.curvature.contract import Layer
 from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.layers import batch_mixing
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.updates.shared_forward import SharedForward, exact
@@ -216,8 +217,19 @@ class Preconditioning:
 
     def _vectors(self, output: Tensor, fisher: str) -> Tensor:
         if fisher == "full":
-            return self.likelihood.full_vectors(output)
+            vectors = self.likelihood.full_vectors(output)
+            return self._with_signs(vectors) if batch_mixing(self.model) else vectors
         return self.likelihood.sampled_vectors(output, self.label_generator)
+
+
+    def _with_signs(self, vectors: Tensor) -> Tensor:
+        """Each sample's vector times a random sign: behind batch norm it reaches the rows of all other samples.
+
+        Products of two samples' vectors then vanish in the mean, as they do for sampled labels, and B is unbiased.
+        """
+        shape = vectors.shape[:2]
+        bits = torch.randint(2, shape, generator=self.label_generator, device=vectors.device)
+        return vectors * (2 * bits - 1).to(vectors.dtype).view(*shape, *[1] * (vectors.dim() - 2))
 
 
 def squared_norm(gradients: list[Tensor]) -> Tensor:
