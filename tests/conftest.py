@@ -8,7 +8,8 @@ from jaxtyping import install_import_hook
 
 # Every shape annotation of the numerical core is checked while the tests run.
 install_import_hook(
-    ["kfbench.curvature", "kfbench.preconditioners", "kfbench.problems.likelihoods"], "beartype.beartype"
+    ["kfbench.curvature", "kfbench.preconditioners", "kfbench.problems.likelihoods", "kfbench.problems.augmentation"],
+    "beartype.beartype",
 )
 
 import pytest

@@ -216,6 +216,11 @@ def _check_likelihood(problem: Problem) -> None:
             )
         if problem.model in MODELS and MODELS[problem.model].likelihood != "categorical":
             raise UsageError(f"model {problem.model!r} takes likelihood 'gaussian' or 'bernoulli', got 'categorical'")
+    elif problem.augment != "none":
+        raise UsageError(
+            f"augment {problem.augment!r} varies images that have labels; with likelihood {problem.likelihood!r} they "
+            "are targets too"
+        )
     if problem.likelihood == "bernoulli" and problem.normalize != "unit":
         raise UsageError(
             f"likelihood 'bernoulli' takes pixels from 0 to 1 as targets, so normalize must be 'unit', "
@@ -254,8 +259,9 @@ def dump(config: Config, command: str | None = None) -> dict[str, Any]:
     ]
     blocks = {command: _without_none(tree[command])} if command in tree else {}
     problem = _without_none(tree["problem"])
-    if problem.get("likelihood") == "categorical":
-        del problem["likelihood"]  # a record without the key means that; so did those before there was one
+    for key, usual in (("likelihood", "categorical"), ("augment", "none")):
+        if problem.get(key) == usual:
+            del problem[key]  # a record without the key means that; so did those before there was one
     return {"problem": problem, "methods": methods, "run": _without_none(tree["run"]), **blocks}
 
 

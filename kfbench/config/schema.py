@@ -34,6 +34,9 @@ class Problem(Section):
         description="pad smaller images with black to this many pixels a side (default: the "
         "model's: vgg11 and resnets 32)",
     )
+    augment: Literal["none", "flip", "crop", "flip-crop"] = Field(
+        "none", description="vary training images: mirror half of them, cut them out of 4 black pixels around, or both"
+    )
     model: Text = Field("mlp", description="model, see `kfbench list`, or package.module:function")
     width: Width | None = Field(
         None,

@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Dataset:
     test_inputs: Tensor
     test_targets: Tensor
     outputs: int
+    black: Tensor | None = None  # [channels] a black pixel, normalised
+    augment: str = "none"  # how training images are varied when batches are drawn
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -58,8 +61,10 @@ class Dataset:
         """On that device; the same tensors where they are there already."""
         if self.train_inputs.device == device:
             return self
-        names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def reconstruction(self) -> "Dataset":
         """With the inputs themselves, flattened, as targets: what autoencoders are trained on."""
@@ -98,7 +103,8 @@ def load_dataset(
     train, test = (normalised(_padded(x, pad_to)) for x in pixels)
     if not labels:
         return _reconstruction(train, test)
-    return Dataset(train, labels[0].to(device), test, labels[1].to(device), entry.classes)
+    black = normalised(torch.zeros(1, train.shape[1])).squeeze(0)
+    return Dataset(train, labels[0].to(device), test, labels[1].to(device), entry.classes, black)
 
 
 def _padded(images: Tensor, side: int) -> Tensor:

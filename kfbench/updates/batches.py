@@ -1,10 +1,11 @@
-"""The order of the training samples: a fresh permutation an epoch, known from seed and epoch alone."""
+"""The training samples in their order, and augmented: known from the seed and the number of an update alone."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from kfbench.problems.augmentation import augmented, drawn_changes
 from kfbench.problems.datasets import Dataset
 
 Batch = tuple[Tensor, Tensor]
@@ -15,6 +16,7 @@ _ORDER, _WARMUP = 1, 2
 LABELS = 3
 _FISHER = 4
 SPECTRUM_LABELS = 5
+_AUGMENT, _AUGMENT_WARMUP, _AUGMENT_FISHER = 6, 7, 8
 
 
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:
@@ -31,6 +33,16 @@ def _permutation(seed: int, stream: int, index: int, n: int, device: torch.devic
     return torch.randperm(n, generator=generator).to(device)
 
 
+def _inputs(data: Dataset, chosen: Tensor, seed: int, stream: int, index: int, part: slice = slice(None)) -> Tensor:
+    """The images of one draw, or a part of them, augmented where that is asked for."""
+    images = data.train_inputs.index_select(0, chosen[part])
+    if data.augment == "none":
+        return images
+    assert data.black is not None
+    generator = torch.Generator().manual_seed(stream_seed(seed, stream, index))
+    return augmented(images, drawn_changes(data.augment, len(chosen), generator)[part], data.black)
+
+
 def training_batches(data: Dataset, batch_size: int, seed: int, first_update: int = 0) -> Iterator[Batch]:
     """Batches without end, beginning at any update; the last one of an epoch may be smaller."""
     n, device = len(data.train_inputs), data.train_inputs.device
@@ -38,9 +50,10 @@ def training_batches(data: Dataset, batch_size: int, seed: int, first_update: in
     epoch, skip = divmod(first_update, per_epoch)  # where a continued run was within its epoch
     while True:
         order = _permutation(seed, _ORDER, epoch, n, device)
-        for start in range(skip * batch_size, n, batch_size):
-            chosen = order[start : start + batch_size]
-            yield data.train_inputs.index_select(0, chosen), data.train_targets.index_select(0, chosen)
+        for step in range(skip, per_epoch):
+            chosen = order[step * batch_size : (step + 1) * batch_size]
+            inputs = _inputs(data, chosen, seed, _AUGMENT, epoch * per_epoch + step)
+            yield inputs, data.train_targets.index_select(0, chosen)
         epoch, skip = epoch + 1, 0
 
 
@@ -53,11 +66,12 @@ def warmup_batches(data: Dataset, batch_size: int, seed: int, count: int) -> Ite
             order = _permutation(seed, _WARMUP, index // per_epoch, n, device)
         start = index % per_epoch * batch_size
         chosen = order[start : start + batch_size]
-        yield data.train_inputs[chosen], data.train_targets[chosen]
+        yield _inputs(data, chosen, seed, _AUGMENT_WARMUP, index), data.train_targets[chosen]
 
 
 def fisher_batches(data: Dataset, points: int, chunk: int, seed: int, refresh: int) -> Iterator[Batch]:
     """The points of a method's own for one refresh, drawn apart from the training order, in chunks."""
     chosen = _permutation(seed, _FISHER, refresh, len(data.train_inputs), data.train_inputs.device)[:points]
-    for part in chosen.split(chunk):
-        yield data.train_inputs[part], data.train_targets[part]
+    for start in range(0, points, chunk):
+        part = slice(start, start + chunk)
+        yield _inputs(data, chosen, seed, _AUGMENT_FISHER, refresh, part), data.train_targets[chosen[part]]

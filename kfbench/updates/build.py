@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def prepare_torch(run: Run) -> torch.device:
 
 # What the last data set was made from, and that data set: commands ask for the same one again and again.
 _last: tuple[tuple[Any, ...], Dataset] | None = None
-_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to")
+_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to", "augment")
 
 
 def build_data(config: Config, device: torch.device) -> Dataset:
@@ -64,7 +65,7 @@ def build_data(config: Config, device: torch.device) -> Dataset:
         data = load_dataset(
             problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0
         )
-        data = data.first(problem.train_samples)
+        data = replace(data.first(problem.train_samples), augment=problem.augment)
         data = data if problem.likelihood == "categorical" else data.reconstruction()
         # Asked again: a synthetic data set has only now been generated.
         _last = ((*key[:-1], file_states(problem.dataset, problem.data_dir)), data)

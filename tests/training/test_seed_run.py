@@ -72,8 +72,18 @@ def _assert_same_run(folder, whole):
 )
 def test_killed_run_continues_bit_for_bit(runs, spec, monkeypatch):
     """kill -9 at random updates, with and without a checkpoint before it, three times in the same run."""
+    _assert_continues_bit_for_bit(runs, spec, monkeypatch)
+
+
+def test_killed_run_of_a_convolutional_model_continues_bit_for_bit(runs, monkeypatch):
+    """With batch normalisation, whose statistics are buffers, and augmentation, which is drawn anew for each update."""
+    flags = {"model": "convnet", "width": 2, "norm": "batch", "augment": "flip-crop"}
+    _assert_continues_bit_for_bit(runs, "foof:T=4,lr=0.1,damping=10", monkeypatch, **flags)
+
+
+def _assert_continues_bit_for_bit(runs, spec, monkeypatch, **flags):
     _frequent_checkpoints(monkeypatch)
-    _, whole = runs.train(spec, updates=UPDATES)
+    _, whole = runs.train(spec, updates=UPDATES, **flags)
     rng = random.Random(spec)
     folder = runs.path / "killed"
     # One perhaps before the first checkpoint, the others with updates to go after the continuation.
@@ -81,11 +91,11 @@ def test_killed_run_continues_bit_for_bit(runs, spec, monkeypatch):
 
         def action(kill_at=kill_at):
             _kill_in_update(kill_at)
-            runs.train(spec, folder, resume=True, updates=UPDATES)
+            runs.train(spec, folder, resume=True, updates=UPDATES, **flags)
 
         status = _in_child(action)
         assert os.WIFSIGNALED(status), f"{spec} was not killed at update {kill_at}"
-    summary, _ = runs.train(spec, folder, resume=True, updates=UPDATES)
+    summary, _ = runs.train(spec, folder, resume=True, updates=UPDATES, **flags)
     assert summary["status"] == "done"
     _assert_same_run(folder, whole)
 
