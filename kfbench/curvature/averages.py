@@ -32,6 +32,9 @@ class Means(MutableMapping[str, Tensor]):
         self.forms.pop(name, None)
         del self.kept[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.kept  # the inherited one would assemble it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.kept)
 
@@ -74,6 +77,9 @@ class FactorAverages:
         weight = old_weight + 1 - self.ema
         keep, scale = old_weight / weight, (1 - self.ema) / weight / divisor
         kept, form = self.means.kept.get(name), self.means.forms.get(name)
+        if form != moment.form and keep == 0:  # nothing older counts, in whatever form it is
+            self.forget([name])
+            kept = None
         if kept is None or form == moment.form:
             self.means.kept[name] = moment.add_to(kept, keep, scale)
             if moment.form is not None:
@@ -114,7 +120,8 @@ class FactorAverages:
     def forget(self, names: Collection[str]) -> None:
         """These layers are others now: their next observation counts fully."""
         for name in names:
-            self.means.pop(name, None)
+            if name in self.means:
+                del self.means[name]  # pop would assemble it first
             self._weights.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:

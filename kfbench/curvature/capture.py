@@ -320,8 +320,8 @@ class Captured:
         """What autograd hands to a node: the gradients of its outputs."""
         layer, g = self.layers[name], gradients[call.edge.output_nr]
         sums = moments.setdefault(name, {})
-        for estimate in estimates:
-            key = estimate.of_outputs
+        # Estimates that differ in the input factor alone share one output factor.
+        for key in {estimate.of_outputs for estimate in estimates}:
             if g is not None:
                 rows = full(layer.gradient_rows(g[: key.count(len(g))]))
                 rows = rows.sum(1) if key.sharing == "reduce" else rows

@@ -1,6 +1,7 @@
 """Capture against the traps of published codes: each test is one of them."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 
-from kfbench.curvature.capture import CaptureError
+from kfbench.curvature.capture import CaptureError, Wanted, capture
+from kfbench.curvature.estimate import EXACT, Estimate
+from kfbench.curvature.layers import find_layers
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.problems.likelihoods import Categorical
 from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import MODELS, Problem, problem
+from tests.curvature.networks import NETWORKS, losses_of, network
 from tests.properties import assert_close, backward, gradient
 
 
@@ -341,3 +345,146 @@ def test_penalty_is_found_although_the_warm_up_saw_none():
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Preconditioning(problem("mlp", 2).model, "foof", **({"damping": 1.0} | options))
+
+
+def _forward(name, seed=0, dtype=torch.float64, captured=True, n=5):
+    """(captured, losses, output, model, y) of one of the networks."""
+    torch.manual_seed(seed)
+    model, x, y = network(name, n)
+    model, x = model.to(dtype), x.to(dtype)
+    layers, _ = find_layers(model)
+    covered = {id(p) for layer in layers.values() for p in layer.parameters}
+    block = capture(layers, [p for p in model.parameters() if id(p) not in covered])
+    with block if captured else nullcontext():
+        output = model(x)
+    return block.captured, losses_of(model, output, y), output, model, y
+
+
+def _vectors(output, fisher):
+    likelihood = Categorical()
+    if fisher == "full":
+        return likelihood.full_vectors(output)
+    return likelihood.sampled_vectors(output, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_from_autograd_is_the_one_from_rows(name):
+    by_autograd, losses, *_ = _forward(name)
+    dense_gradients = by_autograd.gradients(losses)
+    by_rows, losses, *_ = _forward(name)
+    by_rows.wanted = Wanted(rows=True, matrices=False)
+    rows = by_rows.gradients(losses)
+    assert dense_gradients.keys() == rows.keys()
+    assert any(not G.rows for G in dense_gradients.values()), "no layer's gradient came from autograd"
+    for layer, G in rows.items():
+        assert G.rows
+        assert_close(dense_gradients[layer].dense(), G.dense(), 1e-14, what=layer)
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "full", "empirical"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_output_factor_with_rows_given_up_at_once_is_the_one_from_rows(name, fisher):
+    found = {}
+    for moments in (frozenset([EXACT]), frozenset()):
+        captured, losses, output, *_ = _forward(name)
+        captured.reach(losses)
+        captured.wanted = Wanted(rows=not moments, moments=moments)
+        captured.draw(fisher, output, _vectors, losses, moments)
+        captured.gradients(losses)
+        found[bool(moments)] = captured.statistics(fisher)
+    kept, rows = found[True], found[False]
+    assert kept.keys() == rows.keys()
+    given_up = 0
+    for layer, statistics in rows.items():
+        g = statistics.output_gradients.flatten(0, 2)
+        B = kept[layer].output_moment().add_to(None, 0.0, 1.0)
+        assert_close(B + 1, g.T @ g + 1, 1e-13, what=layer)
+        given_up += kept[layer]._output_moments is not None
+    assert given_up >= 2, "rows were kept all the same"
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "empirical"])
+def test_several_estimates_of_one_output_factor_are_summed_up_once(fisher):
+    """SUA changes the input factor alone: beside the exact estimate it asks for the same output factor."""
+    found = []
+    for moments in (frozenset([EXACT]), frozenset([EXACT, Estimate(spatial="sua"), Estimate(groups=2)])):
+        captured, losses, output, *_ = _forward("residual")
+        captured.reach(losses)
+        captured.wanted = Wanted(moments=moments)
+        captured.draw(fisher, output, _vectors, losses, moments)
+        captured.gradients(losses)
+        found.append(captured.statistics(fisher))
+    for layer, statistics in found[0].items():
+        one, several = (s.output_moment().add_to(None, 0.0, 1.0) for s in (statistics, found[1][layer]))
+        assert_close(several, one, 1e-15, what=layer)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_that_is_observed_changes_a_bit_of_training(name, dtype):
+    """Hooks or none, labels or none, moments or rows: losses, gradients and buffers are bitwise the same."""
+    _, losses, _, model, _ = _forward(name, dtype=dtype, captured=False)
+    parameters = list(model.parameters())
+    plain = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+    wanted = [losses.detach(), *model.buffers(), *(g / len(losses) for g in plain if g is not None)]
+    ways = [("none", frozenset(), False), ("none", frozenset(), True)]
+    ways += [(fisher, moments, True) for fisher in ("sampled", "full") for moments in (frozenset([EXACT]), frozenset())]
+    ways += [("empirical", frozenset([EXACT]), True)]
+    small = {}
+    for fisher, moments, inputs in ways:
+        captured, losses, output, model, _ = _forward(name, dtype=dtype)
+        captured.reach(losses)
+        captured.wanted = Wanted(moments=moments if fisher == "empirical" else frozenset(), inputs=inputs)
+        captured.draw(fisher, output, _vectors, losses, moments)
+        gradients, others = captured.gradients(losses), captured.plain_gradients(losses)
+        got = dict(zip((id(p) for p in captured.plain), others, strict=True))
+        for layer, G in gradients.items():
+            own = captured.layers[layer]
+            got |= zip((id(p) for p in own.parameters), own.split(G.dense()), strict=True)
+            if G.rows:  # its products are added in another order than autograd's; but in one order always
+                assert torch.equal(small.setdefault(layer, G.dense()), G.dense()), f"{layer}, {fisher}, {moments}"
+        rows = {id(p) for layer in small for p in captured.layers[layer].parameters}
+        found = [losses.detach(), *model.buffers()]
+        found += [got[id(p)] for p, g in zip(model.parameters(), plain, strict=True) if g is not None]
+        exact = [True] * (1 + len(list(model.buffers())))
+        exact += [id(p) not in rows for p, g in zip(model.parameters(), plain, strict=True) if g is not None]
+        assert sum(exact) > len(exact) / 2
+        for mine, true, bitwise in zip(found, wanted, exact, strict=True):
+            assert not bitwise or torch.equal(mine, true), f"{fisher}, {moments}, inputs {inputs}"
+
+
+def test_inputs_are_let_go_where_nobody_observes():
+    captured, losses, *_ = _forward("residual")
+    captured.wanted = Wanted(inputs=False)
+    captured.gradients(losses)
+    held = {name for name, calls in captured.calls.items() if any(len(call.input) for call in calls)}
+    assert held == {"last"}, "inputs of a layer on rows are needed, no others"
+
+
+@pytest.mark.parametrize("fisher", ["sampled", "empirical"])
+def test_a_layer_that_a_micro_batch_skips_has_a_gradient_of_its_share(fisher):
+    """Its gradient is autograd's where it is used, and has no row where it is not."""
+
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.extra, self.last = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 3)
+
+        def forward(self, x):
+            h = torch.tanh(self.first(x))
+            h = self.extra(h) + h if len(x) > 3 else h
+            return self.last(torch.tanh(h).mean((2, 3)))
+
+    model = Sometimes().double()
+    x, y = torch.randn(7, 1, 5, 4, dtype=torch.float64), torch.randint(3, (7,))
+    pre = Preconditioning(model, KFAC(fisher=fisher), damping=1e12, T=1, order="same")
+    backward(pre, Problem(model, x, y), micro=4)
+    losses = torch.cat(
+        [
+            cross_entropy(model(part), labels, reduction="none")
+            for part, labels in zip(x.split(4), y.split(4), strict=True)
+        ]
+    )
+    wanted = torch.autograd.grad(losses.mean(), list(model.parameters()))
+    for p, g in zip(model.parameters(), wanted, strict=True):
+        assert_close(p.grad * 1e12, g, 1e-4)
