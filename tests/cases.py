@@ -247,6 +247,14 @@ def _conv() -> nn.Module:
     )
 
 
+def _images() -> nn.Module:
+    """Convolutions of stride 1, whose input factors come from shifts."""
+    return nn.Sequential(
+        *(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, (2, 3), padding=(0, 1), bias=False)),
+        *(nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)),
+    )
+
+
 def _autoencoder(make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
     """6-8-4-2-1-2-4-8-6, with biases."""
     return lambda: make((1, 2, 3), width=8, bias=True)
@@ -276,6 +284,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "autoencoder": (_autoencoder(autoencoder), (1, 2, 3)),
     "autoencoder-sigmoid": (_autoencoder(autoencoder_sigmoid), (1, 2, 3)),
 }
+# Looked at by few methods: there is one a layer type, not one a method.
+LAYER_MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "images": (_images, (2, 5, 4)),
+}
 # Those that reconstruct their input; the others are classifiers.
 _RECONSTRUCT = {"autoencoder": "gaussian", "autoencoder-sigmoid": "bernoulli"}
 # 7 rows lie on both sides of the widths above, so both orders of multiplication are met.
@@ -284,7 +296,7 @@ BATCHES = (1, 4, 7)
 
 def problem(name: str, n: int, seed: int = 0) -> Problem:
     """A small problem, all of it from ``seed``."""
-    make, shape = MODELS[name]
+    make, shape = (MODELS | LAYER_MODELS)[name]
     torch.manual_seed(seed)
     with torch.random.fork_rng():
         model = make().double()

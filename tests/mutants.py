@@ -1,13 +1,17 @@
 """Methods with one mistake each, of the kinds seen in published code: every one must be caught."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from kfbench.curvature.convolution_layer import ConvolutionLayer
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
+from kfbench.curvature.shifts import Shifts
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
@@ -85,6 +89,27 @@ class MonteCarloTooSmall(KFAC):
         for name, s in statistics.items():
             k, n, p, _ = s.output_gradients.shape
             self.B.add(name, s.output_gradients, divisor=k * n * p * 2)
+
+
+class MissingPositions(KFAC):
+    """B is summed over positions where it should be a mean."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        for name, s in statistics.items():
+            self.B.add(name, s.output_gradients, divisor=s.output_gradients.shape[1])
+
+
+class SwappedPositions(EKFAC):
+    """Rows of inputs and of output gradients go through positions in opposite orders."""
+
+    def observe(self, statistics: Statistics) -> None:
+        super().observe(
+            {
+                n: LayerStatistics(s.inputs.flip(1), s.output_gradients, s.has_bias)  # factors stay as they are
+                for n, s in statistics.items()
+            }
+        )
 
 
 class StaleFactor(FOOF):
@@ -475,6 +500,118 @@ class GaussNewtonForgetsItsStart(GaussNewtonCG):
         return super().state_dict() | {"solutions": {}}
 
 
+class SwappedAxes(ConvolutionLayer):
+    """Output gradients go through positions column by column."""
+
+    def gradient_rows(self, g: Tensor) -> Tensor:
+        return super().gradient_rows(g.transpose(2, 3))
+
+
+class FlippedKernel(ConvolutionLayer):
+    """Patches are those of a convolution in the mathematical sense, not of a correlation."""
+
+    def input_rows(self, x: Tensor) -> Tensor:
+        rows, taps = super().input_rows(x), math.prod(self.module.kernel_size)
+        weights = rows[..., : rows.shape[-1] // taps * taps].unflatten(2, (-1, taps)).flip(3).flatten(2)
+        return torch.cat([weights, rows[..., weights.shape[2] :]], dim=2)
+
+
+class ChannelsLast(ConvolutionLayer):
+    """Patches in the order taps, then channels."""
+
+    def input_rows(self, x: Tensor) -> Tensor:
+        rows, taps = super().input_rows(x), math.prod(self.module.kernel_size)
+        weights = rows[..., : rows.shape[-1] // taps * taps].unflatten(2, (-1, taps)).transpose(2, 3).flatten(2)
+        return torch.cat([weights, rows[..., weights.shape[2] :]], dim=2)
+
+
+class _MutantShifts(ConvolutionLayer):
+    """The gradient is right and every row too; only what is made without rows is not."""
+
+    kind: type[Shifts]
+
+    def shifts(self, image: tuple[int, ...], ones: bool) -> Shifts | None:
+        right = super().shifts(image, ones)
+        return right and self.kind.of(*right.describe()[1:])
+
+
+class _Flipped(Shifts):
+    def measure(self, x: Tensor) -> Tensor:
+        return super().measure(x.flip((2, 3)))
+
+
+class FlippedShifts(_MutantShifts):
+    """The same flip, in the factor alone."""
+
+    kind = _Flipped
+
+
+class _WithoutStrip(Shifts):
+    def measure(self, x: Tensor) -> Tensor:
+        kept, numbers = super().measure(x), self.channels**2
+        end = (len(self._whole) + len(self.strips)) * numbers
+        kept[end - numbers : end] = 0
+        return kept
+
+
+class ForgottenStrip(_MutantShifts):
+    """One of the strips that no position reads is counted."""
+
+    kind = _WithoutStrip
+
+
+class _WithoutCorners(Shifts):
+    @cached_property
+    def _blocks(self):
+        strips, blocks = super()._blocks
+        return strips, [(k, other, R, [part for part in parts if part[0] < 0]) for k, other, R, parts in blocks]
+
+
+class ForgottenCorner(_MutantShifts):
+    """Corners are subtracted twice."""
+
+    kind = _WithoutCorners
+
+
+class _Transposed(Shifts):
+    def measure(self, x: Tensor) -> Tensor:
+        kept, whole = super().measure(x), len(self._whole) * self.channels**2
+        R = kept[:whole].view(-1, self.channels, self.channels)
+        return torch.cat([R.transpose(1, 2).flatten(), kept[whole:]])
+
+
+class TransposedShifts(_MutantShifts):
+    """Shifts to the other side."""
+
+    kind = _Transposed
+
+
+class _EveryTapReadsAll(Shifts):
+    def measure(self, x: Tensor) -> Tensor:
+        kept = super().measure(x)
+        if self.ones:
+            kept[-self.channels * self.taps - 1 : -1] = x.sum((0, 2, 3)).repeat_interleave(self.taps)
+        return kept
+
+
+class SumOfTheWholeImage(_MutantShifts):
+    """Beside the ones stands what the image holds, not what each tap reads of it."""
+
+    kind = _EveryTapReadsAll
+
+
+# Mistakes in a layer's rows or in its input factor: caught by a direction on a network of such layers.
+MUTANT_LAYERS: list[type[ConvolutionLayer]] = [
+    SwappedAxes,
+    FlippedKernel,
+    ChannelsLast,
+    FlippedShifts,
+    ForgottenStrip,
+    ForgottenCorner,
+    TransposedShifts,
+    SumOfTheWholeImage,
+]
+
 # mutant -> the row of cases.METHODS that it pretends to be.
 MUTANTS: dict[type, str] = {
     TransposedBasis: "kfac-standard-full",
@@ -484,6 +621,8 @@ MUTANTS: dict[type, str] = {
     MissingBatchSize: "foof",
     SummedOutputGradients: "kfac-heuristic-sampled",
     MonteCarloTooSmall: "kfac-heuristic-sampled",
+    MissingPositions: "kfac-heuristic-sampled",
+    SwappedPositions: "ekfac-plain-full",
     StaleFactor: "foof",
     EagerRefresh: "foof",
     NoOp: "foof",
