@@ -20,7 +20,7 @@ STEP_OPTIONS: dict[str, Any] = {
     "clip_decay": None,
 }
 COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
-SGD_OPTIONS = {**COMMON_OPTIONS, "momentum": 0.0, "nesterov": False}
+SGD_OPTIONS: dict[str, Any] = {**COMMON_OPTIONS, "momentum": 0.0, "momentum_after_epoch": None, "nesterov": False}
 # S where none is given is min(T, 50): beyond that the average of m = 0.95 forgets anyway (FOOF paper, D.3).
 DEFAULT_S = 50
 PRECONDITIONED_OPTIONS: dict[str, Any] = {

@@ -73,8 +73,9 @@ def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapp
         raise UsageError(f"{opt!r}: S must be at most T = {T}, got {S}")
     # What the optimizer's constructor takes is not ours, even where it has the name of one of ours.
     _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
-    if options.get("nesterov") and "momentum" in options and not options["momentum"]:
-        raise UsageError(f"{opt!r}: nesterov needs a momentum above 0, got {options['momentum']}")
+    for option in ("nesterov", "momentum_after_epoch"):
+        if options.get(option) and "momentum" in options and not options["momentum"]:
+            raise UsageError(f"{opt!r}: {option} needs a momentum above 0, got {options['momentum']}")
     return options
 
 

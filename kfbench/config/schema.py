@@ -91,6 +91,9 @@ class MethodOptions(Section):
         None, description="whether a direction may use its own batch's statistics"
     )
     momentum: Float | None = Field(None, ge=0, lt=1, description="momentum of SGD, on the direction")
+    momentum_after_epoch: Int | None = Field(
+        None, ge=1, description="epochs before momentum is switched on; until then it is 0 (default: on from the start)"
+    )
     nesterov: bool | None = Field(None, description="Nesterov momentum")
     weight_decay: Float | None = Field(None, ge=0, description="decoupled: p *= 1 - lr * weight_decay")
     lr_schedule: Literal["constant", "step", "cosine", "exp"] | None = Field(

@@ -13,6 +13,7 @@ from kfbench.config.schema import Config
 from kfbench.problems.datasets import Dataset
 from kfbench.step_rules.contract import Proposed, Taken
 from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.step_rules.momentum import LateMomentum
 from kfbench.updates.batches import LABELS, Batch, fisher_batches, stream_seed, training_batches, warmup_batches
 from kfbench.updates.build import (
     build_likelihood,
@@ -43,6 +44,7 @@ class Trainee:
         check_turn(self.method, self.preconditioning.turn, self.run, data)
         self.scheduler = self._make_scheduler()
         self.rule = build_rule(self.method, self.total, device, self.lr)
+        self.late_momentum = self._make_late_momentum()
         self._around: Watch = lambda task: nullcontext()
         self.step = self.samples = 0
 
@@ -54,6 +56,12 @@ class Trainee:
         check_learning_rate(self.method, self.lr, "lr_schedule")
         period = None if epochs is None else epochs * self.per_epoch
         return LambdaLR(self.optimizer, lambda step: learning_rate_factor(schedule, decay, step, self.total, period))
+
+    def _make_late_momentum(self) -> LateMomentum | None:
+        options = self.method.options
+        if options.get("momentum_after_epoch") is None:
+            return None
+        return LateMomentum(self.optimizer, options["momentum"], options["momentum_after_epoch"] * self.per_epoch)
 
     @property
     def lr(self) -> float | None:
@@ -137,6 +145,8 @@ class Trainee:
             return self.rule.scale(Proposed(product, self.lr, self.step))
 
     def _move(self, samples: int) -> None:
+        if self.late_momentum is not None:
+            self.late_momentum.set(self.step)
         self._decay_weights()  # before the step and before lr falls: decoupled, with the lr of this very step
         with self._around("step"):
             self.optimizer.step()
