@@ -32,6 +32,9 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
     "warmup_batches": 50,
     "order": "independent",
 }
+# How the factors of convolutions and sequences are estimated; None: from all samples, expand, exact, in one group.
+FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
+_FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
     "lr": 3e-4,
@@ -39,6 +42,7 @@ _EKFAC_OPTIONS = {
     "order": "same",
     "fisher": "empirical",  # true labels, as in its paper
     "damping_init": "plain",
+    **_FACTOR_OPTIONS,
 }
 # Of methods that keep nothing but the newest curvature: no running average, so nothing to fill it with.
 NEWEST_ONLY_OPTIONS = {k: v for k, v in PRECONDITIONED_OPTIONS.items() if k not in ("S", "ema", "warmup_batches")}
@@ -142,8 +146,8 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             paper=f"{BENZING}, eq 6, Algorithm 1",
             path="foof:FOOF",
             # Not its best cell, lr 0.1, damping 0.01, with which one seed of the default comparison diverges.
-            options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 0.1},
-            constructor=("ema",),
+            options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 0.1, **_FACTOR_OPTIONS},
+            constructor=("ema", *FACTORS),
         ),
         "kfac": _preconditioned(
             summary="Kronecker-factored Fisher: (B + lambda_B I)^-1 G (A + lambda_A I)^-1",
@@ -155,8 +159,9 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "damping": 0.001,
                 "damping_kind": "heuristic",
                 "fisher": "sampled",
+                **_FACTOR_OPTIONS,
             },
-            constructor=("ema", "damping_kind", "fisher"),
+            constructor=("ema", "damping_kind", "fisher", *FACTORS),
             # Of the swept ones those that did not diverge at width 1000 either (docs/defaults.md).
             variants=(
                 Variant({"damping_kind": "standard"}, {"lr": 0.003, "damping": 0.01}),
@@ -169,7 +174,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             paper=f"{GEORGE}, Algorithm 1",
             path="ekfac:EKFAC",
             options=_EKFAC_OPTIONS,
-            constructor=("ema", "fisher", "damping_init"),
+            constructor=("ema", "fisher", "damping_init", *FACTORS),
             variants=tuple(
                 Variant({"fisher": fisher, "damping_init": "plain"}, {"lr": 3e-4, "damping": 1e-3})
                 for fisher in ("sampled", "full")
@@ -180,7 +185,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             paper=f"{GEORGE}, section 3.2",
             path="ekfac_ra:EKFACRA",
             options={**_EKFAC_OPTIONS, "scale_decay": 0.75},
-            constructor=("ema", "fisher", "damping_init", "scale_decay"),
+            constructor=("ema", "fisher", "damping_init", "scale_decay", *FACTORS),
         ),
         "foof-kfac-damping": _preconditioned(
             summary="FOOF with lambda_A of K-FAC: G (A + lambda_A I)^-1, rescaled",

@@ -80,6 +80,18 @@ class MethodOptions(Section):
     T: Int | None = Field(None, ge=1, description="updates between refreshes of what is cubic (default: 100)")
     S: Int | None = Field(None, ge=1, description="updates before each refresh that feed it (default: min(T, 50))")
     ema: Float | None = Field(None, ge=0, lt=1, description="decay of the running averages (default: 0.95)")
+    stat_samples: Int | None = Field(
+        None, ge=1, description="samples of each batch that the factors are made from (default: all)"
+    )
+    sharing: Literal["expand", "reduce"] | None = Field(
+        None, description="positions one by one in the factors, or summed over each sample (default: expand)"
+    )
+    spatial: Literal["exact", "sua"] | None = Field(
+        None, description="input factors of convolutions: exact, or alike for all taps of a kernel (default: exact)"
+    )
+    input_groups: Int | None = Field(
+        None, ge=1, description="groups of channels that the input factors of convolutions fall into (default: 1)"
+    )
     scale_decay: Float | None = Field(None, ge=0, lt=1, description="decay of the scales of EKFAC-ra (default: 0.75)")
     rescale: Literal["lambda_B", "kfac-norm"] | None = Field(
         None, description="length of the steps of foof-kfac-damping"
