@@ -30,19 +30,11 @@ def augmented(
     images: Float[Tensor, "N C H W"], changes: Int[Tensor, "N 3"], black: Float[Tensor, "C"]
 ) -> Float[Tensor, "N C H W"]:
     """New images, cut out of the padded ones and mirrored; ``black`` is what a black pixel is after normalisation."""
-    n, channels, rows, columns = images.shape
+    n, _, rows, columns = images.shape
     padded = black[:, None, None].repeat(n, 1, rows + 2 * MARGIN, columns + 2 * MARGIN)
     padded[:, :, MARGIN : MARGIN + rows, MARGIN : MARGIN + columns] = images
 
-    def places(size: int) -> Tensor:
-        return torch.arange(size, device=images.device)
-
     flips, tops, lefts = changes.to(images.device).unbind(1)
-    across = torch.where(flips[:, None] == 1, columns - 1 - places(columns), places(columns))
-    # All four, so that what comes out is as contiguous as what went in.
-    return padded[
-        places(n)[:, None, None, None],
-        places(channels)[:, None, None],
-        (tops[:, None] + places(rows))[:, None, :, None],
-        (lefts[:, None] + across)[:, None, None, :],
-    ]
+    windows = padded.unfold(2, rows, 1).unfold(3, columns, 1)  # a view: [N, C, top, left, H, W]
+    cut = windows[torch.arange(n, device=images.device), :, tops, lefts]
+    return torch.where(flips[:, None, None, None] == 1, cut.flip(3), cut)

@@ -26,8 +26,8 @@ import numpy as np
 
 from kfbench.cli.app import main as kfbench
 from kfbench.config.schema import SECTIONS
-from kfbench.problems.locations import FILES
 from kfbench.problems.idx import idx_bytes
+from kfbench.problems.locations import FILES
 
 SECONDS = 60
 SMALL = ["--quick", "--width", "8", "--train-samples", "100", "--batch-size", "20", "--eval-samples", "20"]
