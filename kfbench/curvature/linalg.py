@@ -15,7 +15,7 @@ _RETRIES = 8
 # One product with an explicit inverse beats two triangular solves: by far on an accelerator, by a fifth to a half on a
 # CPU, where forming it costs what 8 to 23 uses save. The schedule is not known here, so it is formed when so much has
 # been lost: whatever comes, no more than twice of what was best.
-_USES_BEFORE_INVERSE = {"cpu": 16}
+USES_BEFORE_INVERSE = {"cpu": 16}
 _USES_ELSEWHERE = 2
 
 # Below this width LAPACK's own Cholesky is as fast as one made of larger products.
@@ -62,7 +62,7 @@ class DampedInverse:
         """``rows (M + lambda I)^-1``."""
         self._uses += 1
         L = self._cholesky
-        if L is not None and self._uses >= _USES_BEFORE_INVERSE.get(L.device.type, _USES_ELSEWHERE):
+        if L is not None and self._uses >= USES_BEFORE_INVERSE.get(L.device.type, _USES_ELSEWHERE):
             self._inverse, self._cholesky = torch.cholesky_inverse(L), None
         if self._inverse is not None:
             return rows @ self._inverse

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kfbench.curvature.linalg import USES_BEFORE_INVERSE
 from kfbench.problems.datasets import Dataset
 from kfbench.updates.batches import Batch, training_batches
 from kfbench.updates.clock import synchronise
@@ -22,7 +23,8 @@ _PRELOADED = 100
 
 # Caches and allocators settle, and a learning rate that diverges shows, within this many updates.
 _WARM_UP_UPDATES = 20
-_FEW_UPDATES = 3
+# Where parts of a period are timed: until an update is as most of a long period are.
+_FEW_UPDATES = USES_BEFORE_INVERSE["cpu"] + 1
 
 # It leaves the weights where they are. Not 0, which not every optimizer accepts, nor so small that products
 # with it are denormal, and slow for that.
