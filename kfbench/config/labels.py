@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfbench.config.method_table import DEFAULT_S, METHODS
+from kfbench.config.method_table import DEFAULT_S, FACTORS, METHODS
 
 
 def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -18,7 +18,8 @@ def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         differs.setdefault(opt, set()).update(key for key in {*own, *one} if own.get(key) != one.get(key))
     told_apart = []
     for opt, options in methods:
-        differing = [key for key in options if key in differs[opt]]
+        # Factors as usual go without saying: beside foof-spatial=sua it is foof.
+        differing = [k for k in options if k in differs[opt] and (k not in FACTORS or options[k] is not None)]
         name = opt.replace(":", ".")
         # A value may be a path, or hold spaces.
         told_apart.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))

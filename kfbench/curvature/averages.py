@@ -111,10 +111,9 @@ class FactorAverages:
         inverses, retried = damped_inverses(blocks, own)
         whole: dict[str, DampedInverse | BlockInverse] = {}
         for name, names in blocks.of.items():
-            parts = [inverses[block] for block in names]
-            whole[name] = (
-                parts[0] if len(parts) == 1 and names == [name] else BlockInverse(self.means.forms[name], parts)
-            )
+            parts, form = [inverses[block] for block in names], self.means.forms.get(name)
+            is_whole = form is None or form.input_blocks == ((form.d_in, 1),)
+            whole[name] = parts[0] if form is None or is_whole else BlockInverse(form, parts)
         return whole, retried
 
     def forget(self, names: Collection[str]) -> None:

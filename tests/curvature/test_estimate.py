@@ -157,30 +157,34 @@ def test_groups_are_the_blocks_of_the_exact_factor(geometry, groups):
     assert_close(_factor(statistics, "0", Estimate(groups=3)), exact, 0)  # 4 channels do not fall into 3
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("options", [{"spatial": "sua"}, {"input_groups": 2}])
 @pytest.mark.parametrize("method", ["foof", "kfac"])
-def test_direction_is_that_of_the_assembled_factor(method, options):
+def test_direction_is_that_of_the_assembled_factor(method, options, bias):
     """And the state of its blocks is restored bit for bit."""
-    model, x = _convolution({"kernel_size": 3, "padding": 1})
+    model, x = _convolution({"kernel_size": 3, "padding": 1, "bias": bias})
+
+    def gradient():
+        parameters = list(model.parameters())
+        return torch.cat([p.grad.flatten(1) if p.dim() > 1 else p.grad[:, None] for p in parameters], dim=1).clone()
 
     def step(pre):
         with pre.capture():
             output = model(x)
         pre.backward(Gaussian().loss(output, torch.ones_like(output)), output)
-        return torch.cat([model[0].weight.grad.flatten(1), model[0].bias.grad[:, None]], dim=1).clone()
+        return gradient()
 
     pre = Preconditioning(model, method, damping=0.3, T=1, S=1, order="same", likelihood="gaussian", **options)
     got = step(pre)
     A = pre.method.A.means["0"]
     model.zero_grad()
     Gaussian().loss(model(x), torch.ones(5, 90).double()).mean().backward()
-    G = torch.cat([model[0].weight.grad.flatten(1), model[0].bias.grad[:, None]], dim=1)
     lambda_A, left = 0.3, torch.eye(3).double()
     if method == "kfac":
         lambdas_A, lambdas_B = pre.method.heuristic_damping(0.3)
         lambda_A = lambdas_A["0"]
         left = torch.linalg.inv(pre.method.B.means["0"] + lambdas_B["0"] * torch.eye(3).double())
-    assert_close(got, left @ G @ torch.linalg.inv(A + lambda_A * torch.eye(len(A)).double()), 1e-12)
+    assert_close(got, left @ gradient() @ torch.linalg.inv(A + lambda_A * torch.eye(len(A)).double()), 1e-12)
     again = Preconditioning(model, method, damping=0.3, T=1, S=1, order="same", likelihood="gaussian", **options)
     again.load_state_dict(pre.state_dict())
     if method == "foof":  # whose next step draws no labels
