@@ -1,3 +1,6 @@
+"""Labels of methods."""
+
+from kfbench.config.labels import labels
 
 
 def test_factors_as_usual_go_without_saying():
