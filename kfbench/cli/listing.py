@@ -34,7 +34,8 @@ def list_names(
 def _defaults(entry: MethodEntry) -> str:
     """Every option of a method, and those that are others where a variant is chosen."""
     variants = [f"; with {_written(v.chosen)}: {_written(v.options)}" for v in entry.variants]
-    return _written(entry.options) + "".join(variants)
+    convolutional = [f"; convolutional models: {_written(entry.convolutional)}"] if entry.convolutional else []
+    return _written(entry.options) + "".join([*variants, *convolutional])
 
 
 def _written(options: Mapping[str, Any]) -> str:

@@ -98,7 +98,7 @@ def configure(
     run = _with_budget(_run(tree, commands), problem)  # the default of epochs depends on the data set
     similarity = Similarity()
     if not methods:
-        methods, similarity = _resolved(tree, method_flags, commands)
+        methods, similarity = _resolved(tree, method_flags, commands, problem.model)
     _check_problem(problem)
     # `similarity` is not among them: it names methods, so it was resolved with these.
     blocks = {name: _block(tree, name, commands, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
@@ -106,14 +106,14 @@ def configure(
 
 
 def _resolved(
-    tree: Mapping[str, Any], flags: Mapping[str, Any], commands: Collection[str]
+    tree: Mapping[str, Any], flags: Mapping[str, Any], commands: Collection[str], model: str
 ) -> tuple[Sequence[Method], Similarity]:
     """The methods, with those that `similarity` follows or compares against among them."""
     entries = tree.get("methods")
     # Anything but a list is for resolve_methods to refuse; without one the roles alone are methods enough.
     if "similarity" in commands and (entries is None or isinstance(entries, list)):
-        return resolve_roles(entries, _given(tree, "similarity"), flags)
-    return resolve_methods(entries, flags), Similarity()
+        return resolve_roles(entries, _given(tree, "similarity"), flags, model)
+    return resolve_methods(entries, flags, model), Similarity()
 
 
 def _run(tree: Mapping[str, Any], commands: Collection[str]) -> Run:

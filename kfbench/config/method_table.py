@@ -5,7 +5,7 @@ adds a row here and its file under ``preconditioners/``; the property tests read
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -69,15 +69,16 @@ class MethodEntry:
     constructor: tuple[str, ...] = ()  # those that the preconditioner's constructor takes
     open_ended: bool = False  # a user's constructor with **kwargs takes any option
     variants: tuple[Variant, ...] = ()  # of those that fit, the last wins
+    convolutional: Mapping[str, Any] = field(default_factory=dict)  # what is another default for convolutional models
     lr_range: tuple[float, float] = (1e-5, 1.0)  # where `kfbench sweep` looks, in half decades, without a damping
 
     def accepts(self, option: str) -> bool:
         """Whether this method has that option."""
         return self.open_ended or option in self.options
 
-    def defaults(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """option -> default, where these options are ``chosen``."""
-        defaults = dict(self.options)
+    def defaults(self, chosen: Mapping[str, Any], convolutional: bool = False) -> dict[str, Any]:
+        """option -> default, where these options are ``chosen``, for a convolutional model or any other."""
+        defaults = {**self.options, **(self.convolutional if convolutional else {})}
         for variant in self.variants:
             if variant.chosen.items() <= {**self.options, **chosen}.items():
                 defaults |= variant.options
@@ -105,10 +106,12 @@ def _preconditioned(
     options: Mapping[str, Any],
     constructor: tuple[str, ...] = (),
     variants: tuple[Variant, ...] = (),
+    convolutional: Mapping[str, Any] | None = None,
 ) -> MethodEntry:
     """A method of ours, ``path`` below ``kfbench.preconditioners``, whose direction SGD steps along."""
     path = f"kfbench.preconditioners.{path}"
-    return MethodEntry(summary, paper, _SGD, path, options, SGD_CONSTRUCTOR, constructor, variants=variants)
+    entry = MethodEntry(summary, paper, _SGD, path, options, SGD_CONSTRUCTOR, constructor, variants=variants)
+    return replace(entry, convolutional=convolutional or {})
 
 
 # Learning rates and dampings are those of committed sweeps: docs/defaults.md and docs/methods.md.

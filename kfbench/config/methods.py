@@ -7,14 +7,18 @@ from typing import Any
 
 from kfbench.config.labels import labels
 from kfbench.config.method_table import DEFAULT_S, METHODS, MethodEntry
+from kfbench.config.problem_table import MODELS
 from kfbench.config.schema import Method, MethodOptions
 from kfbench.config.section import validated
 from kfbench.config.specs import find_method, parse_spec
 from kfbench.errors import UsageError, shown, unknown
 
 
-def resolve_methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...]:
-    """Every SPEC with all of its options, and its label; UsageError for what does not fit."""
+def resolve_methods(entries: Any, flags: Mapping[str, Any], model: str = "mlp") -> tuple[Method, ...]:
+    """Every SPEC with all of its options, and its label; UsageError for what does not fit.
+
+    ``model`` decides between defaults: an input factor is a sum over positions, so lambda means another thing there.
+    """
     if entries is None:
         raise UsageError(f"no method given: use --opt, with one of {', '.join(METHODS)} or package.module:Class")
     if not isinstance(entries, list) or not entries:
@@ -29,7 +33,7 @@ def resolve_methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...
             raise UsageError(
                 f"{opts} has no option {flag!r}, as --{flag.replace('_', '-')} was given; it has {accepted}"
             )
-    resolved = [(opt, _options(opt, entry, given, flags)) for (opt, given), entry in zip(parsed, known, strict=True)]
+    resolved = [(opt, _options(opt, entry, given, flags, model)) for (opt, given), entry in zip(parsed, known, strict=True)]
     named = labels(resolved)  # of all at once: a label names what tells a method from the others
     seen: set[str] = set()
     for label in named:
@@ -44,11 +48,13 @@ def resolve_methods(entries: Any, flags: Mapping[str, Any]) -> tuple[Method, ...
 def resolve_method(spec: Any, label: str | None = None) -> Method:
     """One SPEC with all of its options, called ``label`` or by its name; UsageError for what does not fit."""
     opt, given = parse_spec(spec)
-    options = _options(opt, find_method(opt), given, {})
+    options = _options(opt, find_method(opt), given, {}, "mlp")
     return Method(opt=opt, label=labels([(opt, options)])[0] if label is None else label, options=options)
 
 
-def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+def _options(
+    opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any], model: str
+) -> dict[str, Any]:
     """Every option of the method: its default, a flag, or what the SPEC says; none there means the default."""
     given = {key: value for key, value in given.items() if value is not None}
     for option in given:
@@ -56,7 +62,7 @@ def _options(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapp
             raise unknown(f"option of {opt!r}", option, entry.options)
     # Later wins: the SPEC over a flag, a flag over the default.
     chosen = {**{k: v for k, v in flags.items() if entry.accepts(k)}, **given}
-    defaults = entry.defaults(chosen)
+    defaults = entry.defaults(chosen, convolutional=model in MODELS and MODELS[model].convolutional)
     wanted = {**defaults, **chosen}
     wanted = {k: _with_tuples(v) for k, v in wanted.items()}
     ours = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}

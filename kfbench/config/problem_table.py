@@ -37,6 +37,7 @@ class ModelEntry:
     likelihood: str = "categorical"  # what its output means; all others reconstruct the input
     width: int = 0  # its default, where it has that option
     pad_to: int = 0  # pixels a side of the images that it is made for
+    convolutional: bool = False  # whether methods have other defaults for it
 
 
 # Every option that a model may have; those of each are in its entry.
@@ -178,6 +179,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             "ours: a first experience",
             MODEL_OPTIONS,
             width=16,
+            convolutional=True,
         ),
         "vgg11": ModelEntry(
             "VGG11 for 32 x 32 images, 64 channels first, no batch normalisation",
@@ -186,6 +188,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             MODEL_OPTIONS,
             width=64,
             pad_to=32,
+            convolutional=True,
         ),
         "resnet18": ModelEntry(
             "ResNet18 for 32 x 32 images, 64 channels first, batch normalisation",
@@ -193,6 +196,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             MODEL_OPTIONS,
             width=64,
             pad_to=32,
+            convolutional=True,
         ),
         "resnet34": ModelEntry(
             "ResNet34 for 32 x 32 images, 64 channels first, batch normalisation",
@@ -200,6 +204,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             MODEL_OPTIONS,
             width=64,
             pad_to=32,
+            convolutional=True,
         ),
     }
 )

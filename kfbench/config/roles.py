@@ -13,13 +13,13 @@ from kfbench.errors import UsageError
 
 
 def resolve_roles(
-    entries: Any, block: Mapping[str, Any], flags: Mapping[str, Any]
+    entries: Any, block: Mapping[str, Any], flags: Mapping[str, Any], model: str = "mlp"
 ) -> tuple[tuple[Method, ...], Similarity]:
     """All methods of `similarity`, and its block: which of them is followed, against which the others are compared."""
     similarity = validated(Similarity, block)
     # By place: the labels are known only when all of the methods are resolved together.
     entries, roles = _with_roles(entries, similarity, flags)
-    methods = resolve_methods(entries, flags)
+    methods = resolve_methods(entries, flags, model)
     similarity = similarity.model_copy(update={role: methods[place].label for role, place in roles.items()})
     if len(methods) < 2:
         raise UsageError(
