@@ -33,7 +33,8 @@ def resolve_methods(entries: Any, flags: Mapping[str, Any], model: str = "mlp") 
             raise UsageError(
                 f"{opts} has no option {flag!r}, as --{flag.replace('_', '-')} was given; it has {accepted}"
             )
-    resolved = [(opt, _options(opt, entry, given, flags, model)) for (opt, given), entry in zip(parsed, known, strict=True)]
+    pairs = zip(parsed, known, strict=True)
+    resolved = [(opt, _options(opt, entry, given, flags, model)) for (opt, given), entry in pairs]
     named = labels(resolved)  # of all at once: a label names what tells a method from the others
     seen: set[str] = set()
     for label in named:
