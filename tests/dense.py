@@ -204,3 +204,55 @@ def damped_solve(F: Tensor, v: dict[str, Tensor], damping: float) -> dict[str, T
     solved = torch.linalg.solve(F + damping * _eye(len(F), F), flat)
     parts = solved.split([matrix.numel() for matrix in v.values()])
     return {name: part.reshape(v[name].shape) for name, part in zip(v, parts, strict=True)}
+
+
+class Part:
+    """One group of any convolution, from what the module itself computes: no patch is ever made.
+
+    The row of a position is the derivative of one output with respect to the weights that lead to it.
+    """
+
+    def __init__(self, model: nn.Module, module: nn.Module, group: int) -> None:
+        self.model, self.module, self.group = model, module, group
+        self.transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Of tensors in the shape of the module's parameters, this group's part."""
+        own = weight.chunk(self.module.groups)[self.group]
+        own = (own.transpose(0, 1) if self.transposed else own).flatten(1)
+        return own if bias is None else torch.cat([own, bias.chunk(self.module.groups)[self.group][:, None]], dim=1)
+
+    def factors(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """(A, B) by loops over samples, positions and vectors."""
+        A = B = 0
+        for i, sample in enumerate(x):
+            seen: list[tuple[Tensor, Tensor]] = []
+            handle = self.module.register_forward_hook(lambda m, args, out, seen=seen: seen.append((args[0], out)))
+            output = self.model(sample[None])[0]
+            handle.remove()
+            ((given, out),) = seen
+            outputs = self.module(given.detach())[0].chunk(self.module.groups)[self.group].flatten(1)
+            for p in range(outputs.shape[1]):
+                a = self._row(outputs[0, p])
+                A = A + torch.outer(a, a) / len(x)
+            for vector in vectors[:, i]:
+                (g,) = torch.autograd.grad((output * vector).sum(), out, retain_graph=True)
+                for row in g[0].chunk(self.module.groups)[self.group].flatten(1).T:
+                    B = B + torch.outer(row, row) / len(x) / outputs.shape[1]
+        return A, B
+
+    def _row(self, output: Tensor) -> Tensor:
+        (weight,) = torch.autograd.grad(output, self.module.weight, retain_graph=True)
+        row = self.matrix(weight, None)[0]
+        return row if self.module.bias is None else torch.cat([row, row.new_ones(1)])
+
+
+def parameter_fisher(model: nn.Module, x: Tensor, vectors: Tensor) -> Tensor:
+    """``1/N sum_n sum_k grad grad'`` over all parameters, from single backward passes."""
+    parameters, total = list(model.parameters()), 0
+    for i, sample in enumerate(x):
+        for vector in vectors[:, i]:
+            found = torch.autograd.grad((model(sample[None])[0] * vector).sum(), parameters)
+            u = torch.cat([g.reshape(-1) for g in found])
+            total = total + torch.outer(u, u) / len(x)
+    return total

@@ -122,6 +122,14 @@ class Captured:
     def _keeps_rows(self, name: str) -> bool:
         return self.wanted.rows or self.is_small(name)
 
+    def _adds_up(self, name: str, moments: Collection[Estimate]) -> bool:
+        """Whether rows of output gradients are added to these moments call by call, and given up at once.
+
+        Not where they are few, nor where a sum goes over the positions of several calls.
+        """
+        several = len(self.used(name)) > 1 and any(estimate.sharing == "reduce" for estimate in moments)
+        return bool(moments) and not several and not self.is_small(name)
+
     def inputs(self, name: str) -> SampleRows:
         """Input rows [N, P, d_in] of a layer, made when asked for; a layer used twice joins along P."""
         used, layer = self.used(name), self.layers[name]
@@ -165,7 +173,7 @@ class Captured:
             assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
             # Detached: labels are drawn from the output, not differentiated through it.
             drawn = vectors(output.detach(), fisher)
-            kept = {name for name in self.calls if not moments or self.is_small(name)}
+            kept = {name for name in self.calls if not self._adds_up(name, moments)}
             sums: _Moments | None = {} if moments else None
             self._labels[fisher] = [
                 self._backpropagate(output, vector, kept=kept, moments=sums, estimates=moments) for vector in drawn
@@ -252,9 +260,11 @@ class Captured:
             if self._reached is None:
                 self.reach(losses)
             used = [name for name in self.calls if self.used(name)]
-            kept = {name for name in used if self._keeps_rows(name)}
-            dense = {name for name in used if name not in kept or (self.wanted.matrices and not self.is_small(name))}
+            on_rows = {name for name in used if self._keeps_rows(name)}
+            dense = {name for name in used if name not in on_rows or (self.wanted.matrices and not self.is_small(name))}
             moments: _Moments | None = {} if self.wanted.moments else None
+            asked = self.wanted.moments
+            kept = on_rows | {name for name in used if asked and not self._adds_up(name, asked)}
             if not self.wanted.inputs:
                 for name in self.calls.keys() - kept:
                     for call in self.calls[name]:
@@ -366,7 +376,7 @@ class capture:
 
     def __enter__(self) -> Captured:
         for layer in self.captured.layers.values():
-            hook = self._make_hook(layer.name, layer.d_out)
+            hook = self._make_hook(layer.name, layer.d_out * layer.groups)
             # A model may give the layer its input by keyword.
             self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         return self.captured

@@ -9,7 +9,10 @@ N samples (P = 1 for a fully connected layer, output positions for a convolution
 so that its gradient is ``G = 1/N sum_n sum_p g a'`` [d_out, d_in]: weight and bias in one matrix.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +26,35 @@ from kfbench.curvature.moments import Form, Moment, MomentOfRows
 
 @dataclass(frozen=True)
 class Layer(ABC):
-    """One captured layer of the user's model, which is only read, never changed."""
+    """One captured layer of the user's model, which is only read, never changed.
+
+    ``group``: which of its module's ``groups`` it is. Each sees its own channels alone, so that it has factors and a
+    gradient of its own; what it shares with the others is the module, its parameters and its calls.
+    """
 
     name: str
     module: Any
+    group: int = 0
 
     @staticmethod
     @abstractmethod
     def why_not(module: Any) -> str | None:
         """Why the rows of this module of the layer's type would not give its gradient, or None where they do."""
+
+    @classmethod
+    def all_of(cls, name: str, module: Any) -> list[Layer]:
+        """The module's layers: itself, or its groups as ``name[0]``, ``name[1]``, ..."""
+        first = cls(name, module)
+        return [first] if first.groups == 1 else [cls(f"{name}[{i}]", module, i) for i in range(first.groups)]
+
+    @property
+    def groups(self) -> int:
+        """How many layers the module is made of."""
+        return 1
+
+    @abstractmethod
+    def positions(self, shape: tuple[int, ...]) -> int:
+        """P of inputs of this shape, as the module's own options say."""
 
     @abstractmethod
     def input_rows(self, x: Tensor) -> Float[Tensor, "N P d_in"]:
@@ -64,7 +87,7 @@ class Layer(ABC):
     @property
     def d_out(self) -> int:
         """Width of the output rows."""
-        return self.module.weight.shape[0]
+        return self.module.weight.shape[0] // self.groups
 
     @property
     def d_in(self) -> int:
@@ -73,7 +96,7 @@ class Layer(ABC):
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters whose gradient this layer's rows determine: the weight, then the bias where one is trained."""
+        """Whose gradient the rows of all its module's layers determine: the weight, the bias where one is trained."""
         # By name: after prune.remove, or a weight set anew, the bias is registered first.
         return [self.module.weight, self.module.bias] if self.has_bias else [self.module.weight]
 
@@ -82,17 +105,40 @@ class Layer(ABC):
         return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2) if self.has_bias else rows
 
     def matrix(self, tensors: list[Tensor]) -> Float[Tensor, "d_out d_in"]:
-        """Weight (and bias) shaped tensors, joined to the one matrix of the layer."""
-        weight = tensors[0].flatten(1)
-        return torch.cat([weight, tensors[1][:, None]], dim=1) if self.has_bias else weight
+        """Weight (and bias) shaped tensors, the layer's part of them joined to its one matrix."""
+        weight = self.weight_matrix(self._own(tensors[0]))
+        return torch.cat([weight, self._own(tensors[1])[:, None]], dim=1) if self.has_bias else weight
 
     def split(self, matrix: Float[Tensor, "d_out d_in"]) -> list[Tensor]:
-        """The inverse of ``matrix``: views in the shapes of ``parameters``."""
-        weight = self.module.weight
+        """The inverse of ``matrix``: in the shapes of ``parameters``, of a group its part of them."""
         if not self.has_bias:
-            return [matrix.view_as(weight)]
+            return [self.weight_of(matrix)]
+        return [self.weight_of(matrix[:, :-1]), matrix[:, -1]]
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """The group's part, which lies along the first dimension."""
+        size = len(tensor) // self.groups
+        return tensor.narrow(0, self.group * size, size)
+
+    def weight_matrix(self, weight: Tensor) -> Float[Tensor, "d_out columns"]:
+        """The weight (of a group) as it multiplies rows."""
+        return weight.flatten(1)
+
+    def weight_of(self, matrix: Float[Tensor, "d_out columns"]) -> Tensor:
+        """The inverse."""
         # reshape, since without the column of the bias the rows are not contiguous.
-        return [matrix[:, :-1].reshape(weight.shape), matrix[:, -1]]
+        return matrix.reshape(-1, *self.module.weight.shape[1:])
+
+
+def by_parameter(layers: Mapping[str, Layer], matrices: Mapping[str, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Every parameter with what a matrix for every layer says of it; groups of one module lie one after another."""
+    of_module: dict[int, list[Layer]] = {}
+    for layer in layers.values():
+        of_module.setdefault(id(layer.module), []).append(layer)
+    for own in of_module.values():
+        parts = [layer.split(matrices[layer.name]) for layer in own]
+        whole = parts[0] if len(parts) == 1 else [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        yield from zip(own[0].parameters, whole, strict=True)
 
 
 def full(rows: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from kfbench.curvature.contract import Layer, full
 from kfbench.curvature.estimate import Estimate
-from kfbench.curvature.moments import Form, Moment, MomentOfChunks, MomentOfImages
+from kfbench.curvature.geometry import Geometry
+from kfbench.curvature.moments import Form, JoinedMoment, Moment, MomentOfChunks, MomentOfImages
 from kfbench.curvature.shifts import Shifts
 from kfbench.curvature.structured import ChannelGroups, TapMean
 
@@ -17,75 +20,96 @@ _CHUNK = 2**20
 
 
 class ConvolutionLayer(Layer):
-    """An ``nn.Conv2d``."""
-
-    module: nn.Conv2d
+    """An ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, or one of its groups, which is a layer of its own."""
 
     @staticmethod
-    def why_not(module: nn.Conv2d) -> str | None:
-        """Groups and padding other than with a number of zeros."""
-        if module.groups != 1:
-            return "grouped convolutions have no single input factor"
-        # unfold pads with zeros alone, as many in front as behind.
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            return f"padding {module.padding!r} ({module.padding_mode}) is not supported"
-        return None
-
-    def input_rows(self, x: Tensor) -> Float[Tensor, "N P d_in"]:
-        """Patches, each in the order of the weight: channels, then rows, then columns of the kernel."""
-        conv = self.module
-        assert not isinstance(conv.padding, str), "refused by why_not"
-        if self._is_pointwise:  # a patch is a pixel
-            return self.with_ones(x[:, :, :: conv.stride[0], :: conv.stride[1]].flatten(2).transpose(1, 2))
-        patches = nn.functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-        return self.with_ones(patches.transpose(1, 2))
+    def why_not(module: Any) -> None:
+        """All can be captured."""
 
     @property
-    def _is_pointwise(self) -> bool:
-        return self.module.kernel_size == (1, 1) and self.module.padding == (0, 0)
+    def groups(self) -> int:
+        """Those of the module."""
+        return self.module.groups
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the kernel over ``images``."""
+        return Geometry.of(self.module)
+
+    def images(self, x: Tensor) -> Tensor:
+        """What the kernel goes over: the group's channels, padded; of a sequence an image of one row."""
+        return self.geometry.padded(self._plane(self._own_channels(x)))
+
+    def sizes(self, given: tuple[int, ...]) -> tuple[int, ...]:
+        """Of ``images`` before they are padded, of what the layer was given."""
+        return given if len(given) > 1 else (1, *given)
+
+    def _own_channels(self, x: Tensor) -> Tensor:
+        return x if self.groups == 1 else x.chunk(self.groups, dim=1)[self.group]
+
+    @staticmethod
+    def _plane(x: Tensor) -> Tensor:
+        return x.unsqueeze(2) if x.dim() == 3 else x
+
+    def input_rows(self, x: Tensor) -> Float[Tensor, "N P d_in"]:
+        """Patches, each in the order of the weight: channels, then the kernel's axes."""
+        return self.with_ones(self.geometry.patches(self.images(x)))
 
     def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
-        """Output positions row by row, as ``unfold`` goes through them."""
-        return g.flatten(2).transpose(1, 2)
+        """Output positions in their order in memory, as patches go through them."""
+        return self._own_channels(g).flatten(2).transpose(1, 2)
 
     def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """By shifts where they are fewer multiply-adds and all calls are alike, else by patches of a few samples."""
-        images = [full(x[: estimate.count(len(x))]) for x in inputs]
-        form = self.form(tuple(images[0].shape[1:]), ones, estimate)
-        if form is not None and (estimate.is_structured or len({x.shape[1:] for x in images}) == 1):
-            return MomentOfImages(images, form)
-        return MomentOfChunks(lambda: self._chunks(images, ones, estimate.sharing == "reduce"))
+        given = [full(x[: estimate.count(len(x))]) for x in inputs]
+        if estimate.sharing == "reduce":
+            return MomentOfChunks(lambda: self._sums(given, ones))
+        if len({x.shape[1:] for x in given}) > 1:
+            return JoinedMoment.of([self.input_moment([x], ones, estimate) for x in given])
+        form = self.form(tuple(given[0].shape[1:]), ones, estimate)
+        if form is not None:
+            return MomentOfImages([self.images(x) for x in given], form)
+        return MomentOfChunks(lambda: self._chunks(given, ones))
 
     def form(self, image: tuple[int, ...], ones: bool, estimate: Estimate) -> Form | None:
-        """Of [C, H, W] images."""
-        conv, channels = self.module, image[0]
-        geometry = conv.kernel_size, conv.padding, conv.dilation, conv.stride
+        """Of [C, ...] images, as the layer is given them; of volumes always None, by patches."""
+        geometry, channels = self.geometry, image[0] // self.groups
+        sizes: Any = geometry.padded_sizes(self.sizes(image[1:]))
+        if len(sizes) != 2:
+            return None
+        axes: tuple[Any, Any, Any, Any] = geometry.kernel, geometry.zeros, geometry.dilation, geometry.stride
         if estimate.spatial == "sua":
-            return TapMean(channels, image[1:], *geometry, ones)  # type: ignore[arg-type]
+            return TapMean(channels, sizes, *axes, ones)
         if estimate.groups > 1 and channels % estimate.groups == 0:
-            return ChannelGroups(channels, image[1:], estimate.groups, *geometry, ones)  # type: ignore[arg-type]
+            return ChannelGroups(channels, sizes, estimate.groups, *axes, ones)
         return None if estimate.sharing == "reduce" else self.shifts(image, ones)
 
-    def _chunks(self, images: list[Tensor], ones: bool, summed: bool) -> Iterator[Float[Tensor, "R d"]]:
-        for x in images:
-            patch_numbers = self.d_in * self.positions(x.shape)
-            for part in x.split(max(1, _CHUNK // patch_numbers)):
-                rows = self.rows_with(ones, part)
-                yield rows.sum(1) if summed else rows.flatten(0, 1)
+    def _chunks(self, given: list[Tensor], ones: bool) -> Iterator[Float[Tensor, "R d"]]:
+        for x in given:
+            for part in x.split(self._samples_at_once([x])):
+                yield self.rows_with(ones, part).flatten(0, 1)
+
+    def _sums(self, given: list[Tensor], ones: bool) -> Iterator[Float[Tensor, "n d"]]:
+        """Over the positions of all calls."""
+        step = self._samples_at_once(given)
+        for parts in zip(*(x.split(step) for x in given), strict=True):
+            yield torch.stack([self.rows_with(ones, part).sum(1) for part in parts]).sum(0)
+
+    def _samples_at_once(self, given: list[Tensor]) -> int:
+        return max(1, _CHUNK // sum(self.d_in * self.positions(tuple(x.shape)) for x in given))
 
     def shifts(self, image: tuple[int, ...], ones: bool) -> Shifts | None:
-        """Those of [C, H, W] images, where they are cheaper than half of the products of all patches."""
-        conv = self.module
-        if conv.stride != (1, 1) or self._is_pointwise:
+        """Those of [C, ...] images, where they are cheaper than half of the products of all patches."""
+        geometry = self.geometry
+        if set(geometry.stride) != {1} or geometry.is_pointwise or len(geometry.kernel) != 2:
             return None
-        shifts = Shifts.of(image[0], image[1:], conv.kernel_size, conv.padding, conv.dilation, ones)
+        sizes, channels = geometry.padded_sizes(self.sizes(image[1:])), image[0] // self.groups
+        shifts = Shifts.of(channels, sizes, geometry.kernel, geometry.zeros, geometry.dilation, ones)
         by_patches = shifts.positions * shifts.d_in**2 / 2
         return shifts if shifts.multiply_adds(1) < by_patches else None
 
     def positions(self, shape: tuple[int, ...]) -> int:
-        """P of inputs of this shape."""
-        conv, sizes = self.module, shape[2:]
-        assert not isinstance(conv.padding, str), "refused by why_not"
-        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        per_axis = zip(sizes, conv.padding, reach, conv.stride, strict=True)
-        return math.prod((size + 2 * p - r - 1) // s + 1 for size, p, r, s in per_axis)
+        """P of inputs of this shape; 0 where they are no batch."""
+        if len(shape) != self.module.weight.dim():
+            return 0
+        return math.prod(self.geometry.outputs(self.sizes(tuple(shape[2:]))))

@@ -92,7 +92,7 @@ class Coverage:
         for name, layer in self.layers.items():
             calls = captured.calls.get(name, [])
             kind = (len(calls), *(uses[id(p)] for p in layer.parameters))
-            whole = all(call.input.shape[0] == len(losses) for call in calls)
+            whole = all(call.input.shape[0] == len(losses) and _is_usual(layer, call) for call in calls)
             # A layer that takes no part in this batch at all is skipped, not wrong.
             took_part = any(kind) or name in captured.without_graph
             if took_part and not (whole and kind in self._verified.get(name, ())):
@@ -106,6 +106,9 @@ class Coverage:
         self, captured: Captured, losses: Tensor, doubtful: list[tuple[str, _Kind]], uses: Mapping[int, int]
     ) -> None:
         wrong = _why_wrong([self.layers[name] for name, _ in doubtful], captured, losses, uses)
+        # A parameter is either captured or plain: groups of one module are left out together.
+        modules = {id(self.layers[name].module): why for name, why in wrong.items()}
+        wrong |= {name: modules[id(m)] for name, _ in doubtful if id(m := self.layers[name].module) in modules}
         for name, kind in doubtful:
             if name in wrong:
                 self.left_out[name] = wrong[name]
@@ -165,6 +168,11 @@ def _same(a: Layer, b: Layer) -> bool:
     return a.module is b.module and [id(p) for p in a.parameters] == [id(p) for p in b.parameters]
 
 
+def _is_usual(layer: Layer, call: Any) -> bool:
+    """Whether there are as many positions as the input lets expect: a transposed convolution takes an output size."""
+    return layer.positions(tuple(call.input.shape)) == call.positions
+
+
 def _why_wrong(layers: list[Layer], captured: Captured, losses: Tensor, uses: Mapping[int, int]) -> dict[str, str]:
     """The reason for each of these layers whose rows do not give its gradient; one backward pass for all."""
     reasons = {}
@@ -174,6 +182,8 @@ def _why_wrong(layers: list[Layer], captured: Captured, losses: Tensor, uses: Ma
             reasons[layer.name] = _WITHOUT_GRAPH if layer.name in captured.without_graph else _HIDDEN
         elif any(call.input.shape[0] != len(losses) for call in calls):
             reasons[layer.name] = "its batch does not lie along the first dimension"
+        elif not all(_is_usual(layer, call) for call in calls):
+            reasons[layer.name] = "its output is of another size than its options say"
     doubtful = [layer for layer in layers if layer.name not in reasons]
     if not doubtful:
         return reasons

@@ -6,13 +6,22 @@ from torch.nn.utils import parametrize
 from kfbench.curvature.contract import Layer
 from kfbench.curvature.convolution_layer import ConvolutionLayer
 from kfbench.curvature.linear_layer import LinearLayer
+from kfbench.curvature.transposed_layer import TransposedLayer
 
 # A new layer type adds a row here and its file.
-KINDS: dict[type[nn.Module], type[Layer]] = {nn.Linear: LinearLayer, nn.Conv2d: ConvolutionLayer}
+KINDS: dict[type[nn.Module], type[Layer]] = {
+    nn.Linear: LinearLayer,
+    nn.Conv1d: ConvolutionLayer,
+    nn.Conv2d: ConvolutionLayer,
+    nn.Conv3d: ConvolutionLayer,
+    nn.ConvTranspose1d: TransposedLayer,
+    nn.ConvTranspose2d: TransposedLayer,
+    nn.ConvTranspose3d: TransposedLayer,
+}
 
 
 def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers of ``model`` that can be captured, and why others cannot, by module name.
+    """The layers of ``model`` that can be captured, and why others cannot, by module name; groups as ``name[0]``, ...
 
     Only trainable parameters count. A module is left out, never wrongly preconditioned, where its
     rows would not determine its gradient; its parameters then keep their plain gradient.
@@ -22,7 +31,8 @@ def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    layers, left_out = {}, {}
+    layers: dict[str, Layer] = {}
+    left_out: dict[str, str] = {}
     for name, module in model.named_modules():
         if not any(p.requires_grad for p in module.parameters(recurse=False)):
             continue
@@ -30,7 +40,7 @@ def find_layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
         known = [t for t in KINDS if isinstance(module, t) and type(module).forward is t.forward]
         reason = _why_not(module, known, owners)
         if reason is None:
-            layers[name] = KINDS[known[0]](name, module)
+            layers.update({layer.name: layer for layer in KINDS[known[0]].all_of(name, module)})
         else:
             left_out[name] = reason
     return layers, left_out

@@ -1,5 +1,7 @@
 """Fully connected layers, also over sequences: every vector that a sample holds is one position."""
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,6 +16,10 @@ class LinearLayer(Layer):
     @staticmethod
     def why_not(module: nn.Linear) -> None:
         """All can be captured."""
+
+    def positions(self, shape: tuple[int, ...]) -> int:
+        """Everything between samples and features."""
+        return math.prod(shape[1:-1])
 
     def input_rows(self, x: Tensor) -> Float[Tensor, "N P d_in"]:
         """Positions in the order of memory."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kfbench.curvature.contract import Layer
+from kfbench.curvature.contract import Layer, by_parameter
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.similarity.panel import matrices
 from kfbench.updates.batches import Batch
@@ -101,11 +101,8 @@ def rescaled(direction: Direction, like: Direction, layers: dict[str, Layer]) ->
 
     Parameters of no captured layer are moved as ``like`` moves them.
     """
-    moved = dict(like)
     own, wanted = matrices(layers, direction), matrices(layers, like)
-    for name, layer in layers.items():
+    for name, matrix in own.items():
         # A direction of zero stays zero.
-        tiny = torch.finfo(own[name].dtype).tiny
-        factor = wanted[name].norm() / own[name].norm().clamp(min=tiny)
-        moved.update(zip(layer.parameters, layer.split(own[name] * factor), strict=True))
-    return moved
+        own[name] = matrix * (wanted[name].norm() / matrix.norm().clamp(min=torch.finfo(matrix.dtype).tiny))
+    return dict(like) | dict(by_parameter(layers, own))

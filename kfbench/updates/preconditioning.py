@@ -37,8 +37,8 @@ class Preconditioning:
 
     Parameters
     ----------
-    model: an unchanged ``nn.Module``; Linear and Conv2d layers are preconditioned, all other
-        parameters keep their plain gradient (a warning names them).
+    model: an unchanged ``nn.Module``; fully connected layers and convolutions of every kind are preconditioned
+        (docs/layers.md), all other parameters keep their plain gradient (a warning names them).
     method: the name of a preconditioned method in ``kfbench list``, or an object that meets
         ``preconditioners/contract.py``.
     damping: lambda, added to the curvature as the method defines.
@@ -220,7 +220,6 @@ class Preconditioning:
             vectors = self.likelihood.full_vectors(output)
             return self._with_signs(vectors) if batch_mixing(self.model) else vectors
         return self.likelihood.sampled_vectors(output, self.label_generator)
-
 
     def _with_signs(self, vectors: Tensor) -> Tensor:
         """Each sample's vector times a random sign: behind batch norm it reaches the rows of all other samples.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.curvature.capture import Captured, Wanted
+from kfbench.curvature.contract import by_parameter
 from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
@@ -258,8 +259,7 @@ class Turn:
         self, forward: SharedForward, directions: Mapping[str, Tensor]
     ) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
         """The direction of every parameter; those of no captured layer keep their plain gradient."""
-        for name, layer in forward.layers.items():
-            yield from zip(layer.parameters, layer.split(directions[name]), strict=True)
+        yield from by_parameter(forward.layers, directions)
         total = sum(n for n, _ in self._plain)
         for index, parameter in enumerate(forward.coverage.plain_parameters()):
             # Each is a mean over its own micro-batch.

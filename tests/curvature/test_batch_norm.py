@@ -1,4 +1,4 @@
-"""Batch norm in training mode: what stays true of the factors when samples see each other, by enumerating all labels."""
+"""Batch norm in training mode: what stays true of the factors where samples see each other, by enumerating labels."""
 
 import itertools
 

@@ -177,10 +177,6 @@ LEFT_OUT = {
     "weight-norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.Linear(5, 3)), "0"),
     "shared-parameter": (_shared_parameter, "2"),
     "batch-norm": (lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3)), "1"),
-    "grouped": (
-        lambda: nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4, 3)),
-        "1",
-    ),
 }
 
 
@@ -381,11 +377,12 @@ def test_gradient_from_autograd_is_the_one_from_rows(name):
         assert_close(dense_gradients[layer].dense(), G.dense(), 1e-14, what=layer)
 
 
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("fisher", ["sampled", "full", "empirical"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_output_factor_with_rows_given_up_at_once_is_the_one_from_rows(name, fisher):
-    found = {}
-    for moments in (frozenset([EXACT]), frozenset()):
+def test_output_factor_with_rows_given_up_at_once_is_the_one_from_rows(name, fisher, sharing):
+    found, estimate = {}, Estimate(sharing=sharing)
+    for moments in (frozenset([estimate]), frozenset()):
         captured, losses, output, *_ = _forward(name)
         captured.reach(losses)
         captured.wanted = Wanted(rows=not moments, moments=moments)
@@ -396,11 +393,12 @@ def test_output_factor_with_rows_given_up_at_once_is_the_one_from_rows(name, fis
     assert kept.keys() == rows.keys()
     given_up = 0
     for layer, statistics in rows.items():
-        g = statistics.output_gradients.flatten(0, 2)
-        B = kept[layer].output_moment().add_to(None, 0.0, 1.0)
+        g = statistics.output_gradients
+        g = g.sum(2).flatten(0, 1) if sharing == "reduce" else g.flatten(0, 2)
+        B = kept[layer].output_moment(estimate).add_to(None, 0.0, 1.0)
         assert_close(B + 1, g.T @ g + 1, 1e-13, what=layer)
         given_up += kept[layer]._output_moments is not None
-    assert given_up >= 2, "rows were kept all the same"
+    assert given_up >= 1 + (sharing == "expand"), "rows were kept all the same"
 
 
 @pytest.mark.parametrize("fisher", ["sampled", "empirical"])

@@ -405,8 +405,8 @@ def test_wrapped_models_are_refused_with_the_way_out():
 
 
 def test_nothing_left_to_precondition_is_an_error():
-    model = nn.Sequential(nn.Conv1d(4, 5, 3), nn.ReLU())
-    with pytest.raises(ValueError, match=r"no layer of the model can be preconditioned: 0 \(Conv1d"):
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.PReLU())
+    with pytest.raises(ValueError, match=r"no layer of the model can be preconditioned: 0 \(BatchNorm1d"):
         Preconditioning(model, "foof", damping=0.1)
 
 
