@@ -200,7 +200,8 @@ class Captured:
                 rows=self.inputs(name),
                 has_bias=layer.has_bias,
                 moment=partial(self._input_moment, name),
-                raw=[call.input for call in used],
+                # Groups were given the same, which the first of them answers for.
+                raw=[call.input for call in used] if layer.group == 0 else [],
                 vectors=len(passes),
                 output_gradients=rows,
                 output_moments=moments,
@@ -294,12 +295,8 @@ class Captured:
         weights = [(name, self.layers[name].parameters) for name in names if name in dense]
         passing = {} if moments is None else {c: n for n in names if n not in kept for c in self.used(n)}
         # To be asked for are those behind which nothing is: autograd comes by all others anyway.
-        goals = [*calls, *passing]
-        last = [
-            call
-            for call, name in passing.items()
-            if name not in dense and not _leads_to(call.edge.node, {c.edge.node for c in goals if c != call})
-        ]
+        goals = {call.edge.node for call in (*calls, *passing)}
+        last = [c for c, name in passing.items() if name not in dense and not _leads_to(c.edge.node, goals)]
         wanted: list[Any] = [c.edge for c in (*calls, *last)] + [*plain, *(p for _, own in weights for p in own)]
         if not wanted:
             return _Backpropagated({}, [], {}, moments)

@@ -45,7 +45,8 @@ class ConvolutionLayer(Layer):
         return given if len(given) > 1 else (1, *given)
 
     def _own_channels(self, x: Tensor) -> Tensor:
-        return x if self.groups == 1 else x.chunk(self.groups, dim=1)[self.group]
+        channels = x.shape[1] // self.groups
+        return x.narrow(1, self.group * channels, channels)
 
     @staticmethod
     def _plane(x: Tensor) -> Tensor:

@@ -355,6 +355,14 @@ def test_state_of_groups_restores_bit_for_bit():
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def test_a_corrupt_batch_of_groups_is_noticed():
+    p = _problem("depthwise")
+    pre = _directions(p, "foof")
+    p.x[0, 1, 0, 0] = math.inf  # of the second group alone
+    with pytest.warns(UserWarning, match=r"statistics of layer '0\[0\]' are not finite, so they are left out"):
+        backward(pre, p)
+
+
 def test_directions_of_groups_are_rescaled_each_by_itself():
     p = _problem("groups")
     layers, _ = find_layers(p.model)

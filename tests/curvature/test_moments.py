@@ -8,7 +8,7 @@ from torch import nn
 
 from kfbench.curvature import sample_rows
 from kfbench.curvature.convolution_layer import ConvolutionLayer
-from kfbench.curvature.estimate import EXACT
+from kfbench.curvature.estimate import EXACT, Estimate
 from kfbench.curvature.moments import (
     JoinedMoment,
     MeasuredMoment,
@@ -118,3 +118,18 @@ def test_rows_in_parts_are_all_rows(monkeypatch):
     parts = list(sample_rows.SampleRows.of(rows).parts(2))
     assert [part.stop - part.start for part, _ in parts] == [2, 2, 2, 1]
     assert torch.equal(torch.cat([found for _, found in parts]), rows)
+
+
+@pytest.mark.parametrize("estimate", [Estimate(spatial="sua"), Estimate(groups=2), Estimate(sharing="reduce")], ids=str)
+def test_calls_on_images_of_two_sizes_are_one_moment_of_any_estimate(estimate):
+    layer = ConvolutionLayer("", nn.Conv2d(2, 3, 3, padding=1).double())
+    x, y = _images(), torch.randn(3, 2, 3, 6, dtype=torch.float64)
+    both = layer.input_moment([x, y], True, estimate)
+    got = _matrix(both, both.add_to(None, 0.0, 1.0))
+    if estimate.sharing == "reduce":
+        sums = layer.input_rows(x).sum(1) + layer.input_rows(y).sum(1)
+        wanted = sums.T @ sums
+    else:
+        parts = [layer.input_moment([each], True, estimate) for each in (x, y)]
+        wanted = sum(_matrix(part, part.add_to(None, 0.0, 1.0)) for part in parts)
+    assert_close(got, wanted, 1e-13)

@@ -118,3 +118,13 @@ def test_usual_kernel_needs_few_products():
     strips = len(shifts.strips)
     assert strips == 16
     assert shifts.length == (15 + strips) * 16
+
+
+@pytest.mark.parametrize(("way", "tolerance"), [("weight-gradient", 1e-6), ("products", 1e-5)])
+def test_float32_keeps_its_digits_over_many_positions(way, tolerance, monkeypatch):
+    """In one call the library would add 102,400 positions in order, and lose one digit more (of 64 channels two)."""
+    monkeypatch.setattr(shifting, "_PRODUCTS_FROM", WAYS[way])
+    shifts = Shifts.of(4, (32, 32), (3, 3), (1, 1), (1, 1), True)
+    x = torch.randn(100, 4, 32, 32).relu()
+    A = _by_unfold(shifts, x.double())
+    assert_close(shifts.assemble(shifts.measure(x)).double(), A, tolerance)
