@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from kfbench.cli.command import Command
 from kfbench.cli.streams import finish_output, lossy_streams
 from kfbench.config.importing import children_away_from_working_folder
-from kfbench.errors import KfbenchError, cut
+from kfbench.errors import KfbenchError, cut, described
 
 # name -> (module, function or sub-application, one line for --help). A module is imported when its
 # command runs, so that --help answers at once.
@@ -35,6 +35,17 @@ class _LazyGroup(TyperGroup):
         if args and args[0] in _COMMANDS:
             self.commands[args[0]] = _load(args[0])
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SystemExit, KeyboardInterrupt, EOFError) as error:
+            # The parser would take it for its own, and end without a word.
+            raise _FromCommand(error) from error
+
+
+class _FromCommand(BaseException):
+    """Has what a command raised as its argument."""
 
 
 def _load(name: str) -> Any:
@@ -98,11 +109,15 @@ def main() -> NoReturn:
 
 def _report(error: BaseException) -> int:
     """Print what the user should know of an error; returns the exit code."""
+    if isinstance(error, SystemExit):  # of the parser, which has completed a word
+        return int(error.code or 0)
+    if isinstance(error, _FromCommand):
+        error = error.args[0]
     # Not as parsed: an error of the parser can be looked into as well.
-    if "--debug" in sys.argv and not isinstance(error, SystemExit):
+    if "--debug" in sys.argv:
         traceback.print_exception(error)
-    if isinstance(error, SystemExit):
-        return _fail(error.code, 1) if isinstance(error.code, str) else int(error.code or 0)
+    if isinstance(error, SystemExit):  # no command of ours ends so
+        return _fail(f"{described(error)}, raised by a method, model or library; the command ended early", 3)
     if isinstance(error, KfbenchError):
         return _fail(str(error), error.exit_code)
     if isinstance(error, OSError):

@@ -74,7 +74,9 @@ def wallclock(
         if summary["cells"]:
             _show(summary, directory, output)
     quick = any(cell["quick"] for cell in summary["cells"])
-    if code := end(summary["status"], directory, quick, "what was measured is kept"):
+    left_out = any(cell["left_out"] for cell in summary["cells"])
+    status = "failed" if left_out and summary["status"] == "done" else summary["status"]
+    if code := end(status, directory, quick, "what was measured is kept"):
         raise typer.Exit(code)
     changes = gate(directory, baseline, allowed, absolute) if baseline is not None else []
     for row in changes:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kfbench.config.schema import Config, Method
-from kfbench.errors import UsageError, described
+from kfbench.errors import KfbenchError, UsageError, described
 from kfbench.training.interruption import Interruption
 from kfbench.updates.build import build_data, prepare_torch
 from kfbench.updates.schedule import PARTS
@@ -30,6 +30,7 @@ class Bench:
         self.began = time.monotonic()
         self.batches = preload(self.data, config.run.batch_size, config.run.seed)
         self.notes: list[str] = []
+        self.left_out: list[str] = []
         self.composed: dict[str, tuple[int, int]] = {}
         self.updates: dict[str, int] = {}
         self.timed: list[TraineeContestant] = []
@@ -61,9 +62,12 @@ class Bench:
         whole = not self._always_composed(contestant)
         try:
             contestant.warm_up(self.config.wallclock.warmup_periods if whole else 0)
-        except DIVERGES as error:
+        except (OSError, KfbenchError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a user's method or model may fail in any way, by sys.exit too
             if contestant is self.reference:
                 raise UsageError(f"the reference, {contestant.label!r}, cannot be timed: {described(error)}") from error
+            self.left_out.append(contestant.label)
             self.notes.append(f"{contestant.label}: cannot be timed, and is left out: {described(error)}")
         else:
             self.wholes.append(contestant)

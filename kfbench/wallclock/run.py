@@ -110,6 +110,7 @@ def _time_cell(bench: Bench, folder: Path, progress: Progress, stop: Interruptio
             "label": _label(config),
             "seconds_total": time.monotonic() - bench.began,
             "methods": methods,
+            "left_out": bench.left_out,
             "warnings": notes + list(dict.fromkeys(bench.notes)),
             "quick": config.run.quick,
         }

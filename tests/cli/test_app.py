@@ -262,10 +262,12 @@ def test_debug_shows_the_traceback_and_the_sentence(kfbench, workplace):
     [
         (UsageError("a\nb"), 2, "Error: a b"),
         (OSError(28, "No space left on device", "x/updates.csv"), 2, "x/updates.csv: No space left on device"),
-        (KeyboardInterrupt(), 130, None),
+        (KeyboardInterrupt(), 130, "Error: interrupted"),
+        (EOFError("pipe"), 3, "Error: internal error, EOFError: pipe"),
         (ZeroDivisionError("a\nb"), 3, "Error: internal error, ZeroDivisionError: a b (run again with --debug"),
-        (SystemExit(7), 7, None),
-        (SystemExit("a user's\nsentence"), 1, "Error: a user's sentence"),
+        (SystemExit(), 3, "Error: SystemExit, raised by a method, model or library"),
+        (SystemExit(7), 3, "Error: SystemExit: 7, raised by a method, model or library"),
+        (SystemExit("a user's\nsentence"), 3, "Error: SystemExit: a user's, raised by"),
     ],
     ids=repr,
 )
@@ -276,7 +278,7 @@ def test_whatever_a_command_raises(kfbench, monkeypatch, error, code, sentence):
     monkeypatch.setattr("kfbench.results.tables.print_table", fail)
     found, _, err = kfbench("list")
     assert found == code
-    assert err == "" if sentence is None else (sentence in err and len(err.strip().splitlines()) == 1)
+    assert sentence in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_reader_that_goes_away_is_no_error():

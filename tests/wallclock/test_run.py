@@ -263,9 +263,9 @@ def test_a_method_that_cannot_be_timed_is_left_out(tmp_path, monkeypatch, capsys
         plain(self, periods)
 
     monkeypatch.setattr(TraineeContestant, "warm_up", warm_up)
-    assert _main(*QUICK, "--opt", "foof", "--opt", "adam", "--out", "a") == 0
+    assert _main(*QUICK, "--opt", "foof", "--opt", "adam", "--out", "a") == 3
     (cell,) = json.loads((tmp_path / "a" / "summary.json").read_text())["cells"]
-    assert list(cell["methods"]) == ["sgd", "adam"]
+    assert list(cell["methods"]) == ["sgd", "adam"] and cell["left_out"] == ["foof"]
     assert "Warning: foof: cannot be timed, and is left out" in capsys.readouterr().err
     assert _main(*QUICK, "--reference", "foof", "--opt", "adam", "--out", "b") == 2
     assert "the reference, 'foof', cannot be timed" in capsys.readouterr().err
