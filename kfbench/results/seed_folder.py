@@ -64,7 +64,7 @@ def summary_of_ended(folder: Path) -> Row:
     try:
         return read_seed(folder).summary
     except DamagedError as error:
-        warnings.warn(f"{error}; it is trained again", stacklevel=3)
+        warnings.warn(f"{error}; its seed goes on from its checkpoint, or anew", stacklevel=3)
         (folder / "summary.json").unlink(missing_ok=True)
         return {}
 

@@ -1,4 +1,8 @@
-"""`kfbench train`: one command at a time in a folder, nothing lost to --overwrite, and no exit but its own."""
+"""`kfbench train`, and what holds for every command that trains.
+
+One command at a time in a folder, nothing lost to --overwrite, no exit but its own, and --resume from
+what is whole and its own, from nothing else.
+"""
 
 import os
 import re
@@ -10,8 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from kfbench.executors import processes
+from kfbench.training import seed_run
+from kfbench.training.checkpoint import CHECKPOINT, RESERVE, save_checkpoint
+from kfbench.updates.trainee import Trainee
 from tests.results.run_folders import tree
+from tests.runs import epochs, updates
 
 Q = ["--width", "8", "--updates", "40", "--train-samples", "100", "--batch-size", "20"]
 KFBENCH = [sys.executable, "-m", "kfbench"]
@@ -125,6 +135,17 @@ def test_exiting_in_one_method_does_not_end_the_comparison(kfbench, exits):
     assert code == 3 and "sgd" in out and "left out: " in err
 
 
+def test_exiting_ends_neither_the_timing_of_others_nor_a_look_at_directions(kfbench, exits):
+    spec = "exits:Method:T=2,place=apply"
+    code, out, err = kfbench("wallclock", "--quick", "--width", "8", "--opt", spec, "--opt", "adam")
+    assert code == 3 and "adam" in out and "cannot be timed, and is left out: SystemExit" in err
+    code, _, err = kfbench("wallclock", "--quick", "--width", "8", "--reference", spec, "--opt", "adam")
+    assert code == 2 and "Error: the reference, 'exits.Method', cannot be timed: SystemExit" in err
+    for words in (("--follow", spec, "--opt", "sgd"), ("--follow", "sgd", "--opt", spec)):
+        code, _, err = kfbench("similarity", *words, *Q)
+        assert code == 3 and "seed 0 failed: SystemExit" in err
+
+
 SECOND = [
     ("train", "--opt", "foof:T=5", *Q),
     ("train", "--opt", "sgd", *Q, "--overwrite"),
@@ -165,6 +186,33 @@ def test_two_at_once_leave_the_records_of_one(kfbench):
     assert len(rows) == 40 and len({row.split(",")[0] for row in rows}) == 1
 
 
+EVERY = {
+    "train": ["--opt", "sgd", *Q],
+    "sweep": ["lr", "--opt", "sgd", *Q],
+    "compare": ["--opt", "sgd", *Q],
+    "compare DIR": ["a", "--html"],
+    "similarity": Q,
+    "wallclock": ["--quick", "--width", "8"],
+}
+
+
+def test_overwrite_takes_no_configuration_of_somebody_else_for_ours(kfbench):
+    assert kfbench("train", "--opt", "sgd", *Q, "--out", "a")[0] == 0
+    for name in ("o", ".a.replaced", ".a.replaced-by-kfbench"):
+        Path(name).mkdir()
+        Path(name, "config.yaml").write_text("theme: dark")
+        Path(name, "thesis.tex").write_text("years of work")
+    before = tree()
+    for command, words in EVERY.items():
+        code, _, err = kfbench(command.split()[0], *words, "--out", "o", "--overwrite")
+        assert code == 2 and "Error: --overwrite: o is no output folder of kfbench by its config.yaml: it stays" in err
+    code, _, err = kfbench("train", "--opt", "adam", *Q, "--out", "a", "--overwrite")
+    assert code == 2 and ".a.replaced-by-kfbench is in the way" in err and tree() == before
+    shutil.rmtree(".a.replaced-by-kfbench")
+    assert kfbench("train", "--opt", "adam", *Q, "--out", "a", "--overwrite")[0] == 0
+    assert Path(".a.replaced/thesis.tex").read_text() == "years of work"
+
+
 def test_a_killed_and_a_refused_overwrite_lose_nothing(kfbench):
     assert kfbench("train", "--opt", "foof:T=5", *Q, "--out", "o")[0] == 0
     before = tree()
@@ -188,6 +236,155 @@ def test_resume_of_nothing_says_so(kfbench):
     code, _, err = kfbench("train", "--resume", "--out", "nowhere")
     assert code == 2 and "Error: --resume: nowhere holds no run (no config.yaml)" in err
     assert not Path("nowhere").exists()
+
+
+# What --resume goes on from.
+
+SPEC = ("--opt", "sgd:lr=0.1,momentum=0.9")
+RESUME = ("train", "--resume", "--out", "o")
+
+
+def stopped(kfbench, *words):
+    """A command that SIGTERM stops in update 23, with the checkpoints of 23 and before; none of its seeds has ended."""
+    plain = Trainee.update
+
+    def update(self, *batch):
+        if self.step == 22:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seed_run, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(seed_run, "BLOCK", 3)
+        patch.setattr(Trainee, "update", update)
+        assert kfbench(*words, *Q, "--out", "o")[0] == 130
+    (seed,) = Path("o").rglob("seed-0")
+    (seed / "summary.json").unlink()  # as after kill -9
+    return seed
+
+
+@pytest.fixture
+def begun(kfbench):
+    """The folder of a seed that was stopped; beside it, in ``whole``, the run that was not."""
+    assert kfbench("train", *SPEC, *Q, "--out", "whole")[0] == 0
+    return stopped(kfbench, "train", *SPEC)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The updates that are made from here on."""
+    made, plain = [], Trainee.update
+    monkeypatch.setattr(Trainee, "update", lambda self, *batch: (made.append(self.step), plain(self, *batch))[1])
+    return made
+
+
+def assert_whole(run="o"):
+    for read in (updates, epochs):
+        assert read(Path(run)).equals(read(Path("whole")))
+
+
+@pytest.mark.parametrize("size", [4096, 1], ids=["zeros", "a bit"])
+def test_resume_passes_over_a_damaged_checkpoint_to_the_reserve(kfbench, begun, made, size):
+    content = bytearray((begun / CHECKPOINT).read_bytes())
+    half = len(content) // 2
+    content[half : half + size] = bytes(size) if size > 1 else bytes([content[half] ^ 4])
+    (begun / CHECKPOINT).write_bytes(content)
+    assert kfbench(*RESUME)[0] == 0
+    assert_whole()
+    assert 20 <= made[0] < 23, "from the one before"
+    assert not (begun / RESERVE).exists()
+
+
+def test_resume_takes_no_checkpoint_of_another_seed(kfbench):
+    seed = stopped(kfbench, "train", *SPEC, "--seeds", "2")
+    shutil.copytree(seed, "o/seed-1")
+    before = Path("o/seed-1/updates.csv").read_bytes()
+    code, _, err = kfbench(*RESUME)
+    assert code == 2 and f"Error: no checkpoint in o/seed-1 can be read: {CHECKPOINT} is of seed 0, not of 1" in err
+    assert Path("o/seed-1/updates.csv").read_bytes() == before
+
+
+def test_resume_goes_on_from_the_checkpoint_whatever_became_of_the_summary(kfbench, begun, made):
+    shutil.copytree("o", "stopped")
+    for content in ("", '{"schema_ver', "[]", "null"):
+        (begun / "summary.json").write_text(content)
+        made.clear()
+        code, _, err = kfbench(*RESUME)
+        assert code == 0 and "Warning: o/seed-0/summary.json " in err
+        assert_whole()
+        assert made[0] == 23, "none is made twice"
+        shutil.rmtree("o")
+        shutil.copytree("stopped", "o")
+
+
+def test_compare_goes_on_from_the_checkpoint_whatever_became_of_the_summary(kfbench, made):
+    assert kfbench("train", *SPEC, *Q, "--out", "whole")[0] == 0
+    words = ("compare", *SPEC, "--seeds", "1")
+    (stopped(kfbench, *words) / "summary.json").write_text("[]")
+    made.clear()
+    assert kfbench(*words, *Q, "--out", "o")[0] == 0
+    assert_whole("o/sgd")
+    assert made[0] == 23
+
+
+def test_compare_begins_a_seed_anew_of_which_no_checkpoint_can_be_read(kfbench, made):
+    assert kfbench("train", *SPEC, *Q, "--out", "whole")[0] == 0
+    words = ("compare", *SPEC, "--seeds", "1")
+    seed = stopped(kfbench, *words)
+    for name in (CHECKPOINT, RESERVE):
+        torch.save({"trainee": {"scale": processes.Job}}, seed / name)
+    made.clear()
+    code, _, err = kfbench(*words, *Q, "--out", "o")
+    assert code == 0 and "o/sgd/seed-0 can be read: " in err and "; seed 0 is trained anew" in err
+    assert_whole("o/sgd")
+    assert made[0] == 0
+
+
+def test_what_is_no_checkpoint_is_the_reserves_turn_then_one_sentence(kfbench, begun):
+    (begun / RESERVE).rename("reserve")
+    for content in ({}, torch.ones(3), "model", None):
+        torch.save(content, begun / CHECKPOINT)
+        code, _, err = kfbench(*RESUME)
+        assert code == 2 and f"Error: no checkpoint in o/seed-0 can be read: {CHECKPOINT} " in err
+        assert "start anew with --overwrite" in err and len(err.splitlines()) == 1
+    Path("reserve").rename(begun / RESERVE)
+    assert kfbench(*RESUME)[0] == 0
+    assert_whole()
+
+
+def test_weights_of_another_model_are_told_in_full(kfbench, begun):
+    content = torch.load(begun / CHECKPOINT, weights_only=True)
+    weight = content["trainee"]["model"]
+    name = next(iter(weight))
+    weight[name] = weight[name][:, 1:].clone()
+    save_checkpoint(begun, content)
+    (begun / RESERVE).unlink()
+    code, _, err = kfbench(*RESUME)
+    assert code == 2 and f"size mismatch for {name}" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_state_that_could_not_be_read_again_is_refused_at_once(kfbench, command):
+    Path("keeps.py").write_text(
+        "import numpy\nfrom torch.optim import SGD\nclass Keeps(SGD):\n"
+        "    def state_dict(self):\n        return {'scale': numpy.ones(2), **super().state_dict()}\n"
+    )
+    sys.modules.pop("keeps", None)
+    code, _, err = kfbench(command, "--opt", "keeps:Keeps:lr=0.1", *Q, "--out", "o")
+    assert code == 2 and err.splitlines()[-1] == (
+        "Error: keeps.Keeps: its state cannot be saved: optimizer.scale is a numpy.ndarray; expected tensors and "
+        "plain values in state_dict"
+    )
+
+
+def test_a_fork_server_that_always_dies_is_no_interruption(kfbench, monkeypatch):
+    def start(process):
+        raise EOFError("unexpected end")
+
+    monkeypatch.setattr(processes, "_BETWEEN_STARTS", 0.01)
+    monkeypatch.setattr("multiprocessing.context.ForkServerProcess.start", start)
+    code, _, err = kfbench("sweep", "lr", "--opt", "sgd", "--grid", "lr=0.1,0.2", *Q[:2], *Q[4:], "--epochs", "1")
+    assert code == 2 and "Error: the process from which trials are forked ends as it starts" in err
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
