@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -138,20 +138,24 @@ class Captured:
                 self._inputs[name] = _joined([full(layer.input_rows(x)) for x in self._unchanged(name)])
             return SampleRows.of(self._inputs[name])
 
-        def make(part: slice) -> Tensor:
-            return _joined([full(layer.input_rows(x[part])) for x in self._unchanged(name)])
+        # Not ``self``, which would keep every gradient of this update for as long as a method keeps these rows.
+        given = partial(_unchanged, name, used)
 
-        return SampleRows(make, used[0].samples, sum(call.positions for call in used), layer.d_in)
+        def make(part: slice) -> Tensor:
+            return _joined([full(layer.input_rows(x[part])) for x in given()])
+
+        rows = SampleRows(make, used[0].samples, sum(call.positions for call in used), layer.d_in)
+        if len(used) > 1 or not layer.has_maps:
+            return rows
+        return replace(
+            rows,
+            mapped=lambda matrix: layer.outputs(full(given()[0]), matrix),
+            summed=lambda weights: layer.gradient(full(given()[0]), weights),
+        )
 
     def _unchanged(self, name: str) -> list[Tensor]:
         """What the layer was given."""
-        for call in self.used(name):
-            if call.input._version != call.version:
-                raise CaptureError(
-                    f"the input of layer {name!r} was changed in place after the layer used it, "
-                    "so its rows are lost; make the operation that follows it out of place"
-                )
-        return [call.input for call in self.used(name)]
+        return _unchanged(name, self.used(name))
 
     def draw(
         self,
@@ -358,6 +362,17 @@ def _leads_to(node: Any, goals: set[Any]) -> bool:
                 seen.add(following)
                 waiting.append(following)
     return False
+
+
+def _unchanged(name: str, calls: list[_Call]) -> list[Tensor]:
+    """What the layer was given in these calls."""
+    for call in calls:
+        if call.input._version != call.version:
+            raise CaptureError(
+                f"the input of layer {name!r} was changed in place after the layer used it, "
+                "so its rows are lost; make the operation that follows it out of place"
+            )
+    return [call.input for call in calls]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

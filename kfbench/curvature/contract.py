@@ -64,6 +64,19 @@ class Layer(ABC):
     def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
         """The gradient with respect to what the layer returned, as rows."""
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are ``outputs`` and ``gradient`` that make no rows."""
+        return False
+
+    def outputs(self, x: Tensor, matrix: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "N P d_out"]:
+        """Every input row by a matrix: what the layer returns with these weights."""
+        return self.input_rows(x) @ matrix.T
+
+    def gradient(self, x: Tensor, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
+        """``sum_n sum_p w a'``: the gradient of the layer's weights where that of its outputs is ``weights``."""
+        return weights.flatten(0, 1).T @ self.input_rows(x).flatten(0, 1)
+
     def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """``sum_n sum_p a a'`` over these calls, ``ones``: with a column of ones, whether there is a bias or not."""
         n = estimate.count(len(inputs[0]))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from kfbench.curvature.contract import Layer, full
 from kfbench.curvature.estimate import Estimate
@@ -59,6 +61,29 @@ class ConvolutionLayer(Layer):
     def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
         """Output positions in their order in memory, as patches go through them."""
         return self._own_channels(g).flatten(2).transpose(1, 2)
+
+    @property
+    def has_maps(self) -> bool:
+        """Over planes; of volumes patches are made."""
+        return len(self.geometry.kernel) == 2
+
+    def outputs(self, x: Tensor, matrix: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "N P d_out"]:
+        """One convolution."""
+        images, geometry = self.images(x), self.geometry
+        weight = matrix[:, : matrix.shape[1] - self.has_bias].unflatten(1, (images.shape[1], *geometry.kernel))
+        axes: Any = (geometry.stride, geometry.zeros, geometry.dilation)
+        bias = matrix[:, -1] if self.has_bias else None
+        return functional.conv2d(images, weight, bias, *axes).flatten(2).transpose(1, 2)
+
+    def gradient(self, x: Tensor, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
+        """One gradient of a convolution's weights."""
+        images, geometry = self.images(x), self.geometry
+        sizes = geometry.outputs(self.sizes(tuple(x.shape[2:])))
+        g = weights.transpose(1, 2).unflatten(2, sizes)
+        axes: Any = (geometry.stride, geometry.zeros, geometry.dilation)
+        shape = (weights.shape[2], images.shape[1], *geometry.kernel)
+        total = conv2d_weight(images, shape, g.contiguous(), *axes).flatten(1)
+        return torch.cat([total, weights.sum((0, 1))[:, None]], dim=1) if self.has_bias else total
 
     def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """By shifts where they are fewer multiply-adds and all calls are alike, else by patches of a few samples."""

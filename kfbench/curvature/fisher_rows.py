@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.sample_rows import SampleRows
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 
 # Inner products are taken for so many elements at a time: it bounds memory, stays near the cache, and
@@ -26,37 +27,46 @@ WHOLE_NETWORK = "the whole network"
 class LayerRows:
     """One layer's part of every row."""
 
-    def __init__(self, inputs: Float[Tensor, "N P d_in"], output_gradients: Float[Tensor, "K N P d_out"]) -> None:
-        self.inputs, self.output_gradients = inputs, output_gradients
+    def __init__(self, inputs: Tensor | SampleRows, output_gradients: Float[Tensor, "K N P d_out"]) -> None:
+        rows = inputs if isinstance(inputs, SampleRows) else SampleRows.of(inputs)
+        self.rows, self.output_gradients = rows, output_gradients
         # Inputs are shared with the model, not copied: a change in place would be silent.
-        self._version = inputs._version
+        self._version = None if rows.in_memory is None else rows.in_memory._version
+
+    @property
+    def inputs(self) -> Float[Tensor, "N P d_in"]:
+        """Of a convolution all its patches, made anew at every look."""
+        return self.rows.all()
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
-        return self.output_gradients.shape[3], self.inputs.shape[2]
+        return self.output_gradients.shape[3], self.rows.width
 
     def dot(self, v: LayerGradient) -> Float[Tensor, "K N"]:
         """``<u_kn, v>``: by the rows of v, or by v as a matrix where that is less work."""
-        a, g = self._unchanged_inputs(), self.output_gradients
+        rows, g = self._unchanged(), self.output_gradients
         d_out, d_in = v.shape
         # Without rows, v is known as a matrix alone.
         if 0 < v.rows * (d_out + d_in) < d_out * d_in:
-            products = (g @ v.output_gradients.T).mul_(a @ v.inputs.T)  # [K, N, P, rows of v]
+            products = (g @ v.output_gradients.T).mul_(rows.times(v.inputs))  # [K, N, P, rows of v]
             return products.sum(dim=(2, 3)) / v.samples
-        return torch.einsum("knpo,npo->kn", g, a @ v.dense().T)
+        return torch.einsum("knpo,npo->kn", g, rows.times(v.dense()))
 
     def weighted_sum(self, w: Float[Tensor, "K N"]) -> Float[Tensor, "d_out d_in"]:
         """``sum_kn w_kn u_kn``, as a matrix."""
-        return self._weighted(w).T @ self._unchanged_inputs().flatten(0, 1)
+        return self._unchanged().weighted_sum(self._weighted(w))
 
     def remainder(self, v: LayerGradient, w: Float[Tensor, "K N"], scale: float) -> Float[Tensor, "d_out d_in"]:
         """``scale (v - sum_kn w_kn u_kn)``."""
-        return v.plus(self._weighted(w * -scale), self._unchanged_inputs().flatten(0, 1), scale)
+        rows, g = self._unchanged(), self._weighted(w * -scale)
+        if rows.in_memory is None:
+            return rows.weighted_sum(g).add_(v.dense(), alpha=scale)
+        return v.plus(g.flatten(0, 1), rows.in_memory.flatten(0, 1), scale)
 
     def add_gram(self, total: Float[Tensor, "M M"]) -> None:
         """Add ``<u_kn, u_k'n'>`` to ``total``, rows in the order of ``dot`` flattened."""
-        P, (d_out, d_in) = self.inputs.shape[1], self.shape
+        P, (d_out, d_in) = self.rows.positions, self.shape
         # Multiply-adds for two rows: by pairs of positions, or of their gradients as matrices.
         if P**2 * (d_out + d_in) <= d_out * d_in:
             self._add_gram_by_pairs(total)
@@ -82,25 +92,28 @@ class LayerRows:
 
     def _add_gram_by_gradients(self, total: Tensor) -> None:
         """Each point's gradient as a matrix, a few of its rows at a time: cheaper where P is large."""
-        a, g = self.inputs, self.output_gradients
-        step = max(1, _CHUNK // (len(total) * a.shape[2]))
-        for part in g.split(step, dim=3):
-            U = torch.einsum("knpo,npi->knoi", part, a).flatten(0, 1).flatten(1)
-            total += U @ U.T
+        rows, g = self.rows, self.output_gradients
+        step = max(1, _CHUNK // (len(total) * rows.width))
+        for outputs in g.split(step, dim=3):
+            numbers = len(g) * outputs.shape[3] * rows.width
+            U = [torch.einsum("knpo,npi->knoi", outputs[:, part], a) for part, a in rows.parts(numbers)]
+            flat = torch.cat(U, dim=1).flatten(0, 1).flatten(1)
+            total += flat @ flat.T
 
-    def _weighted(self, w: Tensor) -> Float[Tensor, "R d_out"]:
+    def _weighted(self, w: Tensor) -> Float[Tensor, "N P d_out"]:
         """``sum_k w_kn g_knp``: the rows that meet the inputs in ``U' w``."""
         g = self.output_gradients
         # w comes from a solve in float64, rows keep the model's precision.
-        return torch.einsum("kn,knpo->npo", w.to(g.dtype), g).flatten(0, 1)
+        return torch.einsum("kn,knpo->npo", w.to(g.dtype), g)
 
-    def _unchanged_inputs(self) -> Tensor:
-        if self.inputs._version != self._version:
+    def _unchanged(self) -> SampleRows:
+        # What is made when asked for says so itself.
+        if self.rows.in_memory is not None and self.rows.in_memory._version != self._version:
             raise RuntimeError(
                 "the inputs of a layer were changed in place while its rows were still in use; "
                 "give the model a tensor of its own at every update"
             )
-        return self.inputs
+        return self.rows
 
 
 class FisherRows:
@@ -120,7 +133,7 @@ class FisherRows:
         rows = {}
         for name, layer in statistics.items():
             assert layer.output_gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
-            rows[name] = LayerRows(layer.inputs, layer.output_gradients)
+            rows[name] = LayerRows(layer.sample_rows(), layer.output_gradients)
         return cls(rows, block_diagonal)
 
     def part(self, block: str) -> "FisherRows":
@@ -145,7 +158,7 @@ class FisherRows:
         """``U U'`` of every block, in float64: products in the precision of the rows, their sum is not."""
         grams = {}
         for block, names in self.blocks.items():
-            grams[block] = self._any().inputs.new_zeros(self.count, self.count, dtype=torch.float64)
+            grams[block] = self._any().output_gradients.new_zeros(self.count, self.count, dtype=torch.float64)
             for name in names:
                 self.layers[name].add_gram(grams[block])
         return grams
@@ -197,8 +210,7 @@ class NewestRows:
         """Keep the rows of the first ``points``, or all."""
         kept = {}
         for name, layer in statistics.items():
-            g = layer.output_gradients
-            kept[name] = LayerStatistics(layer.inputs[:points], None if g is None else g[:, :points])
+            kept[name] = layer.first(points)
         self._observed = kept
 
     def refresh(self) -> "FisherRows":

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,21 +13,71 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Rows [N, P, d_in] of N ``samples``; ``make`` gives those of a slice of them."""
+    """Rows [N, P, d_in] of N ``samples``; ``make`` gives those of a slice of them.
+
+    ``mapped`` and ``summed``, where a layer has them: ``times`` and ``weighted_sum`` without any row.
+    """
 
     make: Callable[[slice], Tensor]
     samples: int
     positions: int
     width: int
+    mapped: Callable[[Tensor], Tensor] | None = None
+    summed: Callable[[Tensor], Tensor] | None = None
+    in_memory: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Float[Tensor, "N P d_in"]) -> "SampleRows":
         """Of rows that lie in memory."""
-        return cls(lambda part: rows[part], *rows.shape)
+        return cls(lambda part: rows[part], len(rows), rows.shape[1], rows.shape[2], in_memory=rows)
+
+    @classmethod
+    def join(cls, parts: list["SampleRows"]) -> "SampleRows":
+        """One after another, of micro-batches: of the same positions and width."""
+        if all(part.in_memory is not None for part in parts):
+            return cls.of(torch.cat([part.all() for part in parts]))
+        sizes = [part.samples for part in parts]
+
+        def make(wanted: slice) -> Tensor:
+            start, stop, _ = wanted.indices(sum(sizes))
+            found, first = [], 0
+            for part in parts:
+                begin, end = max(start - first, 0), min(stop - first, part.samples)
+                if begin < end:
+                    found.append(part.make(slice(begin, end)))
+                first += part.samples
+            return torch.cat(found)
+
+        def weighted(weights: Tensor) -> Tensor:
+            split = weights.split(sizes)
+            return torch.stack([p.weighted_sum(w) for p, w in zip(parts, split, strict=True)]).sum(0)
+
+        def mapped(matrix: Tensor) -> Tensor:
+            return torch.cat([part.times(matrix) for part in parts])
+
+        return cls(make, sum(sizes), parts[0].positions, parts[0].width, mapped, weighted)
 
     def all(self) -> Float[Tensor, "N P d_in"]:
         """Everything at once."""
         return self.make(slice(None))
+
+    def times(self, matrix: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "N P d_out"]:
+        """Every row by a matrix: what the layer would return with these weights."""
+        return self.all() @ matrix.T if self.mapped is None else self.mapped(matrix)
+
+    def weighted_sum(self, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
+        """``sum_n sum_p w a'``: the gradient of weights where the gradient of outputs is ``weights``."""
+        if self.summed is None:
+            return weights.flatten(0, 1).T @ self.all().flatten(0, 1)
+        return self.summed(weights)
+
+    def first(self, samples: int | None) -> "SampleRows":
+        """Of the first so many samples, or all; without the layer's own ways, which know all of them."""
+        if samples is None or samples >= self.samples:
+            return self
+        if self.in_memory is not None:
+            return SampleRows.of(self.in_memory[:samples])
+        return SampleRows(lambda part: self.make(slice(*part.indices(samples))), samples, self.positions, self.width)
 
     def parts(self, numbers: int) -> Iterator[tuple[slice, Float[Tensor, "n P d_in"]]]:
         """Slices of samples and their rows; ``numbers``: what is worked on for each sample beside its rows."""

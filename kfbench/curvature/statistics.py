@@ -46,10 +46,11 @@ class LayerStatistics:
         """Output gradients and inputs, a few samples at a time, beside ``numbers`` that are worked on for each."""
         g = self.output_gradients
         assert g is not None, "the method's fisher is 'none', so nothing was backpropagated"
-        for part, a in self._sample_rows().parts(numbers):
+        for part, a in self.sample_rows().parts(numbers):
             yield g[:, part], a
 
-    def _sample_rows(self) -> SampleRows:
+    def sample_rows(self) -> SampleRows:
+        """The inputs, made when asked for."""
         return SampleRows.of(self.inputs)
 
     def input_moment(self, ones: bool | None = None, estimate: Estimate = EXACT) -> Moment:
@@ -64,6 +65,10 @@ class LayerStatistics:
         assert self._output_gradients is not None, "the method's fisher is 'none', so nothing was backpropagated"
         g = self._output_gradients[:, : estimate.count(self.samples)]
         return MomentOfRows(g.sum(2) if estimate.sharing == "reduce" else g)
+
+    def first(self, samples: int | None) -> "LayerStatistics":
+        """Its rows of the first so many samples, or all, without whatever else it knows."""
+        return _SomeRows(self.sample_rows().first(samples), self.output_gradients, self.has_bias)
 
     def counted(self, estimate: Estimate) -> int:
         """How many samples its moments are made of."""
@@ -101,7 +106,8 @@ class CapturedStatistics(LayerStatistics):
         """Made anew at every look."""
         return self._rows.all()
 
-    def _sample_rows(self) -> SampleRows:
+    def sample_rows(self) -> SampleRows:
+        """As they were captured."""
         return self._rows
 
     @property
@@ -126,6 +132,24 @@ class CapturedStatistics(LayerStatistics):
         return [t for t in (*self._raw, self._output_gradients, *moments) if t is not None]
 
 
+class _SomeRows(LayerStatistics):
+    """Rows alone."""
+
+    def __init__(self, rows: SampleRows, output_gradients: Tensor | None, has_bias: bool) -> None:
+        self._rows, self.samples, self.positions, self.has_bias = rows, rows.samples, rows.positions, has_bias
+        self._output_gradients = None if output_gradients is None else output_gradients[:, : rows.samples]
+        self.vectors = 0 if output_gradients is None else len(output_gradients)
+
+    @property
+    def inputs(self) -> Float[Tensor, "N P d_in"]:
+        """Made anew at every look."""
+        return self._rows.all()
+
+    def sample_rows(self) -> SampleRows:
+        """As they are."""
+        return self._rows
+
+
 Statistics = Mapping[str, LayerStatistics]
 
 
@@ -148,6 +172,10 @@ class _JoinedStatistics(LayerStatistics):
     def inputs(self) -> Float[Tensor, "N P d_in"]:
         """Joined anew at every look."""
         return torch.cat([part.inputs for part in self._parts])
+
+    def sample_rows(self) -> SampleRows:
+        """Joined where they lie in memory."""
+        return SampleRows.join([part.sample_rows() for part in self._parts])
 
     @property
     def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:

@@ -104,7 +104,7 @@ class NaturalGradient:
         rows = self.newest.rows
         normal = {}
         for name, layer in rows.layers.items():
-            like = layer.inputs
+            like = layer.output_gradients
             normal[name] = torch.randn(*layer.shape, generator=generator, dtype=like.dtype, device=like.device)
         y = as_gradients(normal)
         disturbed = {}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from kfbench.curvature.statistics import LayerStatistics
 from kfbench.preconditioners import natural
 from kfbench.preconditioners.contract import FISHERS
 from kfbench.preconditioners.natural import MAX_ROWS, NaturalGradient
@@ -235,7 +236,7 @@ def test_points_beyond_fisher_data_are_left_out():
     statistics = p.method.newest._statistics
     whole.observe(statistics)
     more = {
-        name: type(s)(torch.cat([s.inputs, s.inputs * 2]), torch.cat([s.output_gradients, s.output_gradients], dim=1))
+        name: LayerStatistics(torch.cat([s.inputs, s.inputs * 2]), torch.cat([s.output_gradients] * 2, dim=1))
         for name, s in statistics.items()
     }
     first.observe(more)
