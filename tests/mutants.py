@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kfbench.curvature.convolution_layer import ConvolutionLayer
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
-from kfbench.curvature.shifts import Shifts
 from kfbench.curvature.statistics import LayerStatistics, Statistics
+from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.shifts import Shifts
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
 from kfbench.preconditioners.foof import FOOF

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from torch import nn
 
-from kfbench.curvature.layers import KINDS
+from kfbench.layers.finding import KINDS
 from tests.cases import METHODS
 from tests.mutants import MUTANT_LAYERS, MUTANTS
 from tests.properties import CHECKS, check_dense, check_golden

@@ -6,11 +6,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.estimate import EXACT, Estimate
 from kfbench.curvature.inverses import BlockInverse, form_of
 from kfbench.curvature.linalg import DampedInverse, damped_inverses
-from kfbench.curvature.moments import Form, Moment, MomentOfRows
 from kfbench.curvature.statistics import Statistics
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.layers.moments import Form, Moment, MomentOfRows
 
 
 class Means(MutableMapping[str, Tensor]):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfbench.curvature.capture import Captured
-from kfbench.curvature.contract import Layer
+from kfbench.curvature.captured import Captured
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import batch_mixing, find_layers
+from kfbench.layers.contract import Layer
+from kfbench.layers.finding import batch_mixing, find_layers
 
 # How far a captured gradient may lie from autograd's, relative to the norm of the same sums of absolute values: what
 # rounding allows however much the sums cancel, as behind batch norm, where their result is tiny.

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.sample_rows import SampleRows
 from kfbench.curvature.statistics import LayerStatistics, Statistics
+from kfbench.layers.sample_rows import SampleRows
 
 # Inner products are taken for so many elements at a time: it bounds memory, stays near the cache, and
 # lets a symmetric matrix be multiplied out on one side of its diagonal only.

@@ -7,16 +7,13 @@ win where R is small (Martens & Grosse 2015, appendix G).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.sample_rows import SampleRows
-
-# Maps rows [R, d] to rows [R, d]: multiplication by a [d, d] matrix from the right.
-RowMap = Callable[[Tensor], Tensor]
+from kfbench.layers.sample_rows import RowMap, SampleRows
 
 
 class LayerGradient:

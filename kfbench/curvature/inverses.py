@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.linalg import DampedInverse
-from kfbench.curvature.moments import Form
-from kfbench.curvature.shifts import Shifts
-from kfbench.curvature.structured import ChannelGroups, TapMean
+from kfbench.layers.moments import Form
+from kfbench.layers.shifts import Shifts
+from kfbench.layers.structured import ChannelGroups, TapMean
 
 _FORMS: dict[str, Callable[..., Form]] = {"shifts": Shifts.of, "sua": TapMean, "groups": ChannelGroups}
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kfbench.layers.outer_products import SMALL_BLOCK, add_outer_products_below
+
 # A matrix with negative eigenvalues of rounding size can defeat Cholesky; each retry damps ten times more.
 _RETRIES = 8
 
@@ -20,10 +22,6 @@ _USES_ELSEWHERE = 2
 
 # Below this width LAPACK's own Cholesky is as fast as one made of larger products.
 _BLOCKED_CHOLESKY = 512
-_CHOLESKY_BLOCK = 128
-
-# Below this width one product for the whole symmetric matrix is faster than its blocks.
-_SYMMETRIC_BLOCK = 512
 
 
 def pi_correction(trace_a: Tensor, d_in: int, trace_b: Tensor, d_out: int) -> Tensor:
@@ -125,7 +123,7 @@ def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _blocked_cholesky(M: Tensor, flags: list[Tensor]) -> None:
     """In place, by halves: ``M11 = L11 L11'``, ``L21 = M21 L11^-T``, then M22 - L21 L21'."""
-    if len(M) <= _CHOLESKY_BLOCK:
+    if len(M) <= SMALL_BLOCK:
         # Raises nothing; a failed block is carried on with, and its flag is looked at with all others.
         factor, info = torch.linalg.cholesky_ex(M)
         M.copy_(factor)
@@ -152,39 +150,6 @@ def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
         if not bool(failed):
             return factor
     raise FloatingPointError(f"the factor of layer {name!r} is not positive definite even with damping {extra:.3g}")
-
-
-def add_outer_products(matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float) -> None:
-    """``matrix <- keep * matrix + scale * rows' rows``, in place, for a symmetric matrix.
-
-    Only the blocks on and below the diagonal are multiplied out, the rest is mirrored.
-    """
-    add_outer_products_below(matrix, rows, keep, scale, _SYMMETRIC_BLOCK)
-    _mirror(matrix, _SYMMETRIC_BLOCK)
-
-
-def add_outer_products_below(
-    matrix: Float[Tensor, "d d"], rows: Float[Tensor, "R d"], keep: float, scale: float, block: int = _CHOLESKY_BLOCK
-) -> None:
-    """The same, but what stands above the diagonal blocks is left as it is."""
-    d = len(matrix)
-    if d <= block:
-        # Where keep is 0, old values are not even read, so that nothing not finite survives in them.
-        matrix.addmm_(rows.T, rows, beta=keep, alpha=scale)
-        return
-    half = d // 2
-    left, right = rows[:, :half], rows[:, half:]
-    add_outer_products_below(matrix[:half, :half], left, keep, scale, block)
-    add_outer_products_below(matrix[half:, half:], right, keep, scale, block)
-    matrix[half:, :half].addmm_(right.T, left, beta=keep, alpha=scale)
-
-
-def _mirror(matrix: Tensor, block: int) -> None:
-    if len(matrix) > block:
-        half = len(matrix) // 2
-        matrix[:half, half:].copy_(matrix[half:, :half].T)
-        _mirror(matrix[:half, :half], block)
-        _mirror(matrix[half:, half:], block)
 
 
 def eigenbasis(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:

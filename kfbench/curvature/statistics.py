@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.estimate import EXACT, Estimate
-from kfbench.curvature.moments import JoinedMoment, MeasuredMoment, Moment, MomentOfRows
-from kfbench.curvature.sample_rows import SampleRows
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.layers.moments import JoinedMoment, MeasuredMoment, Moment, MomentOfRows
+from kfbench.layers.sample_rows import SampleRows
 
 
 class LayerStatistics:

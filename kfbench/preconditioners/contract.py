@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from kfbench.curvature.approximations import Approximation
+from kfbench.curvature.captured import Wanted
 from kfbench.curvature.counts import LayerShape
-from kfbench.curvature.estimate import EXACT, Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
+from kfbench.layers.estimate import EXACT, Estimate
 
 # Whose labels the Fisher is made from, in a method that has one; "none" in the others.
 FISHERS = ("sampled", "full", "empirical")
@@ -112,6 +113,19 @@ class Traits:
 
     approximation_of_refresh: bool = False
     """Whether that matrix is in force from one refresh to the next, though what it is made from goes on."""
+
+    @property
+    def moments(self) -> frozenset[Estimate]:
+        """Which moments of output gradients it observes; none where it wants the rows themselves."""
+        return frozenset([self.estimate]) if self.moments_only else frozenset()
+
+    def want(self, wanted: Wanted, observing: bool) -> None:
+        """Say what this method needs of the backward pass of the losses, beyond the cheapest."""
+        wanted.rows |= self.needs_rows
+        wanted.matrices |= not self.needs_rows
+        if observing and self.fisher == "empirical":
+            wanted.moments |= self.moments
+            wanted.rows |= not self.moments
 
     @classmethod
     def of(cls, method: Any) -> Traits:

@@ -26,10 +26,10 @@ from kfbench.curvature.approximations import ScaledEigenbasis
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
-from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import Statistics
+from kfbench.layers.estimate import Estimate
 from kfbench.preconditioners.contract import FISHERS
 
 DAMPING_INITS = ("plain", "factors", "factors-pi")

@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.gradient import LayerGradient, RowMap
+from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
 from kfbench.curvature.statistics import Statistics
+from kfbench.layers.sample_rows import RowMap
 from kfbench.preconditioners.foof import FOOF
 
 

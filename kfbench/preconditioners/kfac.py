@@ -22,11 +22,11 @@ from kfbench.curvature.approximations import KroneckerProduct
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.counts import LayerShape, cholesky, eigh, symmetric_product
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
-from kfbench.curvature.estimate import Estimate
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.inverses import BlockInverse, inverse_from_state
 from kfbench.curvature.linalg import DampedInverse, factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import Statistics
+from kfbench.layers.estimate import Estimate
 from kfbench.preconditioners.contract import FISHERS
 
 DAMPING_KINDS = ("heuristic", "standard", "standard-as-released")

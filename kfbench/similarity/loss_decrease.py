@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kfbench.curvature.contract import Layer, by_parameter
+from kfbench.layers.contract import Layer, by_parameter
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.similarity.panel import matrices
 from kfbench.updates.batches import Batch

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kfbench.config.schema import Method
 from kfbench.config.specs import find_method
-from kfbench.curvature.contract import Layer
+from kfbench.layers.contract import Layer
 from kfbench.preconditioners.plain import PlainGradient
 from kfbench.similarity.shadow import Shadow
 from kfbench.step_rules.learning_rate import learning_rate_factor

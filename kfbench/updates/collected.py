@@ -1,14 +1,14 @@
 """What one turn collects of its micro-batches: joined, with layers that were skipped; finite; answered as promised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kfbench.curvature.contract import Layer, full
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
+from kfbench.layers.contract import Layer, full
 
 
 def joined_gradients(
@@ -39,6 +39,17 @@ def _zero_gradient(layer: Layer, samples: int, positions: int) -> LayerGradient:
     like = full(weight.detach())
     rows = samples * positions
     return LayerGradient(like.new_zeros(rows, layer.d_out), like.new_zeros(rows, layer.d_in), samples)
+
+
+def joined_plain(
+    plain: Sequence[tuple[int, list[Tensor | None]]], parameters: Sequence[nn.Parameter]
+) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
+    """The mean gradient of every parameter of no captured layer; None where no micro-batch used it."""
+    total = sum(n for n, _ in plain)
+    for index, parameter in enumerate(parameters):
+        # Each is a mean over its own micro-batch.
+        parts = [(n, g) for n, grads in plain if (g := grads[index]) is not None]
+        yield parameter, sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
 
 
 def joined_statistics(

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import METHODS
-from kfbench.curvature.capture import Captured
-from kfbench.curvature.contract import Layer
+from kfbench.curvature.captured import Captured
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.layers import batch_mixing
+from kfbench.layers.contract import Layer
+from kfbench.layers.finding import batch_mixing
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.updates.shared_forward import SharedForward, exact

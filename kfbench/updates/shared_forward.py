@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.curvature import capture as capturing
-from kfbench.curvature.capture import Captured, Wanted
-from kfbench.curvature.contract import Layer
+from kfbench.curvature.captured import Captured, Wanted
 from kfbench.curvature.coverage import Coverage
-from kfbench.curvature.estimate import Estimate
 from kfbench.errors import described
+from kfbench.layers.contract import Layer
+from kfbench.layers.estimate import Estimate
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.updates.isolation import forward_isolated
 from kfbench.updates.turn import Turn
@@ -86,7 +86,7 @@ class SharedForward:
                 moments = _moments(observing)
                 captured.wanted = Wanted(matrices=False, inputs=bool(observing))
                 for turn in self.turns:
-                    turn.want(captured.wanted, turn.observing)
+                    turn.traits.want(captured.wanted, turn.observing)
                 for turn in self.turns:  # labels are drawn first, and only the gradients may free the graph
                     turn.draw(captured, losses, output, moments)
                 for turn in self.turns:
@@ -118,7 +118,7 @@ class SharedForward:
                 filled = [turn for turn, limit in zip(self.turns, limits, strict=True) if seen < limit]
                 moments = _moments(filled)
                 for turn in filled:
-                    turn.want(captured.wanted, observing=True)
+                    turn.traits.want(captured.wanted, observing=True)
                 for turn in filled:
                     turn.observe(turn.statistics_of(captured, losses, output, moments))
                 seen += 1
@@ -139,7 +139,7 @@ class SharedForward:
 
 def _moments(turns: Sequence[Turn]) -> frozenset[Estimate]:
     """What all of them observe; none where one asks for rows, from which every moment follows."""
-    asked = [turn.moments for turn in turns]
+    asked = [turn.traits.moments for turn in turns]
     return frozenset().union(*asked) if all(asked) else frozenset()
 
 

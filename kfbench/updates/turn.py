@@ -7,16 +7,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from kfbench.curvature.capture import Captured, Wanted
-from kfbench.curvature.contract import by_parameter
-from kfbench.curvature.estimate import Estimate
+from kfbench.curvature.captured import Captured
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
+from kfbench.layers.contract import by_parameter
+from kfbench.layers.estimate import Estimate
 from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
-from kfbench.updates.collected import check_directions, first_not_finite, joined_gradients, joined_statistics
+from kfbench.updates.collected import (
+    check_directions,
+    first_not_finite,
+    joined_gradients,
+    joined_plain,
+    joined_statistics,
+)
 from kfbench.updates.isolation import forward_isolated
 from kfbench.updates.schedule import Amortisation, Schedule
 
@@ -98,8 +103,7 @@ class Turn:
     @property
     def damping_retries(self) -> int:
         """How many factors needed more damping than asked for."""
-        method: Any = self.method
-        return method.damping_retries if self.traits.counts_retries else 0
+        return self.method.damping_retries if self.traits.counts_retries else 0  # type: ignore[attr-defined]
 
     def points_of_a_refresh(self, batch_size: int) -> int:
         """How many points a refresh is made from, where they are of one batch or the method's own."""
@@ -155,19 +159,6 @@ class Turn:
         """Give up what was collected since the last turn."""
         self._gradients, self._statistics, self._plain = [], [], []
 
-    def want(self, wanted: Wanted, observing: bool) -> None:
-        """Say what this method needs of the backward pass of the losses, beyond the cheapest."""
-        wanted.rows |= self.traits.needs_rows
-        wanted.matrices |= not self.traits.needs_rows
-        if observing and self.traits.fisher == "empirical":
-            wanted.moments |= self.moments
-            wanted.rows |= not self.moments
-
-    @property
-    def moments(self) -> frozenset[Estimate]:
-        """Which moments of output gradients it observes; none where it wants the rows themselves."""
-        return frozenset([self.traits.estimate]) if self.traits.moments_only else frozenset()
-
     def draw(self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]) -> None:
         """Backpropagate labels where the coming update observes; needs the graph.
 
@@ -189,7 +180,7 @@ class Turn:
         self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]
     ) -> dict[str, LayerStatistics]:
         """What the method would observe of one captured forward that no update is made of."""
-        self.want(captured.wanted, observing=True)
+        self.traits.want(captured.wanted, observing=True)
         with self._around("label backward"):
             captured.draw(self.traits.fisher, output, self._vectors, losses, moments)
         return captured.statistics(self.traits.fisher)
@@ -203,9 +194,8 @@ class Turn:
         if bad is not None:
             self.skipped_batches += 1
             sentence = f"a batch's statistics of layer {bad!r} are not finite"
-            if (
-                self._on_nonfinite == "stop" or not self._refreshed
-            ):  # without any refresh there is nothing to go on with
+            # Without any refresh there is nothing to go on with.
+            if self._on_nonfinite == "stop" or not self._refreshed:
                 raise FloatingPointError(sentence)
             if self.skipped_batches == 1:
                 warnings.warn(f"{sentence}, so they are left out (further batches are only counted)", stacklevel=2)
@@ -260,12 +250,7 @@ class Turn:
     ) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
         """The direction of every parameter; those of no captured layer keep their plain gradient."""
         yield from by_parameter(forward.layers, directions)
-        total = sum(n for n, _ in self._plain)
-        for index, parameter in enumerate(forward.coverage.plain_parameters()):
-            # Each is a mean over its own micro-batch.
-            parts = [(n, g) for n, grads in self._plain if (g := grads[index]) is not None]
-            plain = sum((g * (n / total) for n, g in parts), torch.zeros_like(parameter)) if parts else None
-            yield parameter, plain
+        yield from joined_plain(self._plain, forward.coverage.plain_parameters())
 
     def _observe_and_refresh(self, forward: SharedForward, statistics: dict[str, LayerStatistics] | None) -> None:
         # With points of its own a method refreshes where a period begins: the direction uses this very refresh.
@@ -283,7 +268,7 @@ class Turn:
         with forward_isolated(forward.model):
             # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
             batches = self._fisher_batches(self.step // self.schedule.T)
-            parts = [self.statistics_of(*forward.of_batch(x, y), self.moments) for x, y in batches]
+            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments) for x, y in batches]
         if not parts:
             raise ValueError(f"fisher_batches gave no batch at update {self.step}")
         return joined_statistics(parts, forward.layers, self.traits.newest_only)
@@ -304,12 +289,8 @@ class Turn:
 
     def state_dict(self) -> dict[str, Any]:
         """The method's own state, and where it is in its schedule."""
-        return {
-            "method": self.method.state_dict(),
-            "step": self.step,
-            "refreshed": self._refreshed,
-            "known": sorted(self._known),
-        }
+        own = {"step": self.step, "refreshed": self._refreshed, "known": sorted(self._known)}
+        return {"method": self.method.state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse; ``state`` may hold more."""

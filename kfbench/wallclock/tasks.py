@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from kfbench.curvature import counts
 from kfbench.curvature.capture import capture
 from kfbench.curvature.counts import LayerShape
-from kfbench.curvature.estimate import EXACT, Estimate
-from kfbench.curvature.layers import find_layers
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.layers.finding import find_layers
 from kfbench.preconditioners.contract import Traits, vectors_of
 from kfbench.updates.batches import Batch
 from kfbench.updates.clock import synchronise

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from kfbench.curvature.averages import FactorAverages
-from kfbench.curvature.convolution_layer import ConvolutionLayer
-from kfbench.curvature.estimate import EXACT, Estimate
-from kfbench.curvature.moments import MomentOfRows
-from kfbench.curvature.sample_rows import SampleRows
 from kfbench.curvature.statistics import CapturedStatistics, join_statistics
+from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.layers.moments import MomentOfRows
+from kfbench.layers.sample_rows import SampleRows
 from tests.properties import assert_close, equal
 
 CONV = {"shifts": {"padding": 1}, "chunks": {"stride": 2}, "pixels": {"kernel_size": 1}}

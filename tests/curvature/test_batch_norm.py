@@ -7,7 +7,7 @@ from torch import nn
 
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.capture import capture
-from kfbench.curvature.layers import find_layers
+from kfbench.layers.finding import find_layers
 from kfbench.problems.likelihoods import Categorical
 from kfbench.updates.preconditioning import Preconditioning
 from tests.properties import assert_close

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrizations
 
-from kfbench.curvature.capture import CaptureError, Wanted, capture
-from kfbench.curvature.estimate import EXACT, Estimate
-from kfbench.curvature.layers import find_layers
+from kfbench.curvature.capture import capture
+from kfbench.curvature.captured import CaptureError, Wanted
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.layers.finding import find_layers
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.problems.likelihoods import Categorical
 from kfbench.updates.preconditioning import Preconditioning

@@ -70,7 +70,10 @@ def test_a_trial_whose_folder_contradicts_itself_is_run_again(tmp_path, damage):
     (tmp_path / "trials.csv").unlink()
     path = folder / "summary.json"
     path.write_text("{" if damage is None else json.dumps({**json.loads(path.read_text()), **damage}))
-    with Ledger(tmp_path, ["lr"]) as ledger, pytest.warns(UserWarning, match="its seed goes on from its checkpoint, or anew"):
+    with (
+        Ledger(tmp_path, ["lr"]) as ledger,
+        pytest.warns(UserWarning, match="its seed goes on from its checkpoint, or anew"),
+    ):
         assert ledger.find(wanted) is None
     assert not path.exists(), "whoever trains must not take it for the end"
 

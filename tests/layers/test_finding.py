@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kfbench.curvature.contract import by_parameter
-from kfbench.curvature.estimate import EXACT, Estimate
-from kfbench.curvature.layers import KINDS, find_layers
+from kfbench.layers.contract import by_parameter
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.layers.finding import KINDS, find_layers
 from kfbench.problems.likelihoods import Categorical
 from kfbench.similarity.loss_decrease import rescaled
 from kfbench.similarity.panel import matrices

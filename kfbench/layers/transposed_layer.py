@@ -5,8 +5,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.convolution_layer import ConvolutionLayer
-from kfbench.curvature.geometry import Geometry
+from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.geometry import Geometry
 
 
 class TransposedLayer(ConvolutionLayer):

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from kfbench.curvature.contract import Layer, full
-from kfbench.curvature.estimate import Estimate
-from kfbench.curvature.geometry import Geometry
-from kfbench.curvature.moments import Form, JoinedMoment, Moment, MomentOfChunks, MomentOfImages
-from kfbench.curvature.shifts import Shifts
-from kfbench.curvature.structured import ChannelGroups, TapMean
+from kfbench.layers.contract import Layer, full
+from kfbench.layers.estimate import Estimate
+from kfbench.layers.geometry import Geometry
+from kfbench.layers.moments import Form, JoinedMoment, Moment, MomentOfChunks, MomentOfImages
+from kfbench.layers.shifts import Shifts
+from kfbench.layers.structured import ChannelGroups, TapMean
 
 # Patches are made of so many samples at once that they hold about this many numbers: they stay near the cache.
 _CHUNK = 2**20

@@ -15,9 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kfbench.curvature.gradient import RowMap
-from kfbench.curvature.linalg import add_outer_products
-from kfbench.curvature.sample_rows import SampleRows
+from kfbench.layers.outer_products import add_outer_products
+from kfbench.layers.sample_rows import RowMap, SampleRows
 
 
 @dataclass(frozen=True)

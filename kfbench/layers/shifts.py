@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from kfbench.curvature.gradient import RowMap
+from kfbench.layers.sample_rows import RowMap
 
 # The convolution library adds long sums in order: over more positions a call float32 loses digits (over 102,400
 # the factor is off by 9e-5, over 10^4 by 7e-6).

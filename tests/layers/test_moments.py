@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from kfbench.curvature import sample_rows
-from kfbench.curvature.convolution_layer import ConvolutionLayer
-from kfbench.curvature.estimate import EXACT, Estimate
-from kfbench.curvature.moments import (
+from kfbench.layers import sample_rows
+from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.layers.moments import (
     JoinedMoment,
     MeasuredMoment,
     MomentOfChunks,
     MomentOfImages,
     MomentOfRows,
 )
-from kfbench.curvature.shifts import Shifts
+from kfbench.layers.shifts import Shifts
 from tests.properties import assert_close
 
 SHIFTS = Shifts.of(2, (5, 4), (3, 3), (1, 1), (1, 1), True)
@@ -95,7 +95,7 @@ def test_moment_of_a_convolution_whatever_the_chunk(conv, ones, bias, monkeypatc
     layer = ConvolutionLayer("", nn.Conv2d(2, 3, **({"kernel_size": 3} | conv), bias=bias).double())
     x, y = _images(7), _images(7)
     rows = torch.cat([layer.rows_with(ones, images).flatten(0, 1) for images in (x, y)])
-    monkeypatch.setattr("kfbench.curvature.convolution_layer._CHUNK", 50)
+    monkeypatch.setattr("kfbench.layers.convolution_layer._CHUNK", 50)
     cut = layer.input_moment([x, y], ones, EXACT)
     monkeypatch.undo()
     whole = layer.input_moment([x, y], ones, EXACT)

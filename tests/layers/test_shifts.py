@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-from kfbench.curvature import shifts as shifting
 from kfbench.curvature.inverses import form_of
-from kfbench.curvature.shifts import Shifts
+from kfbench.layers import shifts as shifting
+from kfbench.layers.shifts import Shifts
 from tests import dense
 from tests.properties import assert_close
 

@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# Maps rows [R, d] to rows [R, d]: multiplication by a [d, d] matrix from the right.
+RowMap = Callable[[Tensor], Tensor]
+
 # So many numbers are worked on together: they stay near the cache.
 _CHUNK = 2**20
 

@@ -5,7 +5,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kfbench.curvature.contract import Layer
+from kfbench.layers.contract import Layer
 
 
 class LinearLayer(Layer):

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kfbench.curvature.estimate import Estimate
-from kfbench.curvature.moments import Form, Moment, MomentOfRows
+from kfbench.layers.estimate import Estimate
+from kfbench.layers.moments import Form, Moment, MomentOfRows
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from torch import nn
 from torch.nn.utils import parametrize
 
-from kfbench.curvature.contract import Layer
-from kfbench.curvature.convolution_layer import ConvolutionLayer
-from kfbench.curvature.linear_layer import LinearLayer
-from kfbench.curvature.transposed_layer import TransposedLayer
+from kfbench.layers.contract import Layer
+from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.linear_layer import LinearLayer
+from kfbench.layers.transposed_layer import TransposedLayer
 
 # A new layer type adds a row here and its file.
 KINDS: dict[type[nn.Module], type[Layer]] = {

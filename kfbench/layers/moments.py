@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kfbench.curvature.gradient import RowMap
-from kfbench.curvature.linalg import add_outer_products
+from kfbench.layers.outer_products import add_outer_products
+from kfbench.layers.sample_rows import RowMap
 
 
 @runtime_checkable  # tests check annotations at run time
