@@ -239,7 +239,7 @@ def test_who_stands_still_was_put_back_to_its_initial_weights():
 def test_divergence_in_a_later_window_is_met_there():
     """The warm-up of a composed method is short; a part of it may diverge first, and then all of them stand still."""
     config = load_config(
-        specs=["sgd", "foof:T=50,lr=30"],
+        specs=["sgd", "foof:T=50,lr=0.5"],
         flags={"width": 20, "warmup_batches": 2, "compose": "always"},
         command="wallclock",
     )
