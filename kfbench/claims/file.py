@@ -15,6 +15,7 @@ from kfbench.claims.scales import SCALES, changes
 from kfbench.config.command_blocks import Similarity
 from kfbench.config.identity import budget, fingerprint
 from kfbench.config.load import configure, dump
+from kfbench.config.method_table import ADDED_LATER
 from kfbench.config.methods import resolve_method
 from kfbench.config.schema import Config
 from kfbench.config.section import Section, validated
@@ -130,7 +131,7 @@ class ClaimFile:
         """The methods without the swept parameters, whose defaults no trial takes, and without labels of them."""
         swept = self.config.sweep.parameters if self.tunes else ()
         return [
-            {"opt": method.opt, **{name: value for name, value in method.options.items() if name not in swept}}
+            {"opt": method.opt, **{k: v for k, v in _hashed(method.options).items() if k not in swept}}
             for method in self.config.methods
         ]
 
@@ -142,8 +143,13 @@ def _resolved(spec: Any, from_elsewhere: Sequence[str] = ()) -> Any:
     except UsageError:
         return spec
     defaults = resolve_method(spec).options
-    own = {name: value for name, value in defaults.items() if name in given or name not in from_elsewhere}
+    own = {k: v for k, v in _hashed(defaults).items() if k in given or k not in from_elsewhere}
     return {"opt": opt, **own}
+
+
+def _hashed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without options that did not exist when verdicts were committed, where they say nothing."""
+    return {name: value for name, value in options.items() if value is not None or name not in ADDED_LATER}
 
 
 def read_claim(path: Path, scale: str, more: Mapping[str, Any] | None = None) -> ClaimFile:

@@ -35,6 +35,8 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
 # How the factors of convolutions and sequences are estimated; None: from all samples, expand, exact, in one group.
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
+# Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
+ADDED_LATER = (*FACTORS, "momentum_after_epoch")
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
     "lr": 3e-4,
