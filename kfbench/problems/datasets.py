@@ -179,10 +179,11 @@ def fetch_dataset(name: str, data_dir: str | None = None) -> Path:
 def _generated(name: str, data_dir: str | None) -> list[Path]:
     """The files of a synthetic data set, generated where they are missing; a warning where they differ."""
     entry, folder = DATASETS[name], folders_of(name, data_dir)[0]
-    if folder.is_dir() and not any_file_in(folder, entry):
+    is_empty = folder.is_dir() and not any(folder.iterdir())  # it is replaced by the generated one
+    if folder.is_dir() and not is_empty and not any_file_in(folder, entry):
         raise UsageError(f"data set {name!r} is not in {folder}: remove that folder, then it is generated there anew")
-    if not folder.is_dir():
-        if folder.exists() or folder.is_symlink():
+    if not folder.is_dir() or is_empty:
+        if (folder.exists() or folder.is_symlink()) and not is_empty:
             raise UsageError(f"data set {name!r} cannot be generated: {folder} is there, and no folder")
         folder.parent.mkdir(parents=True, exist_ok=True)  # what is not writable fails first
         warnings.warn(f"generating the synthetic data set {name!r}, once, in {folder}", stacklevel=2)

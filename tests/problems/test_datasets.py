@@ -94,7 +94,6 @@ def test_the_home_of_nobody_is_one_sentence(monkeypatch, way):
     [
         ("file", "cannot be generated: .*curves is there, and no folder"),
         ("broken link", "cannot be generated: .*curves is there, and no folder"),
-        ("empty", "is not in .*curves: remove that folder, then it is generated there anew"),
         ("foreign", "is not in .*curves: remove that folder, then it is generated there anew"),
     ],
 )
@@ -109,11 +108,20 @@ def test_what_stands_where_curves_would_be_generated_is_refused_before_the_work(
         place.symlink_to("nowhere")
     else:
         place.mkdir()
-        if kind == "foreign":
-            (place / "thesis.tex").write_text("years of work")
+        (place / "thesis.tex").write_text("years of work")
     monkeypatch.setattr("kfbench.problems.datasets.write_curves", lambda *_: pytest.fail("15 seconds of work"))
     with pytest.raises(UsageError, match=sentence):
         call("curves", str(tmp_path))
+
+
+def test_an_empty_folder_is_where_curves_are_generated(tmp_path, monkeypatch):
+    """As the sentence of `data check` says."""
+    (tmp_path / "curves").mkdir()
+    asked = []
+    monkeypatch.setattr("kfbench.problems.datasets.write_curves", lambda folder, sizes: asked.append(folder))
+    with pytest.raises(UsageError, match="was not found"), pytest.warns(UserWarning, match="generating"):
+        fetch_dataset("curves", str(tmp_path))  # since nothing was written
+    assert asked == [tmp_path / "curves"]
 
 
 @pytest.mark.parametrize(("variable", "expected"), [("/a/b", Path("/a/b")), ("~/b", Path("~/b").expanduser())])
