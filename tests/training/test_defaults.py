@@ -9,7 +9,7 @@ import pytest
 
 from kfbench.config.labels import labels
 from kfbench.config.load import load_config
-from kfbench.config.method_table import METHODS
+from kfbench.config.method_table import FACTORS, METHODS
 from kfbench.config.methods import resolve_method
 from kfbench.config.schema import MethodOptions
 from kfbench.training.observer import Observer
@@ -23,8 +23,8 @@ def _kinds(option):
     return names or ([True, False] if bool in given else [])
 
 
-# How a run goes on, not what the method is.
-_OF_RUNS = ("lr_schedule", "order", "nesterov", "warm_start")
+# How a run goes on, not what the method is; how factors are estimated, which fully connected layers do not show.
+_OF_RUNS = ("lr_schedule", "order", "nesterov", "warm_start", *FACTORS)
 
 
 def _variants():
@@ -53,6 +53,18 @@ def test_no_variant_diverges_with_its_defaults(spec, tmp_path):
     config = load_config(specs=[spec], flags={"width": width, "updates": 20, "eval_samples": 100})
     summary = train(config, tmp_path, Observer())
     assert [run["status"] for run in summary["runs"]] == ["done"], config.methods[0].options
+
+
+@pytest.mark.parametrize("factors", ["", "sharing=reduce", "spatial=sua", "input_groups=2", "stat_samples=10"])
+@pytest.mark.parametrize("opt", [name for name, entry in METHODS.items() if name == "sgd" or entry.accepts("spatial")])
+def test_none_diverges_on_a_convolutional_model_with_its_defaults(opt, factors, tmp_path):
+    if opt == "sgd" and factors:
+        pytest.skip("it has no factors")
+    flags = {"model": "convnet", "updates": 20, "eval_samples": 100, "train_samples": 500}
+    config = load_config(specs=[f"{opt}:{factors}".removesuffix(":")], flags=flags)
+    summary = train(config, tmp_path, Observer())
+    (run,) = summary["runs"]
+    assert run["status"] == "done" and run["final_train_loss"] < 2.3, config.methods[0].options
 
 
 def test_defaults_of_a_variant_are_its_own_where_nothing_is_given():
