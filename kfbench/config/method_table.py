@@ -46,6 +46,7 @@ _EKFAC_OPTIONS = {
     "damping_init": "plain",
     **_FACTOR_OPTIONS,
 }
+_EKFAC_CONVOLUTIONAL = {"lr": 3e-4, "damping": 0.01, "momentum": 0.9}
 # Of methods that keep nothing but the newest curvature: no running average, so nothing to fill it with.
 NEWEST_ONLY_OPTIONS = {k: v for k, v in PRECONDITIONED_OPTIONS.items() if k not in ("S", "ema", "warmup_batches")}
 
@@ -116,7 +117,7 @@ def _preconditioned(
     return replace(entry, convolutional=convolutional or {})
 
 
-# Learning rates and dampings are those of committed sweeps: docs/defaults.md and docs/methods.md.
+# Learning rates and dampings are those of committed sweeps: docs/defaults.md, docs/methods.md, docs/convolutions.md.
 METHODS: Mapping[str, MethodEntry] = MappingProxyType(
     {
         "sgd": MethodEntry(
@@ -126,6 +127,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer_options=SGD_CONSTRUCTOR,
             preconditioner=None,
             options={**SGD_OPTIONS, "lr": 0.012, "momentum": 0.9},
+            convolutional={"lr": 0.02},
             lr_range=(1e-3, 1.0),
         ),
         "adam": MethodEntry(
@@ -135,6 +137,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer_options=("lr",),
             preconditioner=None,
             options={**COMMON_OPTIONS, "lr": 3.4e-4},
+            convolutional={"lr": 2e-3},
             lr_range=(1e-5, 1e-2),
         ),
         "adamw": MethodEntry(
@@ -144,6 +147,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             optimizer_options=("lr",),
             preconditioner=None,
             options={**COMMON_OPTIONS, "lr": 3.4e-4, "weight_decay": 0.01},
+            convolutional={"lr": 2e-3},
             lr_range=(1e-5, 1e-2),
         ),
         "foof": _preconditioned(
@@ -152,6 +156,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             path="foof:FOOF",
             # Not its best cell, lr 0.1, damping 0.01, with which one seed of the default comparison diverges.
             options={**PRECONDITIONED_OPTIONS, "lr": 0.3, "damping": 0.1, **_FACTOR_OPTIONS},
+            convolutional={"lr": 0.1, "damping": 1.0, "momentum": 0.9},
             constructor=("ema", *FACTORS),
         ),
         "kfac": _preconditioned(
@@ -167,6 +172,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 **_FACTOR_OPTIONS,
             },
             constructor=("ema", "damping_kind", "fisher", *FACTORS),
+            convolutional={"lr": 0.001, "damping": 0.01, "momentum": 0.9},
             # Of the swept ones those that did not diverge at width 1000 either (docs/defaults.md).
             variants=(
                 Variant({"damping_kind": "standard"}, {"lr": 0.003, "damping": 0.01}),
@@ -179,6 +185,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             paper=f"{GEORGE}, Algorithm 1",
             path="ekfac:EKFAC",
             options=_EKFAC_OPTIONS,
+            convolutional=_EKFAC_CONVOLUTIONAL,
             constructor=("ema", "fisher", "damping_init", *FACTORS),
             variants=tuple(
                 Variant({"fisher": fisher, "damping_init": "plain"}, {"lr": 3e-4, "damping": 1e-3})
@@ -190,6 +197,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             paper=f"{GEORGE}, section 3.2",
             path="ekfac_ra:EKFACRA",
             options={**_EKFAC_OPTIONS, "scale_decay": 0.75},
+            convolutional=_EKFAC_CONVOLUTIONAL,
             constructor=("ema", "fisher", "damping_init", "scale_decay", *FACTORS),
         ),
         "foof-kfac-damping": _preconditioned(

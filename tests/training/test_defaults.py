@@ -55,16 +55,24 @@ def test_no_variant_diverges_with_its_defaults(spec, tmp_path):
     assert [run["status"] for run in summary["runs"]] == ["done"], config.methods[0].options
 
 
-@pytest.mark.parametrize("factors", ["", "sharing=reduce", "spatial=sua", "input_groups=2", "stat_samples=10"])
-@pytest.mark.parametrize("opt", [name for name, entry in METHODS.items() if name == "sgd" or entry.accepts("spatial")])
-def test_none_diverges_on_a_convolutional_model_with_its_defaults(opt, factors, tmp_path):
-    if opt == "sgd" and factors:
-        pytest.skip("it has no factors")
+_ESTIMATES = ("sharing=reduce", "spatial=sua", "input_groups=2", "stat_samples=10")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(name for name, entry in METHODS.items() if entry.convolutional),
+        *(f"{name}:{estimate}" for name in ("kfac", "ekfac") for estimate in _ESTIMATES),
+    ],
+)
+def test_convolutional_models_are_trained_with_defaults_of_their_own(spec, tmp_path):
     flags = {"model": "convnet", "updates": 20, "eval_samples": 100, "train_samples": 500}
-    config = load_config(specs=[f"{opt}:{factors}".removesuffix(":")], flags=flags)
-    summary = train(config, tmp_path, Observer())
-    (run,) = summary["runs"]
-    assert run["status"] == "done" and run["final_train_loss"] < 2.3, config.methods[0].options
+    config = load_config(specs=[spec], flags=flags)
+    (run,) = train(config, tmp_path, Observer())["runs"]
+    assert run["status"] == "done" and run["final_train_loss"] == run["best_train_loss"], config.methods[0].options
+    defaults = METHODS[spec.split(":")[0]].convolutional.items()
+    assert defaults <= config.methods[0].options.items()
+    assert not defaults <= load_config(specs=[spec], flags={"model": "mlp"}).methods[0].options.items()
 
 
 def test_defaults_of_a_variant_are_its_own_where_nothing_is_given():
