@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import io
 import os
+import pickle
 import shutil
 import signal
 import struct
@@ -28,6 +29,7 @@ from kfbench.cli.app import main as kfbench
 from kfbench.config.schema import SECTIONS
 from kfbench.problems.idx import idx_bytes
 from kfbench.problems.locations import FILES
+from tests.problems.published_files import write_cifar, write_svhn
 
 SECONDS = 60
 SMALL = ["--quick", "--width", "8", "--train-samples", "100", "--batch-size", "20", "--eval-samples", "20"]
@@ -225,10 +227,44 @@ def data():
     for name, content in faults.items():
         for arguments in (["train", "--opt", "sgd", *SMALL, "--dataset", "mnist"], ["data", "check", "mnist"]):
             yield f"{arguments[0]} {name}", [*arguments, "--data-dir", "d"], (whole, content)
-    for folder in ("file", "empty"):  # of what would be generated
+    yield from _published()
+    for folder in ("file", "foreign"):  # of what would be generated
         arguments = ["train", "--opt", "sgd", *SMALL, "--model", "autoencoder", "--dataset", "curves"]
         yield f"curves is {folder}", [*arguments, "--data-dir", folder], None
         yield f"fetch where curves is {folder}", ["data", "fetch", "curves", "--data-dir", folder], None
+
+
+def _published():
+    """CIFAR's pickles and SVHN's MATLAB files, one of which is not what it should be."""
+    executes = pickle.dumps(_Executes(), 2)
+    faults = {
+        "empty": b"",
+        "text": b"<html>",
+        "pickle that executes": executes,
+        "pickle that executes, protocol 4": pickle.dumps(_Executes(), 4),
+        "pickle of a number": pickle.dumps(3, 2),
+        "pickle of other keys": pickle.dumps({"data": [1], "labels": [0]}, 2),
+        "pickle cut": pickle.dumps({b"data": bytes(3072), b"labels": [0]}, 2)[:-20],
+        "deep pickle": b"\x80\x02" + b"]" * 100_000 + b".",
+        "long text": b"\x80\x02X" + (2**31 - 1).to_bytes(4, "little"),
+        "gzip bomb": gzip.compress(bytes(300_000_000), 1),
+        "matlab header alone": b"MATLAB 5.0 MAT-file" + b" " * 105 + b"\x00\x01IM",
+        "torn matlab": b"MATLAB 5.0 MAT-file" + b" " * 105 + b"\x00\x01IM" + b"\x0f\0\0\0\xff\xff\xff\x7f",
+    }
+    places = {"cifar10": "cifar-10-batches-py/data_batch_1", "svhn": "svhn/train_32x32.mat"}
+    for dataset, place in places.items():
+        for name, content in faults.items():
+            arguments = ["--model", "convnet", "--opt", "sgd", "--quick", "--width", "4", "--batch-size", "4"]
+            files = (dataset, place, content)
+            yield f"train {dataset} {name}", ["train", *arguments, "--dataset", dataset, "--data-dir", "d"], files
+            yield f"check {dataset} {name}", ["data", "check", dataset, "--data-dir", "d"], files
+
+
+class _Executes:
+    """Leaves a file in the working folder when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("EXECUTED"),)
 
 
 def own():
@@ -268,10 +304,16 @@ def _place(folder, content):
     (folder / "loop").symlink_to("loop")
     (folder / "file").mkdir()
     (folder / "file" / "curves").write_text("no folder")
-    (folder / "empty" / "curves").mkdir(parents=True)
+    (folder / "foreign" / "curves").mkdir(parents=True)
+    (folder / "foreign" / "curves" / "thesis.tex").write_text("years of work")
     shutil.copy(Path(__file__).with_name("odd_things.py"), folder)
     if isinstance(content, (str, bytes)):
         (folder / "c.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
+    elif content is not None and len(content) == 3:
+        dataset, place, faulty = content
+        write_cifar(folder / "d") if dataset == "cifar10" else write_svhn(folder / "d")
+        (found,) = (folder / "d").rglob(Path(place).name)
+        found.write_bytes(faulty)
     elif content is not None:
         (folder / "d").mkdir()
         whole, faulty = content
