@@ -3,11 +3,12 @@
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.inverses import BlockInverse, form_of
-from kfbench.curvature.linalg import DampedInverse, damped_inverses
+from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.moments import Form, Moment, MomentOfRows
@@ -93,14 +94,15 @@ class FactorAverages:
     def add_inputs(self, statistics: Statistics) -> None:
         """Average in the input factor A of every layer."""
         for name, layer in statistics.items():
-            counted = layer.counted(self.estimate) * (layer.positions if self.estimate.sharing == "reduce" else 1)
+            by_row = self.estimate.sharing == "reduce"
+            counted = layer.counted_rows(self.estimate) if by_row else layer.counted(self.estimate)
             self.add_moment(name, layer.input_moment(estimate=self.estimate), counted)
 
     def add_output_gradients(self, statistics: Statistics) -> None:
         """Average in the output factor B of every layer."""
         for name, layer in statistics.items():
             # N P, without K: over vectors it is a sum.
-            self.add_moment(name, layer.output_moment(self.estimate), layer.counted(self.estimate) * layer.positions)
+            self.add_moment(name, layer.output_moment(self.estimate), layer.counted_rows(self.estimate))
 
     def damped_inverses(
         self, damping: Mapping[str, Tensor | float]
@@ -115,6 +117,19 @@ class FactorAverages:
             is_whole = form is None or form.input_blocks == ((form.d_in, 1),)
             whole[name] = parts[0] if form is None or is_whole else BlockInverse(form, parts)
         return whole, retried
+
+    def eigenbasis(self, name: str) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+        """Eigenvalues and eigenvectors of one mean: of a structured one block by block, in its structure.
+
+        In the whole matrix each eigenvalue of SUA's ``C (x) I`` is there for every tap, and any basis of these as good.
+        """
+        form = self.means.forms.get(name)
+        if form is None or form.input_blocks == ((form.d_in, 1),):
+            return eigenbasis(self.means[name])
+        kept = self.means.kept[name]
+        parts = [eigenbasis(form.block(kept, index)) for index in range(form.blocks)]
+        values, vectors = ([torch.diag(s).flatten() for s, _ in parts], [U.flatten() for _, U in parts])
+        return form.assemble(torch.cat(values)).diagonal().clone(), form.assemble(torch.cat(vectors))
 
     def forget(self, names: Collection[str]) -> None:
         """These layers are others now: their next observation counts fully."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -102,27 +102,21 @@ class Captured:
         used, layer = self.used(name), self.layers[name]
         if self.is_small(name):  # statistics and gradients ask for the same ones; patches would fill the memory
             if name not in self._inputs:
-                self._inputs[name] = _joined([full(layer.input_rows(x)) for x in self._unchanged(name)])
+                self._inputs[name] = _joined([full(layer.input_rows(x)) for x in self._given(name)()])
             return SampleRows.of(self._inputs[name])
 
-        # Not ``self``, which would keep every gradient of this update for as long as a method keeps these rows.
-        given = partial(_unchanged, name, used)
+        given, positions = self._given(name), sum(call.positions for call in used)
+        if len(used) == 1:
+            return layer.sample_rows(lambda: given()[0], used[0].samples, positions)
 
         def make(part: slice) -> Tensor:
             return _joined([full(layer.input_rows(x[part])) for x in given()])
 
-        rows = SampleRows(make, used[0].samples, sum(call.positions for call in used), layer.d_in)
-        if len(used) > 1 or not layer.has_maps:
-            return rows
-        return replace(
-            rows,
-            mapped=lambda matrix: layer.outputs(full(given()[0]), matrix),
-            summed=lambda weights: layer.gradient(full(given()[0]), weights),
-        )
+        return SampleRows(make, used[0].samples, positions, layer.d_in)
 
-    def _unchanged(self, name: str) -> list[Tensor]:
-        """What the layer was given."""
-        return _unchanged(name, self.used(name))
+    def _given(self, name: str) -> Callable[[], list[Tensor]]:
+        """What the layer was given, when asked for; neither the calls, whose edges keep the graph, nor ``self``."""
+        return partial(_unchanged, name, [(call.input, call.version) for call in self.used(name)])
 
     def draw(
         self,
@@ -171,7 +165,7 @@ class Captured:
             found[name] = CapturedStatistics(
                 rows=self.inputs(name),
                 has_bias=layer.has_bias,
-                moment=partial(self._input_moment, name),
+                moment=partial(_input_moment, self.layers[name], self.inputs(name), self._given(name)),
                 # Groups were given the same, which the first of them answers for.
                 raw=[call.input for call in used] if layer.group == 0 else [],
                 vectors=len(passes),
@@ -179,14 +173,6 @@ class Captured:
                 output_moments=moments,
             )
         return found
-
-    def _input_moment(self, name: str, ones: bool, estimate: Estimate) -> Moment:
-        if not self.is_small(name) or estimate.is_structured:
-            return self.layers[name].input_moment(self._unchanged(name), ones, estimate)
-        rows = self.inputs(name).make(slice(estimate.count(self.used(name)[0].samples)))
-        if ones and not self.layers[name].has_bias:
-            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
-        return MomentOfRows(rows.sum(1) if estimate.sharing == "reduce" else rows)
 
     def gradients(self, losses: Tensor, keep_graph: bool = False) -> dict[str, LayerGradient]:
         """The mean gradient of ``losses`` [N] of every used layer; frees the graph unless it is to be kept."""
@@ -252,15 +238,26 @@ class CaptureError(RuntimeError):
     """A model did what capture cannot follow; the message is one sentence for the user."""
 
 
-def _unchanged(name: str, calls: list[Call]) -> list[Tensor]:
-    """What the layer was given in these calls."""
-    for call in calls:
-        if call.input._version != call.version:
+def _unchanged(name: str, given: list[tuple[Tensor, int]]) -> list[Tensor]:
+    """What the layer was given, of each call with its version."""
+    for x, version in given:
+        if x._version != version:
             raise CaptureError(
                 f"the input of layer {name!r} was changed in place after the layer used it, "
                 "so its rows are lost; make the operation that follows it out of place"
             )
-    return [call.input for call in calls]
+    return [x for x, _ in given]
+
+
+def _input_moment(
+    layer: Layer, rows: SampleRows, given: Callable[[], list[Tensor]], ones: bool, estimate: Estimate
+) -> Moment:
+    if rows.positions > 1:  # however few they are: a layer's own form, once kept, is then kept on
+        return layer.input_moment(given(), ones, estimate)
+    some = rows.make(slice(estimate.count(rows.samples)))
+    if ones and not layer.has_bias:
+        some = torch.cat([some, some.new_ones(*some.shape[:2], 1)], dim=2)
+    return MomentOfRows(some)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -9,7 +9,8 @@ class LayerShape:
 
     ``first``: its input needs no gradient, so the backward pass skips one of its products.
     ``positions``: P. ``factor_per_sample``: multiply-adds of the input factor where it is not formed from rows.
-    ``input_blocks``: (width, how often it meets a row) of each block of the input factor, where it is not one.
+    ``observed``: rows that its factors are made of, where these are not all. ``input_blocks``: (width, how often it
+    meets a row) of each block of the input factor, where it is not one.
     """
 
     rows: int
@@ -19,6 +20,7 @@ class LayerShape:
     positions: int = 1
     factor_per_sample: float | None = None
     input_blocks: tuple[tuple[int, int], ...] = ()
+    observed: int | None = None
 
     def with_points(self, points: int) -> "LayerShape":
         """The same layer in a batch of another size."""
@@ -31,7 +33,7 @@ class LayerShape:
 
     @property
     def on_rows(self) -> bool:
-        """Whether the gradient is kept as rows: else it comes from autograd as a matrix (``curvature/capture.py``)."""
+        """Whether the gradient is kept as rows: else it comes from autograd as a matrix (``curvature/captured.py``)."""
         return self.positions == 1 or self.rows < self.d_out
 
     @property
@@ -54,9 +56,19 @@ class LayerShape:
     @property
     def input_factor(self) -> float:
         """``sum_n sum_p a a'``, as it is formed."""
+        rows = self.rows if self.observed is None else self.observed
         if self.factor_per_sample is None:
-            return symmetric_product(self.rows, self.d_in)
-        return self.rows // self.positions * self.factor_per_sample
+            return symmetric_product(rows, self.d_in)
+        return rows // self.positions * self.factor_per_sample
+
+    def output_factor(self, vectors: int) -> float:
+        """``sum_k sum_n sum_p g g'``."""
+        return symmetric_product(vectors * (self.rows if self.observed is None else self.observed), self.d_out)
+
+    @property
+    def without_blocks(self) -> "LayerShape":
+        """For what takes the input factor as one matrix, however it is structured: bases."""
+        return replace(self, input_blocks=())
 
 
 def forward_backward(shapes: list[LayerShape]) -> float:

@@ -38,7 +38,7 @@ class Coverage:
     def __init__(self, model: nn.Module, per_sample: bool = False) -> None:
         self.model, self.per_sample = model, per_sample
         self.layers, self.left_out = find_layers(model)
-        self._trainable = self._fingerprint()
+        self._trainable, self._parts = self._fingerprint(), _parts(self.layers)
         self._verified: dict[str, set[_Kind]] = {}
         self._named: set[str] = set()
         self._warned_of_mixing = False
@@ -64,12 +64,13 @@ class Coverage:
         now = self._fingerprint()
         if now == self._trainable:
             return set()
-        before, self._trainable = self.layers, now
+        before, self._trainable = self._parts, now
         found, self.left_out = find_layers(self.model)
         # What was found out about a layer still holds where it is the same one.
-        self.layers = found
-        replaced = sorted(name for name, layer in before.items() if name in found and not _same(layer, found[name]))
-        changed = {*replaced, *(found.keys() ^ before.keys())}
+        known, self.layers = self.layers.keys(), found
+        self._parts = _parts(found)
+        replaced = sorted(name for name in known if name in found and before[name] != self._parts[name])
+        changed = {*replaced, *(found.keys() ^ known)}
         for name in changed:
             self._verified.pop(name, None)
         if replaced:
@@ -164,8 +165,9 @@ def _first(names: list[str]) -> str:
     return ", ".join(names) if more <= 1 else f"{', '.join(names[:_NAMED])} and {more} more"
 
 
-def _same(a: Layer, b: Layer) -> bool:
-    return a.module is b.module and [id(p) for p in a.parameters] == [id(p) for p in b.parameters]
+def _parts(layers: Mapping[str, Layer]) -> dict[str, list[int]]:
+    """What each layer is made of now (by id): a bias that is frozen later leaves its rows."""
+    return {name: [id(layer.module), *map(id, layer.parameters)] for name, layer in layers.items()}
 
 
 def _is_usual(layer: Layer, call: Any) -> bool:

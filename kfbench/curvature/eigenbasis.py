@@ -27,9 +27,12 @@ class KroneckerEigenbasis:
     @classmethod
     def of(cls, B: Float[Tensor, "d_out d_out"], A: Float[Tensor, "d_in d_in"]) -> "KroneckerEigenbasis":
         """Decompose both factors: everything cubic is here."""
-        s_B, U_B = eigenbasis(B)
-        s_A, U_A = eigenbasis(A)
-        return cls(U_B, s_B, U_A, s_A)
+        return cls.joined(eigenbasis(B), eigenbasis(A))
+
+    @classmethod
+    def joined(cls, B: tuple[Tensor, Tensor], A: tuple[Tensor, Tensor]) -> "KroneckerEigenbasis":
+        """From (eigenvalues, eigenvectors) of both factors."""
+        return cls(B[1], B[0], A[1], A[0])
 
     def eigenvalues(self) -> Float[Tensor, "d_out d_in"]:
         """``s_B s_A'``, the eigenvalues of ``B (x) A``."""

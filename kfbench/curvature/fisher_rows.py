@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.statistics import LayerStatistics, Statistics
+from kfbench.curvature.statistics import LayerStatistics, RowStatistics, Statistics
+from kfbench.layers.plane import rows_from_state
 from kfbench.layers.sample_rows import SampleRows
 
 # Inner products are taken for so many elements at a time: it bounds memory, stays near the cache, and
@@ -245,9 +246,10 @@ def as_gradients(v: Mapping[str, Tensor]) -> dict[str, LayerGradient]:
     return {name: LayerGradient.from_dense(matrix, 1) for name, matrix in v.items()}
 
 
-def _pack(statistics: Statistics) -> dict[str, list[Tensor | None]]:
-    return {name: [layer.inputs, layer.output_gradients] for name, layer in statistics.items()}
+def _pack(statistics: Statistics) -> dict[str, list[Any]]:
+    return {name: [layer.sample_rows().state_dict(), layer.output_gradients] for name, layer in statistics.items()}
 
 
 def _unpack(state: Mapping[str, Any]) -> dict[str, LayerStatistics]:
-    return {name: LayerStatistics(*factors) for name, factors in state.items()}
+    # In states of before there were rows that are made when asked for they are tensors.
+    return {name: RowStatistics(rows_from_state(rows), g, False) for name, (rows, g) in state.items()}

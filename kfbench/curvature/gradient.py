@@ -61,8 +61,11 @@ class LayerGradient:
         rows = sum(part.rows for part in parts)
         # More rows than that would send a side to the dense gradient anyway, see ``transform``.
         if keep_rows or (all(part._dense is None for part in parts) and rows < min(parts[0].shape)):
-            joined = [torch.cat([getattr(p, side) for p in parts]) for side in ("output_gradients", "inputs")]
-            return cls(joined[0], joined[1], samples)
+            g, inputs = torch.cat([part.output_gradients for part in parts]), [part._inputs for part in parts]
+            lazy = [a for a in inputs if isinstance(a, SampleRows)]
+            if len(lazy) == len(parts):
+                return cls(g, SampleRows.join(lazy), samples)
+            return cls(g, torch.cat([part.inputs for part in parts]), samples)
         dense = torch.stack([part.dense() * (part.samples / samples) for part in parts]).sum(0)
         return cls.from_dense(dense, samples)
 

@@ -68,11 +68,15 @@ class LayerStatistics:
 
     def first(self, samples: int | None) -> "LayerStatistics":
         """Its rows of the first so many samples, or all, without whatever else it knows."""
-        return _SomeRows(self.sample_rows().first(samples), self.output_gradients, self.has_bias)
+        return RowStatistics(self.sample_rows().first(samples), self.output_gradients, self.has_bias)
 
     def counted(self, estimate: Estimate) -> int:
         """How many samples its moments are made of."""
         return estimate.count(self.samples)
+
+    def counted_rows(self, estimate: Estimate) -> int:
+        """How many rows: samples times positions."""
+        return estimate.count(self.samples) * self.positions
 
     def to_check(self) -> list[Tensor]:
         """Tensors that are finite only if all that was captured is."""
@@ -132,7 +136,7 @@ class CapturedStatistics(LayerStatistics):
         return [t for t in (*self._raw, self._output_gradients, *moments) if t is not None]
 
 
-class _SomeRows(LayerStatistics):
+class RowStatistics(LayerStatistics):
     """Rows alone."""
 
     def __init__(self, rows: SampleRows, output_gradients: Tensor | None, has_bias: bool) -> None:
@@ -194,6 +198,10 @@ class _JoinedStatistics(LayerStatistics):
     def counted(self, estimate: Estimate) -> int:
         """Those of every part."""
         return sum(part.counted(estimate) for part in self._parts)
+
+    def counted_rows(self, estimate: Estimate) -> int:
+        """Likewise: their positions may differ, as sizes of images do."""
+        return sum(part.counted_rows(estimate) for part in self._parts)
 
     def to_check(self) -> list[Tensor]:
         """Of all parts."""

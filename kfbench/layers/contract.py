@@ -12,7 +12,7 @@ so that its gradient is ``G = 1/N sum_n sum_p g a'`` [d_out, d_in]: weight and b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from kfbench.layers.estimate import Estimate
 from kfbench.layers.moments import Form, Moment, MomentOfRows
+from kfbench.layers.sample_rows import SampleRows
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Layer(ABC):
     def gradient(self, x: Tensor, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
         """``sum_n sum_p w a'``: the gradient of the layer's weights where that of its outputs is ``weights``."""
         return weights.flatten(0, 1).T @ self.input_rows(x).flatten(0, 1)
+
+    def sample_rows(self, given: Callable[[], Tensor], samples: int, positions: int) -> SampleRows:
+        """The rows of one call, made when asked for from what ``given`` returns."""
+        return SampleRows(lambda part: self.input_rows(full(given()[part])), samples, positions, self.d_in)
 
     def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """``sum_n sum_p a a'`` over these calls, ``ones``: with a column of ones, whether there is a bias or not."""

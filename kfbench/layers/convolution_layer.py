@@ -1,19 +1,19 @@
 """Convolutions: every output position is one, its input the patch under the kernel (Grosse & Martens 2016)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from kfbench.layers.contract import Layer, full
 from kfbench.layers.estimate import Estimate
 from kfbench.layers.geometry import Geometry
 from kfbench.layers.moments import Form, JoinedMoment, Moment, MomentOfChunks, MomentOfImages
+from kfbench.layers.plane import Plane
+from kfbench.layers.sample_rows import SampleRows
 from kfbench.layers.shifts import Shifts
 from kfbench.layers.structured import ChannelGroups, TapMean
 
@@ -67,23 +67,25 @@ class ConvolutionLayer(Layer):
         """Over planes; of volumes patches are made."""
         return len(self.geometry.kernel) == 2
 
+    @property
+    def plane(self) -> Plane:
+        """Its kernel over ``images``."""
+        return Plane(self.geometry, self.has_bias)
+
     def outputs(self, x: Tensor, matrix: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "N P d_out"]:
         """One convolution."""
-        images, geometry = self.images(x), self.geometry
-        weight = matrix[:, : matrix.shape[1] - self.has_bias].unflatten(1, (images.shape[1], *geometry.kernel))
-        axes: Any = (geometry.stride, geometry.zeros, geometry.dilation)
-        bias = matrix[:, -1] if self.has_bias else None
-        return functional.conv2d(images, weight, bias, *axes).flatten(2).transpose(1, 2)
+        return self.plane.outputs(self.images(x), matrix)
 
     def gradient(self, x: Tensor, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
         """One gradient of a convolution's weights."""
-        images, geometry = self.images(x), self.geometry
-        sizes = geometry.outputs(self.sizes(tuple(x.shape[2:])))
-        g = weights.transpose(1, 2).unflatten(2, sizes)
-        axes: Any = (geometry.stride, geometry.zeros, geometry.dilation)
-        shape = (weights.shape[2], images.shape[1], *geometry.kernel)
-        total = conv2d_weight(images, shape, g.contiguous(), *axes).flatten(1)
-        return torch.cat([total, weights.sum((0, 1))[:, None]], dim=1) if self.has_bias else total
+        return self.plane.gradient(self.images(x), weights)
+
+    def sample_rows(self, given: Callable[[], Tensor], samples: int, positions: int) -> SampleRows:
+        """Over planes by convolutions; of volumes patches are made."""
+        if not self.has_maps:
+            return super().sample_rows(given, samples, positions)
+        images = lambda part: self.images(full(given()[part]))  # noqa: E731
+        return self.plane.sample_rows(images, samples, positions, self.d_in)
 
     def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """By shifts where they are fewer multiply-adds and all calls are alike, else by patches of a few samples."""

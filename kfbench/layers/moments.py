@@ -166,10 +166,14 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    usual = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    # Of both libraries, by torch's newer switches: its older ones refuse to be read where a user has set these.
+    backends: Any = torch.backends
+    places = [backends.cuda.matmul, backends.cudnn.conv]
+    usual = [place.fp32_precision for place in places]
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            yield
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = usual
+        for place, precision in zip(places, usual, strict=True):
+            place.fp32_precision = precision

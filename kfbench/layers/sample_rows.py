@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,7 @@ class SampleRows:
     mapped: Callable[[Tensor], Tensor] | None = None
     summed: Callable[[Tensor], Tensor] | None = None
     in_memory: Tensor | None = None
+    described: Callable[[], dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, rows: Float[Tensor, "N P d_in"]) -> "SampleRows":
@@ -58,7 +60,9 @@ class SampleRows:
         def mapped(matrix: Tensor) -> Tensor:
             return torch.cat([part.times(matrix) for part in parts])
 
-        return cls(make, sum(sizes), parts[0].positions, parts[0].width, mapped, weighted)
+        described = lambda: {"parts": [part.state_dict() for part in parts]}  # noqa: E731
+        shape = sum(sizes), parts[0].positions, parts[0].width
+        return cls(make, *shape, mapped, weighted, described=described)
 
     def all(self) -> Float[Tensor, "N P d_in"]:
         """Everything at once."""
@@ -73,6 +77,12 @@ class SampleRows:
         if self.summed is None:
             return weights.flatten(0, 1).T @ self.all().flatten(0, 1)
         return self.summed(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which they are made again, without rows where they are not in memory."""
+        if self.described is not None:
+            return self.described()
+        return {"rows": self.all() if self.in_memory is None else self.in_memory}
 
     def first(self, samples: int | None) -> "SampleRows":
         """Of the first so many samples, or all; without the layer's own ways, which know all of them."""

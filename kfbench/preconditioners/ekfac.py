@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kfbench.curvature.approximations import ScaledEigenbasis
 from kfbench.curvature.averages import FactorAverages
-from kfbench.curvature.counts import LayerShape, eigh, symmetric_product
+from kfbench.curvature.counts import LayerShape, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
@@ -87,10 +87,10 @@ class EKFAC:
     def _refresh_bases(self, damping: float) -> None:
         # Freed first, so that no two generations are held at once.
         self.bases, self.scales, self.damping = {}, {}, {}
-        self.bases = {name: KroneckerEigenbasis.of(self.B.means[name], A) for name, A in self.A.means.items()}
+        self.bases = {n: KroneckerEigenbasis.joined(self.B.eigenbasis(n), self.A.eigenbasis(n)) for n in self.A.means}
         self.damping = {name: _damping(basis, damping, self.damping_init) for name, basis in self.bases.items()}
         if not self._warned:
-            largest = {name: basis.s_B[-1] * basis.s_A[-1] for name, basis in self.bases.items()}
+            largest = {name: basis.s_B.max() * basis.s_A.max() for name, basis in self.bases.items()}
             self._warned = warn_of_small_damping(damping, largest)
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
@@ -179,11 +179,11 @@ class EKFAC:
 
 def without_scales(shape: LayerShape, vectors: int) -> dict[str, float]:
     """Multiply-adds of one layer, but for its scales: factors, eigenbases, rotation there and back."""
-    rows, d_out, d_in = shape.rows, shape.d_out, shape.d_in
+    d_out, d_in = shape.d_out, shape.d_in
     return {
-        "statistics": shape.input_factor + symmetric_product(vectors * rows, d_out),
+        "statistics": shape.input_factor + shape.output_factor(vectors),
         "refresh": eigh(d_in) + eigh(d_out),
-        "apply": shape.right_side + shape.left_side + d_out * d_in * (d_out + d_in),
+        "apply": shape.without_blocks.right_side + shape.left_side + d_out * d_in * (d_out + d_in),
     }
 
 

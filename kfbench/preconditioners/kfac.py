@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
 from kfbench.curvature.averages import FactorAverages
-from kfbench.curvature.counts import LayerShape, cholesky, eigh, symmetric_product
+from kfbench.curvature.counts import LayerShape, cholesky, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.inverses import BlockInverse, inverse_from_state
@@ -76,10 +76,12 @@ class KFAC:
         if self.damping_kind == "heuristic":
             self._refresh_inverses(damping)
         else:
-            self.bases = {n: KroneckerEigenbasis.of(self.B.means[n], A) for n, A in self.A.means.items()}
+            self.bases = {
+                n: KroneckerEigenbasis.joined(self.B.eigenbasis(n), self.A.eigenbasis(n)) for n in self.A.means
+            }
             self.denominators = {n: basis.eigenvalues().add_(damping) for n, basis in self.bases.items()}
             if not self._warned:
-                largest = {n: basis.s_B[-1] * basis.s_A[-1] for n, basis in self.bases.items()}
+                largest = {n: basis.s_B.max() * basis.s_A.max() for n, basis in self.bases.items()}
                 self._warned = warn_of_small_damping(damping, largest)
 
     def heuristic_damping(self, damping: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -118,9 +120,9 @@ class KFAC:
         heuristic = self.damping_kind == "heuristic"
         rotation_back = 0 if heuristic else d_out * d_in * (d_out + d_in)
         return {
-            "statistics": shape.input_factor + symmetric_product(vectors * shape.rows, d_out),
+            "statistics": shape.input_factor + shape.output_factor(vectors),
             "refresh": shape.input_cholesky + cholesky(d_out) if heuristic else eigh(d_in) + eigh(d_out),
-            "apply": shape.right_side + shape.left_side + rotation_back,
+            "apply": (shape if heuristic else shape.without_blocks).right_side + shape.left_side + rotation_back,
         }
 
     def forget(self, names: Collection[str]) -> None:

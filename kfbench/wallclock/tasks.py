@@ -31,7 +31,9 @@ def layer_shapes(trainee: Trainee, batch: Batch, estimate: Estimate = EXACT) -> 
         factor = None if form is None else len(calls) * form.multiply_adds(1)
         blocks = () if form is None else form.input_blocks
         rows = len(batch[0]) * positions
-        shapes.append(LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor, blocks))
+        counted = estimate.count(len(batch[0]))
+        observed = None if estimate == EXACT else counted * (1 if estimate.sharing == "reduce" else positions)
+        shapes.append(LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor, blocks, observed))
     return shapes
 
 
