@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.inverses import BlockInverse, form_of
 from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis
 from kfbench.curvature.statistics import Statistics
@@ -41,6 +42,11 @@ class Means(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def structure(self, name: str) -> Form | None:
+        """The form of a matrix that is not one block; None of any other, however it is kept."""
+        form = self.forms.get(name)
+        return None if form is None or form.input_blocks == ((form.d_in, 1),) else form
 
     def trace(self, name: str) -> Float[Tensor, ""]:
         """``tr``, without assembling."""
@@ -113,9 +119,8 @@ class FactorAverages:
         inverses, retried = damped_inverses(blocks, own)
         whole: dict[str, DampedInverse | BlockInverse] = {}
         for name, names in blocks.of.items():
-            parts, form = [inverses[block] for block in names], self.means.forms.get(name)
-            is_whole = form is None or form.input_blocks == ((form.d_in, 1),)
-            whole[name] = parts[0] if form is None or is_whole else BlockInverse(form, parts)
+            parts, form = [inverses[block] for block in names], self.means.structure(name)
+            whole[name] = parts[0] if form is None else BlockInverse(form, parts)
         return whole, retried
 
     def eigenbasis(self, name: str) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
@@ -123,8 +128,8 @@ class FactorAverages:
 
         In the whole matrix each eigenvalue of SUA's ``C (x) I`` is there for every tap, and any basis of these as good.
         """
-        form = self.means.forms.get(name)
-        if form is None or form.input_blocks == ((form.d_in, 1),):
+        form = self.means.structure(name)
+        if form is None:
             return eigenbasis(self.means[name])
         kept = self.means.kept[name]
         parts = [eigenbasis(form.block(kept, index)) for index in range(form.blocks)]
@@ -148,6 +153,11 @@ class FactorAverages:
         self.means.kept, self._weights = dict(state["means"]), dict(state["weights"])
         # States of before there were compact ones hold matrices alone.
         self.means.forms = {name: form_of(values) for name, values in state.get("forms", {}).items()}
+
+
+def joint_eigenbases(B: FactorAverages, A: FactorAverages) -> dict[str, KroneckerEigenbasis]:
+    """Of ``B (x) A`` of every layer: everything cubic is here."""
+    return {name: KroneckerEigenbasis.joined(B.eigenbasis(name), A.eigenbasis(name)) for name in A.means}
 
 
 class _Blocks(Mapping[str, Tensor]):

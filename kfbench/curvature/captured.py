@@ -17,7 +17,7 @@ from kfbench.curvature.statistics import CapturedStatistics, LayerStatistics
 from kfbench.layers.contract import Layer, full
 from kfbench.layers.estimate import Estimate
 from kfbench.layers.moments import Moment, MomentOfRows
-from kfbench.layers.sample_rows import SampleRows
+from kfbench.layers.sample_rows import SampleRows, with_ones
 
 _LET_GO = torch.empty(0)  # in place of an input that nobody will ask for
 
@@ -162,10 +162,11 @@ class Captured:
             elif passes:
                 rows = torch.stack([self._rows(name, each) for each in passes])
                 rows = rows / scale if scale != 1.0 else rows
+            inputs = self.inputs(name)
             found[name] = CapturedStatistics(
-                rows=self.inputs(name),
+                rows=inputs,
                 has_bias=layer.has_bias,
-                moment=partial(_input_moment, self.layers[name], self.inputs(name), self._given(name)),
+                moment=partial(_input_moment, layer, inputs, self._given(name)),
                 # Groups were given the same, which the first of them answers for.
                 raw=[call.input for call in used] if layer.group == 0 else [],
                 vectors=len(passes),
@@ -255,9 +256,7 @@ def _input_moment(
     if rows.positions > 1:  # however few they are: a layer's own form, once kept, is then kept on
         return layer.input_moment(given(), ones, estimate)
     some = rows.make(slice(estimate.count(rows.samples)))
-    if ones and not layer.has_bias:
-        some = torch.cat([some, some.new_ones(*some.shape[:2], 1)], dim=2)
-    return MomentOfRows(some)
+    return MomentOfRows(with_ones(some) if ones and not layer.has_bias else some)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.statistics import LayerStatistics, RowStatistics, Statistics
+from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.plane import rows_from_state
 from kfbench.layers.sample_rows import SampleRows
 
@@ -252,4 +252,4 @@ def _pack(statistics: Statistics) -> dict[str, list[Any]]:
 
 def _unpack(state: Mapping[str, Any]) -> dict[str, LayerStatistics]:
     # In states of before there were rows that are made when asked for they are tensors.
-    return {name: RowStatistics(rows_from_state(rows), g, False) for name, (rows, g) in state.items()}
+    return {name: LayerStatistics(rows_from_state(rows), g) for name, (rows, g) in state.items()}

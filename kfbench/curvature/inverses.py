@@ -11,7 +11,9 @@ from kfbench.layers.moments import Form
 from kfbench.layers.shifts import Shifts
 from kfbench.layers.structured import ChannelGroups, TapMean
 
-_FORMS: dict[str, Callable[..., Form]] = {"shifts": Shifts.of, "sua": TapMean, "groups": ChannelGroups}
+_FORMS: dict[str, Callable[..., Form]] = {Shifts.kind: Shifts.of} | {
+    form.kind: form for form in (TapMean, ChannelGroups)
+}
 
 
 class BlockInverse:

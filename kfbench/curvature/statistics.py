@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.moments import JoinedMoment, MeasuredMoment, Moment, MomentOfRows
-from kfbench.layers.sample_rows import SampleRows
+from kfbench.layers.sample_rows import SampleRows, with_ones
 
 
 class LayerStatistics:
@@ -27,15 +27,18 @@ class LayerStatistics:
     ``has_bias``: the last column of the inputs is the bias's, all ones.
     """
 
-    def __init__(self, inputs: Tensor, output_gradients: Tensor | None = None, has_bias: bool = False) -> None:
-        self._inputs, self._output_gradients, self.has_bias = inputs, output_gradients, has_bias
-        self.samples, self.positions = inputs.shape[:2]
+    def __init__(
+        self, inputs: Tensor | SampleRows, output_gradients: Tensor | None = None, has_bias: bool = False
+    ) -> None:
+        self._rows = inputs if isinstance(inputs, SampleRows) else SampleRows.of(inputs)
+        self._output_gradients, self.has_bias = output_gradients, has_bias
+        self.samples, self.positions = self._rows.samples, self._rows.positions
         self.vectors = 0 if output_gradients is None else len(output_gradients)
 
     @property
     def inputs(self) -> Float[Tensor, "N P d_in"]:
         """Of a convolution all its patches, made anew at every look: what needs but their moment asks for that."""
-        return self._inputs
+        return self.sample_rows().all()
 
     @property
     def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:
@@ -51,13 +54,12 @@ class LayerStatistics:
 
     def sample_rows(self) -> SampleRows:
         """The inputs, made when asked for."""
-        return SampleRows.of(self.inputs)
+        return self._rows
 
     def input_moment(self, ones: bool | None = None, estimate: Estimate = EXACT) -> Moment:
         """``sum_n sum_p a a'``; ``ones``: with a column of ones (default: where the layer has a bias)."""
-        rows = self._inputs[: estimate.count(self.samples)]
-        if ones and not self.has_bias:
-            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+        rows = self._rows.make(slice(estimate.count(self.samples)))
+        rows = with_ones(rows) if ones and not self.has_bias else rows
         return MomentOfRows(rows.sum(1) if estimate.sharing == "reduce" else rows)
 
     def output_moment(self, estimate: Estimate = EXACT) -> Moment:
@@ -68,7 +70,8 @@ class LayerStatistics:
 
     def first(self, samples: int | None) -> "LayerStatistics":
         """Its rows of the first so many samples, or all, without whatever else it knows."""
-        return RowStatistics(self.sample_rows().first(samples), self.output_gradients, self.has_bias)
+        rows, g = self.sample_rows().first(samples), self.output_gradients
+        return LayerStatistics(rows, None if g is None else g[:, : rows.samples], self.has_bias)
 
     def counted(self, estimate: Estimate) -> int:
         """How many samples its moments are made of."""
@@ -80,7 +83,7 @@ class LayerStatistics:
 
     def to_check(self) -> list[Tensor]:
         """Tensors that are finite only if all that was captured is."""
-        return [self._inputs] if self._output_gradients is None else [self._inputs, self._output_gradients]
+        return [self.inputs] if self._output_gradients is None else [self.inputs, self._output_gradients]
 
 
 class CapturedStatistics(LayerStatistics):
@@ -101,18 +104,9 @@ class CapturedStatistics(LayerStatistics):
         output_gradients: Tensor | None,
         output_moments: Mapping[Estimate, Tensor] | None,
     ) -> None:
-        self.samples, self.positions, self.has_bias, self.vectors = rows.samples, rows.positions, has_bias, vectors
-        self._rows, self._moment, self._raw = rows, moment, raw
-        self._output_gradients, self._output_moments = output_gradients, output_moments
-
-    @property
-    def inputs(self) -> Float[Tensor, "N P d_in"]:
-        """Made anew at every look."""
-        return self._rows.all()
-
-    def sample_rows(self) -> SampleRows:
-        """As they were captured."""
-        return self._rows
+        super().__init__(rows, output_gradients, has_bias)
+        self.vectors = vectors  # also where their gradients were not kept
+        self._moment, self._raw, self._output_moments = moment, raw, output_moments
 
     @property
     def output_gradients(self) -> Float[Tensor, "K N P d_out"] | None:
@@ -136,24 +130,6 @@ class CapturedStatistics(LayerStatistics):
         return [t for t in (*self._raw, self._output_gradients, *moments) if t is not None]
 
 
-class RowStatistics(LayerStatistics):
-    """Rows alone."""
-
-    def __init__(self, rows: SampleRows, output_gradients: Tensor | None, has_bias: bool) -> None:
-        self._rows, self.samples, self.positions, self.has_bias = rows, rows.samples, rows.positions, has_bias
-        self._output_gradients = None if output_gradients is None else output_gradients[:, : rows.samples]
-        self.vectors = 0 if output_gradients is None else len(output_gradients)
-
-    @property
-    def inputs(self) -> Float[Tensor, "N P d_in"]:
-        """Made anew at every look."""
-        return self._rows.all()
-
-    def sample_rows(self) -> SampleRows:
-        """As they are."""
-        return self._rows
-
-
 Statistics = Mapping[str, LayerStatistics]
 
 
@@ -171,11 +147,6 @@ class _JoinedStatistics(LayerStatistics):
         self._parts, first = parts, parts[0]
         self.samples = sum(part.samples for part in parts)
         self.positions, self.has_bias, self.vectors = first.positions, first.has_bias, first.vectors
-
-    @property
-    def inputs(self) -> Float[Tensor, "N P d_in"]:
-        """Joined anew at every look."""
-        return torch.cat([part.inputs for part in self._parts])
 
     def sample_rows(self) -> SampleRows:
         """Joined where they lie in memory."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kfbench.layers.estimate import Estimate
 from kfbench.layers.moments import Form, Moment, MomentOfRows
-from kfbench.layers.sample_rows import SampleRows
+from kfbench.layers.sample_rows import SampleRows, with_ones
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,6 @@ class Layer(ABC):
     def gradient_rows(self, g: Tensor) -> Float[Tensor, "N P d_out"]:
         """The gradient with respect to what the layer returned, as rows."""
 
-    @property
-    def has_maps(self) -> bool:
-        """Whether there are ``outputs`` and ``gradient`` that make no rows."""
-        return False
-
-    def outputs(self, x: Tensor, matrix: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "N P d_out"]:
-        """Every input row by a matrix: what the layer returns with these weights."""
-        return self.input_rows(x) @ matrix.T
-
-    def gradient(self, x: Tensor, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
-        """``sum_n sum_p w a'``: the gradient of the layer's weights where that of its outputs is ``weights``."""
-        return weights.flatten(0, 1).T @ self.input_rows(x).flatten(0, 1)
-
     def sample_rows(self, given: Callable[[], Tensor], samples: int, positions: int) -> SampleRows:
         """The rows of one call, made when asked for from what ``given`` returns."""
         return SampleRows(lambda part: self.input_rows(full(given()[part])), samples, positions, self.d_in)
@@ -95,7 +82,7 @@ class Layer(ABC):
     def rows_with(self, ones: bool, x: Tensor) -> Float[Tensor, "N P d"]:
         """Input rows, with a column of ones or, where there is no bias, without."""
         rows = self.input_rows(x)
-        return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2) if ones and not self.has_bias else rows
+        return with_ones(rows) if ones and not self.has_bias else rows
 
     @property
     def has_bias(self) -> bool:
@@ -120,7 +107,7 @@ class Layer(ABC):
 
     def with_ones(self, rows: Float[Tensor, "N P d"]) -> Float[Tensor, "N P d_in"]:
         """With the column of the bias, where there is one."""
-        return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2) if self.has_bias else rows
+        return with_ones(rows) if self.has_bias else rows
 
     def matrix(self, tensors: list[Tensor]) -> Float[Tensor, "d_out d_in"]:
         """Weight (and bias) shaped tensors, the layer's part of them joined to its one matrix."""

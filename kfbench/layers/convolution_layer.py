@@ -17,9 +17,6 @@ from kfbench.layers.sample_rows import SampleRows
 from kfbench.layers.shifts import Shifts
 from kfbench.layers.structured import ChannelGroups, TapMean
 
-# Patches are made of so many samples at once that they hold about this many numbers: they stay near the cache.
-_CHUNK = 2**20
-
 
 class ConvolutionLayer(Layer):
     """An ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, or one of its groups, which is a layer of its own."""
@@ -62,30 +59,12 @@ class ConvolutionLayer(Layer):
         """Output positions in their order in memory, as patches go through them."""
         return self._own_channels(g).flatten(2).transpose(1, 2)
 
-    @property
-    def has_maps(self) -> bool:
-        """Over planes; of volumes patches are made."""
-        return len(self.geometry.kernel) == 2
-
-    @property
-    def plane(self) -> Plane:
-        """Its kernel over ``images``."""
-        return Plane(self.geometry, self.has_bias)
-
-    def outputs(self, x: Tensor, matrix: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "N P d_out"]:
-        """One convolution."""
-        return self.plane.outputs(self.images(x), matrix)
-
-    def gradient(self, x: Tensor, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
-        """One gradient of a convolution's weights."""
-        return self.plane.gradient(self.images(x), weights)
-
     def sample_rows(self, given: Callable[[], Tensor], samples: int, positions: int) -> SampleRows:
         """Over planes by convolutions; of volumes patches are made."""
-        if not self.has_maps:
+        if len(self.geometry.kernel) != 2:
             return super().sample_rows(given, samples, positions)
-        images = lambda part: self.images(full(given()[part]))  # noqa: E731
-        return self.plane.sample_rows(images, samples, positions, self.d_in)
+        plane = Plane(self.geometry, self.has_bias)
+        return plane.sample_rows(lambda part: self.images(full(given()[part])), samples, positions, self.d_in)
 
     def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
         """By shifts where they are fewer multiply-adds and all calls are alike, else by patches of a few samples."""
@@ -114,17 +93,25 @@ class ConvolutionLayer(Layer):
 
     def _chunks(self, given: list[Tensor], ones: bool) -> Iterator[Float[Tensor, "R d"]]:
         for x in given:
-            for part in x.split(self._samples_at_once([x])):
-                yield self.rows_with(ones, part).flatten(0, 1)
+
+            def make(part: slice, x: Tensor = x) -> Tensor:
+                return self.rows_with(ones, x[part])
+
+            rows = SampleRows(make, len(x), self._positions(x), self.d_in)
+            for _, some in rows.parts(0):
+                yield some.flatten(0, 1)
 
     def _sums(self, given: list[Tensor], ones: bool) -> Iterator[Float[Tensor, "n d"]]:
         """Over the positions of all calls."""
-        step = self._samples_at_once(given)
-        for parts in zip(*(x.split(step) for x in given), strict=True):
-            yield torch.stack([self.rows_with(ones, part).sum(1) for part in parts]).sum(0)
 
-    def _samples_at_once(self, given: list[Tensor]) -> int:
-        return max(1, _CHUNK // sum(self.d_in * self.positions(tuple(x.shape)) for x in given))
+        def sums(part: slice) -> Tensor:
+            return torch.stack([self.rows_with(ones, x[part]).sum(1) for x in given]).sum(0)
+
+        for _, some in SampleRows(sums, len(given[0]), sum(map(self._positions, given)), self.d_in).parts(0):
+            yield some
+
+    def _positions(self, x: Tensor) -> int:
+        return self.positions(tuple(x.shape))
 
     def shifts(self, image: tuple[int, ...], ones: bool) -> Shifts | None:
         """Those of [C, ...] images, where they are cheaper than half of the products of all patches."""

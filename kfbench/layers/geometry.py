@@ -1,5 +1,6 @@
 """Where the kernel of a convolution reads: sizes, padding of every kind, patches; over planes or volumes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 _Pair = tuple[int, int]
+_Axes = tuple[int, ...]
+
+
+def outputs(padded: Sequence[int], kernel: _Axes, dilation: _Axes, stride: _Axes) -> _Axes:
+    """Positions along every axis, of images whose sizes count all of their padding."""
+    axes = zip(padded, kernel, dilation, stride, strict=True)
+    return tuple((size - d * (k - 1) - 1) // s + 1 for size, k, d, s in axes)
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,8 @@ class Geometry:
 
     def outputs(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
         """Positions along every axis of images of these sizes."""
-        axes = zip(sizes, self.padding, self.kernel, self.dilation, self.stride, strict=True)
-        return tuple((size + sum(pair) - d * (k - 1) - 1) // s + 1 for size, pair, k, d, s in axes)
+        padded = [size + sum(pair) for size, pair in zip(sizes, self.padding, strict=True)]
+        return outputs(padded, self.kernel, self.dilation, self.stride)
 
     def patches(self, images: Float[Tensor, "N C *sizes"]) -> Float[Tensor, "N P columns"]:
         """Of images that are ``padded``: positions in their order, columns in that of a weight, (channel, taps)."""

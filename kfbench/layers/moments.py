@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,42 +16,53 @@ from kfbench.layers.outer_products import add_outer_products
 from kfbench.layers.sample_rows import RowMap
 
 
-@runtime_checkable  # tests check annotations at run time
-class Form(Protocol):
-    """A compact way to keep a moment: linear in it, so that it can be averaged."""
+class Form(ABC):
+    """A compact way to keep a moment: linear in it, so that it can be averaged. Frozen, of plain values alone."""
+
+    kind: ClassVar[str]
 
     @property
+    @abstractmethod
     def d_in(self) -> int:
         """d."""
 
     @property
+    @abstractmethod
     def blocks(self) -> int:
         """How many blocks on the diagonal the matrix is made of."""
 
     @property
+    @abstractmethod
     def input_blocks(self) -> tuple[tuple[int, int], ...]:
         """(width, how often it meets a row) of each."""
 
+    @abstractmethod
     def multiply_adds(self, samples: int) -> float:
         """Of ``measure``."""
 
+    @abstractmethod
     def measure(self, x: Tensor) -> Tensor:
         """What is kept of these images, summed over them."""
 
+    @abstractmethod
     def block(self, kept: Tensor, index: int) -> Tensor:
         """One of them, [d_i, d_i]."""
 
+    @abstractmethod
     def on_blocks(self, rows: Tensor, maps: Sequence[RowMap]) -> Tensor:
         """Rows [R, d] times a matrix of the same structure, of which ``maps`` multiply by one block each."""
 
+    @abstractmethod
     def assemble(self, kept: Tensor) -> Tensor:
         """The matrix [d, d] from what is kept."""
 
+    @abstractmethod
     def trace(self, kept: Tensor) -> Tensor:
         """Its trace [], without it."""
 
     def describe(self) -> list[object]:
-        """Plain values from which it is made again."""
+        """Plain values from which ``curvature/inverses.form_of`` makes it again."""
+        return [self.kind, *(getattr(self, field.name) for field in fields(self))]  # type: ignore[arg-type]
 
 
 @runtime_checkable  # tests check annotations at run time
@@ -109,11 +121,7 @@ class MomentOfImages:
         """One compact vector."""
         for x in self.images:
             with full_precision(x.device):
-                new = self.form.measure(x)
-            if kept is None or keep == 0:  # where keep is 0 old values are not read: they may not be finite
-                kept = new.mul_(scale) if kept is None else kept.copy_(new).mul_(scale)
-            else:
-                kept.mul_(keep).add_(new, alpha=scale)
+                kept = _averaged_in(self.form.measure(x), kept, keep, scale)
             keep = 1.0
         assert kept is not None, "a layer that was used was called"
         return kept
@@ -128,9 +136,7 @@ class MeasuredMoment:
 
     def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
         """Added as it is."""
-        if kept is None:
-            return self.matrix * scale
-        return kept.copy_(self.matrix).mul_(scale) if keep == 0 else kept.mul_(keep).add_(self.matrix, alpha=scale)
+        return _averaged_in(self.matrix, kept, keep, scale)
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,13 @@ class JoinedMoment:
             keep = 1.0
         assert kept is not None, "a sum has at least one part"
         return kept
+
+
+def _averaged_in(new: Tensor, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+    if kept is None:
+        return new * scale
+    # Where keep is 0 old values are not read: they may not be finite.
+    return kept.copy_(new).mul_(scale) if keep == 0 else kept.mul_(keep).add_(new, alpha=scale)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from kfbench.layers.geometry import Geometry
+from kfbench.layers.geometry import Geometry, outputs
 from kfbench.layers.moments import full_precision
-from kfbench.layers.sample_rows import SampleRows
+from kfbench.layers.sample_rows import SampleRows, with_ones
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Plane:
     def rows(self, images: Tensor) -> Float[Tensor, "N P d_in"]:
         """Patches, with a column of ones where there is a bias."""
         patches = self.geometry.patches(images)
-        return torch.cat([patches, patches.new_ones(*patches.shape[:2], 1)], dim=2) if self.has_bias else patches
+        return with_ones(patches) if self.has_bias else patches
 
     def outputs(self, images: Tensor, matrix: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "N P d_out"]:
         """Every row by a matrix: one convolution."""
@@ -43,10 +43,10 @@ class Plane:
 
     def gradient(self, images: Tensor, weights: Float[Tensor, "N P d_out"]) -> Float[Tensor, "d_out d_in"]:
         """``sum_n sum_p w a'``: one gradient of a convolution's weights."""
-        spans = zip(images.shape[2:], self.geometry.zeros, self.geometry.dilation, self.geometry.kernel, strict=True)
-        free = [size + 2 * z - d * (k - 1) - 1 for size, z, d, k in spans]
-        sizes = [size // s + 1 for size, s in zip(free, self.geometry.stride, strict=True)]
-        shape = (weights.shape[2], images.shape[1], *self.geometry.kernel)
+        geometry = self.geometry
+        padded = [size + 2 * z for size, z in zip(images.shape[2:], geometry.zeros, strict=True)]
+        sizes = outputs(padded, geometry.kernel, geometry.dilation, geometry.stride)
+        shape = (weights.shape[2], images.shape[1], *geometry.kernel)
         g = weights.transpose(1, 2).unflatten(2, sizes).contiguous()
         with full_precision(images.device):
             total = conv2d_weight(images, shape, g, *self._axes).flatten(1)

@@ -11,6 +11,12 @@ from torch import Tensor
 # Maps rows [R, d] to rows [R, d]: multiplication by a [d, d] matrix from the right.
 RowMap = Callable[[Tensor], Tensor]
 
+
+def with_ones(rows: Float[Tensor, "N P d"]) -> Float[Tensor, "N P d+1"]:
+    """A column of ones behind: the bias's input."""
+    return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+
+
 # So many numbers are worked on together: they stay near the cache.
 _CHUNK = 2**20
 

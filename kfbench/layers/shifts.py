@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from kfbench.layers.moments import Form
 from kfbench.layers.sample_rows import RowMap
 
 # The convolution library adds long sums in order: over more positions a call float32 loses digits (over 102,400
@@ -51,13 +52,14 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Shifts:
+class Shifts(Form):
     """Of [channels, height, width] images under one kernel: which products are kept, and A from them.
 
     What is kept is one vector: the products [products, C, C], and with ``ones`` (a column of ones beside the
     patches) what each tap reads [C K1 K2] and the number of positions.
     """
 
+    kind = "shifts"
     channels: int
     size: tuple[int, int]
     kernel: tuple[int, int]
@@ -233,7 +235,3 @@ class Shifts:
             for sign, index in [(1, R), *((s, whole + i) for s, i in strips)] if k == other else ():
                 weights[index] += sign
         return weights @ traces + (kept[-1] if self.ones else 0)
-
-    def describe(self) -> list[object]:
-        """Plain values from which ``Shifts.of`` makes it again."""
-        return ["shifts", *(getattr(self, name) for name in self.__dataclass_fields__)]

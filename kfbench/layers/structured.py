@@ -15,17 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from kfbench.layers.geometry import outputs
+from kfbench.layers.moments import Form
 from kfbench.layers.outer_products import add_outer_products
 from kfbench.layers.sample_rows import RowMap, SampleRows
 
 
 @dataclass(frozen=True)
-class TapMean:
+class TapMean(Form):
     """``C (x) I`` over the taps, C the mean over taps k of the blocks ``A[(., k), (., k)]``: one product of pixels.
 
     Of all matrices of that structure the nearest to A, of equal trace. Kept: C, then P where there are ``ones``.
     """
 
+    kind = "sua"
     channels: int
     size: tuple[int, int]
     kernel: tuple[int, int]
@@ -91,15 +94,12 @@ class TapMean:
         """``tr A``."""
         return self.taps * self.block(kept, 0).trace() + (kept[-1] if self.ones else 0)
 
-    def describe(self) -> list[object]:
-        """Plain values from which it is made again."""
-        return ["sua", *(getattr(self, name) for name in self.__dataclass_fields__)]
-
 
 @dataclass(frozen=True)
-class ChannelGroups:
+class ChannelGroups(Form):
     """One block a group of channels, each from patches of that group alone. Kept: the blocks, then P."""
 
+    kind = "groups"
     channels: int
     size: tuple[int, int]
     groups: int
@@ -131,8 +131,8 @@ class ChannelGroups:
 
     def multiply_adds(self, samples: int) -> float:
         """Of ``measure``."""
-        axes = zip(self.size, self.kernel, self.padding, self.dilation, self.stride, strict=True)
-        positions = math.prod((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, p, d, s in axes)
+        padded = [size + 2 * p for size, p in zip(self.size, self.padding, strict=True)]
+        positions = math.prod(outputs(padded, self.kernel, self.dilation, self.stride))
         return float(samples * positions * self.groups * self.width**2)
 
     def measure(self, x: Float[Tensor, "N C H W"]) -> Tensor:
@@ -167,7 +167,3 @@ class ChannelGroups:
     def trace(self, kept: Tensor) -> Float[Tensor, ""]:
         """``tr A``."""
         return torch.stack([self.block(kept, i).trace() for i in range(self.blocks)]).sum()
-
-    def describe(self) -> list[object]:
-        """Plain values from which it is made again."""
-        return ["groups", *(getattr(self, name) for name in self.__dataclass_fields__)]

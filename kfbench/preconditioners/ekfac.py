@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import ScaledEigenbasis
-from kfbench.curvature.averages import FactorAverages
+from kfbench.curvature.averages import FactorAverages, joint_eigenbases
 from kfbench.curvature.counts import LayerShape, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
@@ -87,7 +87,7 @@ class EKFAC:
     def _refresh_bases(self, damping: float) -> None:
         # Freed first, so that no two generations are held at once.
         self.bases, self.scales, self.damping = {}, {}, {}
-        self.bases = {n: KroneckerEigenbasis.joined(self.B.eigenbasis(n), self.A.eigenbasis(n)) for n in self.A.means}
+        self.bases = joint_eigenbases(self.B, self.A)
         self.damping = {name: _damping(basis, damping, self.damping_init) for name, basis in self.bases.items()}
         if not self._warned:
             largest = {name: basis.s_B.max() * basis.s_A.max() for name, basis in self.bases.items()}

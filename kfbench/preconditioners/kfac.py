@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
-from kfbench.curvature.averages import FactorAverages
+from kfbench.curvature.averages import FactorAverages, joint_eigenbases
 from kfbench.curvature.counts import LayerShape, cholesky, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
@@ -76,9 +76,7 @@ class KFAC:
         if self.damping_kind == "heuristic":
             self._refresh_inverses(damping)
         else:
-            self.bases = {
-                n: KroneckerEigenbasis.joined(self.B.eigenbasis(n), self.A.eigenbasis(n)) for n in self.A.means
-            }
+            self.bases = joint_eigenbases(self.B, self.A)
             self.denominators = {n: basis.eigenvalues().add_(damping) for n, basis in self.bases.items()}
             if not self._warned:
                 largest = {n: basis.s_B.max() * basis.s_A.max() for n, basis in self.bases.items()}

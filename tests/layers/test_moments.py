@@ -95,7 +95,7 @@ def test_moment_of_a_convolution_whatever_the_chunk(conv, ones, bias, monkeypatc
     layer = ConvolutionLayer("", nn.Conv2d(2, 3, **({"kernel_size": 3} | conv), bias=bias).double())
     x, y = _images(7), _images(7)
     rows = torch.cat([layer.rows_with(ones, images).flatten(0, 1) for images in (x, y)])
-    monkeypatch.setattr("kfbench.layers.convolution_layer._CHUNK", 50)
+    monkeypatch.setattr("kfbench.layers.sample_rows._CHUNK", 50)
     cut = layer.input_moment([x, y], ones, EXACT)
     monkeypatch.undo()
     whole = layer.input_moment([x, y], ones, EXACT)
