@@ -55,6 +55,7 @@ class Environment(Record):
     """environment.json: where it ran."""
 
     cpu: str | None = None
+    cpu_instructions: str | None = None
     cpu_count: int | None = None
     gpu: str | None = None
     device: str | None = None

@@ -28,7 +28,7 @@ ENOUGH_ROUNDS = 6
 # Of figures that are computed again from the text of windows.csv.
 _ROUNDING = 1e-6
 # What must agree before milliseconds are compared.
-_MACHINE = ("cpu", "cpu_count", "gpu", "threads", "platform")
+_MACHINE = ("cpu", "cpu_instructions", "cpu_count", "gpu", "threads", "platform")
 
 
 def read_percent(text: str) -> float:

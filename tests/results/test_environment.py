@@ -25,3 +25,8 @@ def test_versions_and_commit_are_asked_once_a_process(monkeypatch):
     monkeypatch.setattr(subprocess, "run", refuse)
     monkeypatch.setattr("importlib.metadata.version", refuse)
     assert environment(torch.device("cpu")) == first
+
+
+def test_processors_of_one_name_are_told_apart():
+    """Machines that call themselves alike differ twofold in the speed of a matrix product, by their instructions."""
+    assert environment(torch.device("cpu"))["cpu_instructions"] == torch.backends.cpu.get_cpu_capability()

@@ -11,7 +11,7 @@ from kfbench.results.records import CsvLog, write_json, write_yaml
 from kfbench.wallclock.gate import check_baseline, gate
 from kfbench.wallclock.ratios import WINDOW_COLUMNS, per_update, summarise
 
-MACHINE = {"cpu": "abacus", "cpu_count": 2, "gpu": None, "threads": 1, "platform": "Linux"}
+MACHINE = {"cpu": "abacus", "cpu_instructions": "AVX2", "cpu_count": 2, "gpu": None, "threads": 1, "platform": "Linux"}
 
 
 def config(*specs, **flags):
