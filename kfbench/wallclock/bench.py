@@ -22,9 +22,12 @@ Progress = Callable[[str], None]
 
 
 class Bench:
-    """All contestants of one configuration; the first method is the reference."""
+    """All contestants of one configuration; the first method is the reference.
 
-    def __init__(self, config: Config, progress: Progress) -> None:
+    Once ``stop`` is requested nothing more is begun: it is left half built, and has no windows.
+    """
+
+    def __init__(self, config: Config, progress: Progress, stop: Interruption | None = None) -> None:
         self.config, self.device = config, prepare_torch(config.run)
         self.data = build_data(config, self.device)
         self.began = time.monotonic()
@@ -38,7 +41,10 @@ class Bench:
         # What all ratios refer to; never composed, since it is timed twice a round.
         self.reference = built[0]
         self.wholes: list[TraineeContestant] = []
+        self._stop = stop or Interruption()
         for i, contestant in enumerate(built):
+            if self._stop.requested:
+                return
             progress(f"warming up {contestant.label} ({i + 1}/{len(built)})")
             self._warm(contestant)
 
@@ -84,6 +90,8 @@ class Bench:
         settings = self.config.wallclock
         seconds: dict[str, float] = {}
         for contestant in self.wholes:
+            if self._stop.requested:
+                return
             if self._always_composed(contestant):
                 self._compose(contestant, seconds)
             else:

@@ -42,7 +42,7 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
             folder.mkdir(exist_ok=True)
             if name:
                 write_yaml(folder / "config.yaml", dump(config, "wallclock"))
-            for cell in _time_cell(Bench(config, progress), folder, progress, stop):
+            for cell in _time_cell(Bench(config, progress, stop), folder, progress, stop):
                 summary["cells"] = [*done, cell]
                 if name:
                     write_json(folder / "summary.json", summary | {"cells": [cell]})

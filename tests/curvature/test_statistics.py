@@ -7,6 +7,7 @@ from torch import nn
 
 from kfbench.curvature.averages import FactorAverages
 from kfbench.preconditioners.kfac import KFAC
+from kfbench.problems.convolutional import convnet, resnet18
 from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import MODELS, problem
@@ -43,6 +44,65 @@ def test_factors_agree_with_curvlinops(model, fisher):
         positions = len(dense.Rows(p.model, layer).one_sample(p.x[0], torch.ones(3, dtype=p.x.dtype))[0])
         assert_close(A[name], theirs["input_covariances"][name] * positions, what=f"A of {name}")
         assert_close(B[name], theirs["gradient_covariances"][name] / positions, what=f"B of {name}")
+
+
+def _strided():
+    """Stride, padding, dilation and a kernel that is no square, then positions averaged before the loss."""
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(5, 4, (3, 2), padding="same", dilation=(1, 2), bias=False),
+        nn.Tanh(),
+        nn.Conv2d(4, 3, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+_NETWORKS = {
+    "strided": _strided,
+    "convnet": lambda: convnet((2, 9, 8), 3, width=3, bias=True),
+    "resnet18": lambda: resnet18((2, 9, 8), 3, width=2, norm="none"),
+}
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("fisher", ["full", "empirical"])
+@pytest.mark.parametrize("network", _NETWORKS)
+def test_factors_of_convolutional_networks_agree_with_curvlinops(network, fisher, sharing):
+    """KFAC-expand and KFAC-reduce, traces alike too; curvlinops divides A, not B, by the P positions in both."""
+    torch.manual_seed(3)
+    model = _NETWORKS[network]().double()
+    x, y = torch.randn(5, 2, 9, 8, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 2])
+    pre = Preconditioning(model, KFAC(ema=0.0, fisher=fisher, sharing=sharing), damping=1.0, T=1, order="same")
+    positions = {}
+
+    def count(name, output):
+        positions[name] = output[0, 0].numel()
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(lambda m, i, output, name=name: count(name, output))
+    with pre.capture():
+        output = model(x)
+    pre.accumulate(nn.functional.cross_entropy(output, y, reduction="none"), output)
+    pre.finish()
+    operator = KFACLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [(x, y)],
+        fisher_type=_TYPES[fisher],
+        kfac_approx=sharing,
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+    operator.compute_kronecker_factors()
+    theirs = operator.state_dict()
+    assert len(positions) == len(theirs["input_covariances"]) and max(positions.values()) > 1
+    for name, P in positions.items():
+        assert_close(pre.method.A.means[name], theirs["input_covariances"][name] * P, what=f"A of {name}")
+        assert_close(pre.method.B.means[name], theirs["gradient_covariances"][name] / P, what=f"B of {name}")
 
 
 def test_foof_is_the_forward_only_type_of_curvlinops():

@@ -386,6 +386,23 @@ def test_rounds_in_fresh_processes(tmp_path, capsys):
     assert set(windows["method"]) == {"sgd", "sgd (control)", *("foof" + part for part in PARTS)}
 
 
+@pytest.mark.parametrize("phase", ["warm_up", "prepare"])
+def test_interrupted_warm_up_or_planning_goes_no_further(tmp_path, monkeypatch, phase):
+    """On a large network either takes minutes; there is nothing to keep yet."""
+    done, plain = [], getattr(TraineeContestant, phase)
+
+    def interrupted(self, *arguments):
+        done.append(self.label)
+        if len(done) == 1:
+            signal.raise_signal(signal.SIGINT)
+        plain(self, *arguments)
+
+    monkeypatch.setattr(TraineeContestant, phase, interrupted)
+    assert _main(*TIMED, "--opt", "adam", "--opt", "foof", "--out", "a") == 130
+    assert set(done) == {"sgd"}
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["status"] == "interrupted"
+
+
 def test_interrupted_command_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
     plain, calls = TraineeContestant.run, 0
 
