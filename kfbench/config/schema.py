@@ -136,7 +136,7 @@ class Run(Section):
     divergence_factor: Float | None = Field(
         None,
         gt=1,
-        description="stop a seed, as diverged, when the median loss since the last look (50 updates or an epoch's end) "
+        description="stop a seed, as diverged, when the median loss of the last 50 updates (20 where each is an epoch) "
         "exceeds this multiple of the untrained network's (default: never; in sweeps 10)",
     )
     seed: Seed = Field(0, ge=0, description="the first seed")

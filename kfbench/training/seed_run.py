@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from kfbench.updates.trainee import Trainee
 
 # Losses stay on the device for this many updates, then one transfer reads them all.
 BLOCK = 50
+# Of so many updates the median loss tells whether a run has left for good; of fewer where each is an epoch.
+TYPICAL, TYPICAL_FULL_BATCH = 50, 20
 # A killed run loses at most about this many seconds.
 CHECKPOINT_SECONDS = 30.0
 
@@ -55,6 +58,8 @@ class SeedRun:
         # float64 holds the losses of a model of either precision as they are.
         self.losses = torch.zeros(BLOCK, device=trainee.device, dtype=torch.float64)
         self.block: list[dict[str, Any]] = []
+        # Not those of one block: an epoch's end, after a single update even, cuts it short.
+        self.recent = deque[float](maxlen=TYPICAL if trainee.per_epoch > 1 else TYPICAL_FULL_BATCH)
         self.status, self.reason = "done", ""
         self._can_be_saved = False
 
@@ -107,7 +112,8 @@ class SeedRun:
                 break
             self._update(x, y)
             boundary = trainee.step % trainee.per_epoch == 0 or trainee.step == trainee.total
-            if boundary or len(self.block) == BLOCK or self.stop.requested:
+            # By the number of the update: a continued run then looks where the whole one does.
+            if boundary or trainee.step % BLOCK == 0 or self.stop.requested:
                 # The clock of updates stops in the flush, so evaluations and checkpoints come after it.
                 if not self._flush():
                     return
@@ -158,20 +164,23 @@ class SeedRun:
         self.updates_log.append(rows)
         self.observer.flushed(rows[-1])
         self.block = []
+        self.recent.extend(values)
         self.clocks.lap_elsewhere()
         if bad is not None:
             self.status, self.reason = "diverged", f"the loss of update {rows[-1]['update']} is {rows[-1]['loss']}"
-        elif not self.stop.requested:  # an interruption cuts the block short, so that its median says little
-            self._stop_if_diverging(values)
+        elif not self.stop.requested:  # the whole run is not looked at here
+            self._stop_if_diverging()
         return self.status == "done"
 
-    def _stop_if_diverging(self, losses: list[float]) -> None:
-        """The median tells a run that has left for good from one that came back after a few bad updates."""
-        factor, typical = self.run_config.divergence_factor, statistics.median(losses)
-        if factor is not None and typical > factor * self.epochs[0]["train_loss"]:
+    def _stop_if_diverging(self) -> None:
+        """The median of many updates tells a run that has left for good from one that came back after a few bad ones."""
+        factor, many = self.run_config.divergence_factor, len(self.recent)
+        if factor is None or many < (self.recent.maxlen or 0):
+            return
+        if (typical := statistics.median(self.recent)) > factor * self.epochs[0]["train_loss"]:
             self.status = "diverged"
             self.reason = (
-                f"the median loss of the {len(losses)} updates before {self.trainee.step} is {typical:.4g}, more than "
+                f"the median loss of the {many} updates before {self.trainee.step} is {typical:.4g}, more than "
                 f"{factor:g} times that of the untrained network"
             )
 
@@ -216,6 +225,7 @@ class SeedRun:
             "seed": self.trainee.seed,
             "trainee": state,
             "epochs": self.epochs,
+            "recent": list(self.recent),
             "bytes": [self.updates_log.sync(), self.epochs_log.sync()],  # on the disk before what counts on them
             "clocks": self.clocks.state_dict(),
         }
@@ -240,6 +250,7 @@ class SeedRun:
         refuse_other(checkpoint["trajectory"], self.trajectory, self.folder)
         self.trainee.load_state_dict(checkpoint["trainee"])
         self.epochs = checkpoint["epochs"]
+        self.recent.extend(checkpoint["recent"])
         self.clocks.load_state_dict(checkpoint["clocks"])
 
     def _state_memory(self) -> int | None:

@@ -339,15 +339,46 @@ def test_seed_that_has_left_for_good_is_stopped(runs):
     summary, folder = runs.train(spec, updates=400, divergence_factor=3)
     (run,) = summary["runs"]
     assert run["status"] == "diverged" and run["final_train_loss"] == math.inf
-    assert 5 <= run["updates"] < 400 and "more than 3 times that of the untrained network" in run["reason"]
+    assert 50 <= run["updates"] < 400 and "of the 50 updates before" in run["reason"]
+    assert "more than 3 times that of the untrained network" in run["reason"]
     assert len(updates(folder)) == run["updates"]
 
 
-def test_one_terrible_update_stops_nobody(runs):
+@pytest.mark.parametrize("full_batch", [False, True])
+def test_one_terrible_update_stops_nobody(runs, full_batch):
+    """Nor where an update is an epoch, after which the run is looked at: it may end lower than any other."""
     spec = "tests.sweep.faulty:Spiking:lr=0.01"
-    summary, folder = runs.train(spec, updates=20, divergence_factor=3)
+    batch = {"train_samples": 100, "batch_size": 100} if full_batch else {}
+    summary, folder = runs.train(spec, updates=40, divergence_factor=3, **batch)
     losses = updates(folder)["loss"].astype(float)
     assert losses.max() > 30 * losses[0] and summary["status"] == "done"
+
+
+def test_of_full_batches_twenty_updates_tell(runs):
+    spec = "tests.sweep.faulty:Ascending:lr=30.0"
+    summary, _ = runs.train(spec, updates=60, divergence_factor=3, train_samples=100, batch_size=100)
+    (run,) = summary["runs"]
+    assert run["status"] == "diverged" and run["updates"] == 20 and "of the 20 updates before" in run["reason"]
+
+
+def test_a_short_run_is_never_stopped_by_its_median(runs):
+    summary, folder = runs.train("tests.sweep.faulty:Ascending:lr=30.0", updates=49, divergence_factor=3)
+    losses = updates(folder)["loss"].astype(float)
+    assert losses.median() > 3 * losses[0] and summary["status"] == "done"
+
+
+@pytest.mark.parametrize("full_batch", [False, True])
+def test_a_continued_run_is_stopped_where_the_whole_one_is(runs, monkeypatch, full_batch):
+    """What it is judged by goes with the checkpoint, and interruptions move no look."""
+    spec, options = "tests.sweep.faulty:Ascending:lr=1.0", {"updates": 400, "divergence_factor": 3}
+    options |= {"train_samples": 100, "batch_size": 100} if full_batch else {}
+    (whole,) = runs.train(spec, **options)[0]["runs"]
+    with monkeypatch.context() as patched:
+        _signal_in_update(patched, whole["updates"] - 8, signal.SIGINT)
+        interrupted, folder = runs.train(spec, **options)
+    assert interrupted["status"] == "interrupted"
+    (again,) = runs.train(spec, folder, resume=True, **options)[0]["runs"]
+    assert (again["updates"], again["reason"]) == (whole["updates"], whole["reason"])
 
 
 def test_no_weights_are_kept_where_only_records_are_wanted(runs):
