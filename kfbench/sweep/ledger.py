@@ -25,7 +25,8 @@ _STATUSES = (*ENDED, "failed")
 class Ledger:
     """The rows of trials.csv by hash, and the lock that keeps a second sweep out of the folder.
 
-    Rows of trials that failed are dropped on opening: they are tried again.
+    Rows of trials that failed are dropped on opening: they are tried again. So are those that diverged without a
+    reason, which was not noted when a single bad update could end a trial.
     """
 
     def __init__(self, directory: Path, swept: Sequence[str]) -> None:
@@ -34,7 +35,7 @@ class Ledger:
         self._lock = lock(directory)
         self._path, self._swept = directory / _NAME, swept
         try:
-            self._kept = [row for row in _own_rows(self._path) if row["status"] in ENDED]
+            self._kept = [row for row in _own_rows(self._path) if _holds(row)]
         except BaseException:
             os.close(self._lock)  # nobody is left to close it
             raise
@@ -114,12 +115,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
     """As text; none where there is no file, or no whole line yet. A claim without trials leaves an empty one."""
     if not path.exists() or _header_torn(path):
         return []
-    rows = read_table(path, (*FIXED_BEFORE, *FIXED_AFTER), ("trial", "seed"), FIGURES)
+    columns = [name for name in (*FIXED_BEFORE, *FIXED_AFTER) if name != "reason"]
+    rows = read_table(path, columns, ("trial", "seed"), FIGURES)
     for line, row in enumerate(rows, 2):
         if row["status"] not in _STATUSES or not _possible(row["status"], parse_row(row)["final_train_loss"]):
             what = f"status {row['status']!r} with final_train_loss {row['final_train_loss']!r}"
             raise DamagedError(f"{path} cannot be believed: line {line} has {shown(what)}")
     return rows
+
+
+def _holds(row: Row) -> bool:
+    """Whether a trial need not be run again."""
+    return row["status"] == "done" or (row["status"] == "diverged" and bool(row.get("reason")))
 
 
 def _header_torn(path: Path) -> bool:
@@ -158,7 +165,7 @@ def adopt(directory: Path, path: Path) -> int:
 def _adopt(directory: Path, path: Path) -> int:
     own = _own_rows(directory / _NAME)
     known = {row["config_hash"] for row in own}
-    new = [row for row in _rows(path) if row["config_hash"] not in known]
+    new = [row for row in _rows(path) if row["config_hash"] not in known and _holds(row)]
     if new:
         swept = [name for name in new[0] if name not in (*FIXED_BEFORE, *FIXED_AFTER)]
         first = 1 + max((int(row["trial"]) for row in own), default=-1)

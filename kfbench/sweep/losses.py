@@ -8,7 +8,7 @@ Row = dict[str, Any]
 Point = Mapping[str, Any]
 Losses = dict[tuple[Any, ...], float | None]  # cell -> mean loss: inf where it diverged, None where it is missing
 
-# trials.csv: these, the swept parameters, then those.
+# trials.csv: these, the swept parameters, then those. Older ones have no reason.
 FIXED_BEFORE = ("trial", "method", "seed", "round")
 FIXED_AFTER = (
     "status",
@@ -19,6 +19,7 @@ FIXED_AFTER = (
     "seconds_updates",
     "config_hash",
     "run_dir",
+    "reason",
 )
 FIGURES = ("final_train_loss", "best_train_loss", "test_accuracy", "updates", "seconds_updates")
 

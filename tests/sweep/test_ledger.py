@@ -1,6 +1,7 @@
 """trials.csv and the folders of trials, read back by a sweep that goes on: as they were, or refused by name."""
 
 import json
+import math
 import warnings
 
 import pytest
@@ -13,7 +14,7 @@ from kfbench.sweep.plan import plan, trial
 from tests.compare.comparable_runs import write_method
 
 COLUMNS = (*FIXED_BEFORE, "lr", *FIXED_AFTER)
-ROW = "0,sgd,0,grid,0.1,done,0.5,0.5,0.8,10,1.0,abc,sgd/trial-abc\n"
+ROW = "0,sgd,0,grid,0.1,done,0.5,0.5,0.8,10,1.0,abc,sgd/trial-abc,\n"
 SOUND = ",".join(COLUMNS) + "\n" + ROW
 DAMAGE = {
     "another encoding": SOUND.encode("utf-16"),
@@ -55,6 +56,36 @@ def test_a_byte_order_mark_changes_nothing(tmp_path):
     assert [row["config_hash"] for row in read_trials(path)] == ["abc"]
     (tmp_path / "new").mkdir()
     assert adopt(tmp_path / "new", path) == 1
+
+
+def test_divergence_without_a_reason_is_not_believed(tmp_path):
+    """It was noted when one bad update of a full batch could end a trial; what is done stands as it is."""
+    columns = [name for name in COLUMNS if name != "reason"]
+    diverged = "1,sgd,0,grid,3,diverged,inf,2.3,,3,1.0,def,sgd/trial-def\n"
+    old = tmp_path / "old" / "trials.csv"
+    old.parent.mkdir()
+    old.write_text(",".join(columns) + "\n" + ROW.replace(",\n", "\n") + diverged)
+    assert [row["config_hash"] for row in read_trials(old)] == ["abc", "def"]
+    with Ledger(old.parent, ["lr"]) as ledger:
+        assert list(ledger.rows) == ["abc"]
+    told = old.with_name("told.csv")
+    told.write_text(SOUND + diverged.replace("\n", ",the loss of update 3 is inf\n"))
+    for path, kept in ((old, ["abc"]), (told, ["abc", "def"])):
+        folder = tmp_path / path.stem / "new"
+        folder.mkdir(parents=True)
+        assert adopt(folder, path) == len(kept)
+        assert [row["config_hash"] for row in read_trials(folder / "trials.csv")] == kept
+
+
+def test_why_a_trial_ended_is_noted(tmp_path):
+    config = load_config(specs=["sgd"], flags={"updates": 10, "width": 8}, command="sweep")
+    config = config.with_sweep(parameters=("lr",), grids={"lr": [0.1]})
+    (method,) = plan(config)
+    summary = {"status": "diverged", "final_train_loss": math.inf, "reason": "the loss of update 3 is inf, or so"}
+    with Ledger(tmp_path, ["lr"]) as ledger:
+        ledger.record(trial(config, method, {"lr": 0.1}, "grid", 0), summary)
+    with Ledger(tmp_path, ["lr"]) as ledger:
+        assert [row["reason"] for row in ledger.rows.values()] == ["the loss of update 3 is inf, or so"]
 
 
 @pytest.mark.parametrize("damage", [{"final_train_loss": 0.1}, {"seed": 3}, None])

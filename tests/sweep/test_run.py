@@ -283,7 +283,7 @@ def test_trials_csv_holds_alpha_and_lr(tmp_path):
     fake_sweep(tmp_path / "s", bowl(0.1, 1.0), ["foof", "sgd"], top=0)
     table = pd.read_csv(tmp_path / "s" / "trials.csv")
     columns = "trial method seed round alpha lr damping status final_train_loss best_train_loss test_accuracy updates"
-    assert list(table) == [*columns.split(), "seconds_updates", "config_hash", "run_dir"]
+    assert list(table) == [*columns.split(), "seconds_updates", "config_hash", "run_dir", "reason"]
     foof, sgd = (table[table["method"] == name] for name in ("foof", "sgd"))
     assert (foof["lr"] - foof["alpha"] * foof["damping"]).abs().max() < 1e-12
     assert sgd["lr"].notna().all() and sgd["alpha"].isna().all() and sgd["damping"].isna().all()
