@@ -27,7 +27,7 @@ from kfbench.errors import UsageError, shown
 # What only tells people about a claim, or is told in full beside it; all else decides the numbers or the verdict.
 _NOT_HASHED = ("source", "says", "notes", "small", "published", "ask")
 # Raised where a measure or the arithmetic of verdicts changes its meaning: those of before are then judged anew.
-_RULES = 2
+RULES = 3
 # What a method that is asked takes from the followed one unless its SPEC says otherwise.
 SHARED = ("lr", "damping", "T", "S")
 _OF_TIME = {"seconds_per_update", "seconds_to_loss"}
@@ -73,6 +73,7 @@ class Claim(Section):
     published: tuple[Spec, ...] = Field((), description="SPECs with the published options, converted; not tuned")
     ask: tuple[Spec, ...] = Field((), description="methods of `similarity`: labels as tuned, or SPECs")
     notes: Text = Field("", description="what differs from the paper")
+    scale_free: bool = Field(False, description="true: judged at scale small too, since its size is no part of it")
     small: dict[str, Any] = Field(default_factory=dict, description="section.key -> its value at scale small")
 
 
@@ -100,6 +101,11 @@ class ClaimFile:
         """Whether the methods are tuned first: the file has a block for it."""
         return "sweep" in self.blocks
 
+    @property
+    def shows_a_trend(self) -> bool:
+        """Whether it is tested at another size than its own, and that matters."""
+        return self.scale != "full" and not self.claim.scale_free
+
     @cached_property
     def hash(self) -> str:
         """Equal for equal experiments and predicates at equal scale, wherever they run."""
@@ -115,7 +121,7 @@ class ClaimFile:
             asked["machine"] = [run.device, run.threads]
         return fingerprint(
             {
-                "rules": _RULES,
+                "rules": RULES,
                 "scale": self.scale,
                 "budget": budget(self.config),
                 "seeds": [run.seed, run.seeds],  # which a budget leaves out

@@ -3,10 +3,11 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean, geometric_mean
+from dataclasses import dataclass, field, replace
+from statistics import fmean, geometric_mean, stdev
 from typing import Any
 
+from kfbench.results.seeds import one_sided_student
 from kfbench.sweep.losses import ROBUST
 
 # Between the two labels of a pair.
@@ -28,11 +29,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Figures:
-    """Both sides of one part of a claim, paired; and by what factor a grid leaves their ratio open on each side."""
+    """Both sides of one part of a claim, paired.
+
+    ``slack`` are factors by which the interval of their ratio is wider on each side, for what tuning leaves open;
+    ``edges`` the sides of the grids of both at which their best points lie.
+    """
 
     of: list[float]
     to: list[float]
     slack: tuple[float, float] = (1.0, 1.0)
+    edges: tuple[Sequence[str], Sequence[str]] = ((), ())
 
 
 def figures(part: Mapping[str, Any], evidence: Evidence) -> Figures:
@@ -73,8 +79,37 @@ def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
 
 
 def _final_train_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
-    """Training loss at the end, with fresh seeds."""
-    return _paired(_final_losses(part["of"], evidence), _final_losses(part["to"], evidence))
+    """Training loss at the end, with fresh seeds; another cell may be truly better than the one that was chosen."""
+    sides = part["of"], part["to"]
+    of, to = (_final_losses(label, evidence) for label in sides)
+    better_of, better_to = (_better_by(evidence.tuning[label]) for label in sides)
+    return replace(_paired(of, to, (1 / better_of, better_to)), edges=_edges(part, evidence))
+
+
+def _edges(part: Mapping[str, Any], evidence: Evidence) -> tuple[Sequence[str], Sequence[str]]:
+    of, to = (evidence.tuning.get(part[side], {}).get("best_edges", ()) for side in ("of", "to"))
+    return of, to
+
+
+def _better_by(method: Mapping[str, Any]) -> float:
+    """By what factor some cell of the grid may be truly better than the chosen one, which chance helped to choose.
+
+    The logarithm of a cell's loss, averaged over k tuning seeds, deviates by s / sqrt(k), s as of the fresh seeds; that
+    of a difference by sqrt(2) as much. A cell whose tuned loss was higher by a gap may be lower by t s sqrt(2 / k) less
+    the gap, with t the 95 % quantile of Student. The coverage is simulated in tests/claims/test_tuning_left.py.
+    """
+    final, losses = method["final"], method["losses_by_seed"]
+    fresh = [math.log(loss) for loss in final["losses"] if 0 < loss < math.inf] if final else []
+    by_cell: dict[tuple[Any, ...], list[float]] = {}
+    for *cell, _, loss in losses:
+        by_cell.setdefault(tuple(cell), []).append(math.inf if loss is None else loss)
+    logs = [fmean(map(math.log, own)) for own in by_cell.values() if all(0 < loss < math.inf for loss in own)]
+    if len(fresh) < 2 or len(logs) < 2:
+        return 1.0
+    chosen, *others = sorted(logs)
+    seeds = max(map(len, by_cell.values()))
+    noise = one_sided_student(len(fresh)) * stdev(fresh) * math.sqrt(2 / seeds)
+    return math.exp(max(0.0, noise - (others[0] - chosen)))
 
 
 def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
@@ -87,7 +122,7 @@ def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
         # Where the other one diverged there is no loss to reach.
         seconds = min(reached, default=math.inf) if math.isfinite(last["train_loss"]) else math.nan
         of[seed], to[seed] = seconds, last["seconds_updates"]
-    return _paired(of, to)
+    return replace(_paired(of, to), edges=_edges(part, evidence))
 
 
 def _least_damping(part: Mapping[str, Any], evidence: Evidence) -> Figures:
@@ -262,4 +297,5 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
 }
 # Which records each measure needs.
 TUNED = ("final_train_loss", "seconds_to_loss", "least_damping")
+OF_FRESH_SEEDS = ("final_train_loss", "seconds_to_loss")
 DIRECTIONS = ("cosine_distance", "progress", "frobenius_error", "error_growth", "spectrum_distance")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from kfbench.claims.tables import pair_of
+from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, WITHHELD
 
-_COLOURS = {"reproduced": "#009E73", "not reproduced": "#D55E00", "inconclusive": "#777777"}
+_COLOURS = {REPRODUCED: "#009E73", REFUTED: "#D55E00", OPEN: "#777777", WITHHELD: "#CC79A7"}
 
 
 def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -29,7 +30,7 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
     figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 0.27 * len(parts)), layout="constrained")
     for row, (_, part) in enumerate(reversed(parts)):  # upwards, so that the first one ends on top
-        colour = _COLOURS[part["outcome"]]
+        colour = next(c for outcome, c in _COLOURS.items() if part["outcome"].startswith(outcome))  # reasons follow
         if part["low"] is not None and part["high"] is not None:
             ends = [min(max(end, left), right) for end in (part["low"], part["high"])]  # they may be 0 or infinite
             axes.plot(ends, [row, row], color=colour, linewidth=3, alpha=0.5)
@@ -49,6 +50,6 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     for outcome, colour in _COLOURS.items():  # for the legend alone
         axes.plot([], [], "o", color=colour, label=outcome)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

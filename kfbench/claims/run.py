@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from kfbench.claims.directions import asked_config, check_directions, check_followed
-from kfbench.claims.file import ClaimFile
-from kfbench.claims.measures import DIRECTIONS, TUNED, Evidence, Figures, figures
+from kfbench.claims.file import RULES, ClaimFile
+from kfbench.claims.measures import DIRECTIONS, OF_FRESH_SEEDS, TUNED, Evidence, Figures, figures
 from kfbench.claims.toy import toy_losses
 from kfbench.claims.verdicts import judge, verdict
 from kfbench.config.identity import fingerprint
@@ -49,7 +49,6 @@ _EPOCHS = ("method", "run_dir", "seed", *_NUMBERS)
 _NOT_TOLD = ("losses", "losses_by_seed", "per_epoch")
 # Of spectrum.csv, which a claim reads back.
 _COUNTS, _ERRORS = ("seed", "update", "updates_since_refresh"), ("frobenius_error", "spectrum_distance")
-_OF_FRESH_SEEDS = ("final_train_loss", "seconds_to_loss")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
         **file.claim.model_dump(include={"id", "source", "says", "notes"}),
         "scale": file.scale,
         "hash": file.hash,
-        "verdict": verdict(parts) if file.scale != "smoke" else None,
+        "rules": RULES,
+        "trend": file.shows_a_trend,
+        "verdict": verdict(parts, file.shows_a_trend) if file.scale != "smoke" else None,
         "parts": parts,
         **record,
     }
@@ -112,8 +113,8 @@ def check_claim(file: ClaimFile) -> None:
         needed = ", ".join(sorted(file.measures & set(TUNED)))
         raise UsageError(f"{file.path.name} has no sweep block, which {needed} needs: what is tuned, over which grids")
     _check_labels(file, TUNED, labels)
-    if file.measures & set(_OF_FRESH_SEEDS) and not settings.sweep.top:
-        needed = ", ".join(sorted(file.measures & set(_OF_FRESH_SEEDS)))
+    if file.measures & set(OF_FRESH_SEEDS) and not settings.sweep.top:
+        needed = ", ".join(sorted(file.measures & set(OF_FRESH_SEEDS)))
         raise UsageError(f"{file.path.name}: {needed} needs fresh seeds, so sweep.top of 1 or more, got 0")
     for part in file.claim.parts:
         for label in (part.of, part.to) if part.measure == "least_damping" else ():
@@ -149,8 +150,7 @@ def _check_labels(file: ClaimFile, measures: Sequence[str], labels: Sequence[str
 def _parts(file: ClaimFile, evidence: Evidence) -> list[dict[str, Any]]:
     judged = []
     for part in (part.model_dump() for part in file.claim.parts):
-        both = _figures(file, part, evidence)
-        judged.append(judge(part, both.of, both.to, both.slack))
+        judged.append(judge(part, _figures(file, part, evidence)))
     return judged
 
 

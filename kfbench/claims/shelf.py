@@ -6,14 +6,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kfbench.claims.file import ClaimFile
+from kfbench.claims.file import RULES, ClaimFile
 from kfbench.claims.verdicts import outcome, verdict
 from kfbench.errors import UsageError
 from kfbench.results.folders import RUNS, refuse_file
 from kfbench.results.reading import DamagedError, record_or_empty
 from kfbench.results.records import write_atomically
-from kfbench.results.schemas import Verdict
-from kfbench.results.seeds import Ratio
+from kfbench.results.schemas import Environment, Verdict
 
 # Of what a claim leaves, the small things that are worth a commit.
 _KEPT = ("config.yaml", "environment.json", "verdict.json", "trials.csv", "epochs.csv")
@@ -48,14 +47,13 @@ def read_verdict(directory: Path) -> dict[str, Any]:
     path = directory / "verdict.json"
     record = record_or_empty(path, Verdict)
     parts = record.get("parts", [])
+    judged_so = record.get("rules") == RULES  # by others its outcomes were others: it is stale, as its hash tells
     for part in parts:
-        side = "below" if part.get("below") is not None else "above"
-        if part.get(side) is None:
+        if part.get("below") is None and part.get("above") is None:
             raise DamagedError(f"{path} cannot be believed: a part of it has no threshold")
-        ratio = Ratio(part["ratio"], part["low"], part["high"], part["n"])
-        if outcome(ratio, side, part[side]) != part["outcome"]:
+        if judged_so and outcome(part) != part["outcome"]:
             raise DamagedError(f"{path} cannot be believed: {part['outcome']!r} is not what its figures say")
-    if parts and record["verdict"] not in (None, verdict(parts)):
+    if parts and judged_so and record["verdict"] not in (None, verdict(parts, record.get("trend", False))):
         raise DamagedError(f"{path} cannot be believed: {record['verdict']!r} is not what its parts say")
     return record
 
@@ -99,7 +97,9 @@ def clear_runs(directory: Path) -> None:
 
 
 def keep(directory: Path, target: Path) -> None:
-    """Copy the small summary of a claim, for a commit."""
+    """Copy the small summary of a claim, for a commit; UsageError for one that was judged by uncommitted code."""
+    if record_or_empty(directory / "environment.json", Environment).get("git_dirty"):
+        raise UsageError(f"{directory} was judged by code that differs from its commit: judge it again, by --overwrite")
     target.mkdir(parents=True, exist_ok=True)
     for path in (*(directory / name for name in _KEPT), *directory.glob(_PICTURES)):
         if path.is_file():  # not every claim has trials or pictures

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kfbench.config.labels import short
+from kfbench.config.labels import without_shared
 from kfbench.sweep.tables import sweep_rows
 
 _SIDES = {"below": "<", "above": ">"}
@@ -54,8 +54,8 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
     """What to know before quoting a verdict."""
     notes = [record["notes"].strip()] if record.get("notes") else []
     for label, method in record.get("methods", {}).items():
-        if method["at_edges"]:
-            notes.append(f"{label} is best, or nearly, at the {', '.join(method['at_edges'])} edge of its grid")
+        if edges := method.get("best_edges"):
+            notes.append(f"{label} is best at the {', '.join(edges)} edge of its grid: its loss is an upper bound")
         if method["fragile"]:
             notes.append(
                 f"{method['fragile']} best points of {label} diverged with fresh seeds; the next best is given"
@@ -94,6 +94,5 @@ def _number(value: float) -> str:
 
 
 def pair_of(part: Mapping[str, Any]) -> str:
-    """The names of both methods without their options, or nothing where these alone tell them apart."""
-    of, to = short(part["of"]), short(part["to"])
-    return f"{of} / {to}" if of != to else ""
+    """Both methods, without the options that they share."""
+    return " / ".join(without_shared(part["of"], part["to"]))

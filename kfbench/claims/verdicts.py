@@ -4,6 +4,9 @@ A claim is a list of parts, each a ratio of two measured figures with a threshol
 run. The figures are paired by seed and their ratio is averaged in the logarithm, with a 95 % interval of
 Student's t; of progress, which may be negative, it is the ratio of means, with Fieller's interval; of rounds
 of timing it is the median, with order statistics. An interval that contains the threshold decides nothing.
+
+What would decide is withheld where it rests on too few seeds, or on a best point at the edge of its grid: that loss
+is an upper bound, so the ratio is one too (of) or a lower bound (to). At another size than the claim's it is a trend.
 """
 
 import math
@@ -11,33 +14,53 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from kfbench.claims.measures import OF_FRESH_SEEDS, Figures
 from kfbench.results.intervals import median, median_interval
-from kfbench.results.seeds import Ratio, paired_ratio, ratio_of_means
+from kfbench.results.seeds import ENOUGH_PAIRS, Ratio, paired_ratio, ratio_of_means
 
-REPRODUCED, REFUTED, OPEN = "reproduced", "not reproduced", "inconclusive"
+REPRODUCED, REFUTED, OPEN, WITHHELD = "reproduced", "not reproduced", "inconclusive", "withheld"
+TREND = "trend"
+# What a trend is called, by the verdict that the claim's own size would give.
+_TRENDS = {REPRODUCED: f"{TREND} (as claimed)", REFUTED: f"{TREND} (against)", OPEN: f"{TREND} (open)"}
 
 
-def judge(
-    part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], slack: tuple[float, float] = (1.0, 1.0)
-) -> dict[str, Any]:
-    """What verdict.json holds of one part of a claim: figures, their ratio, its interval, the outcome.
-
-    ``slack`` are factors by which the interval is wider on each side: what a grid leaves open.
-    """
+def judge(part: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
+    """What verdict.json holds of one part of a claim: figures, their ratio, its interval, the outcome."""
     side = "below" if part.get("below") is not None else "above"
-    ratio = _ratio(part, of, to, side)
+    ratio, slack = _ratio(part, figures.of, figures.to, side), figures.slack
     if ratio.low is not None and ratio.high is not None and slack != (1.0, 1.0):
         ratio = replace(ratio, low=ratio.low * slack[0], high=ratio.high * slack[1])
-    return {
+    judged = {
         **{key: value for key, value in part.items() if value is not None},
-        "values_of": list(of),
-        "values_to": list(to),
+        "values_of": figures.of,
+        "values_to": figures.to,
+        "edges_of": list(figures.edges[0]),
+        "edges_to": list(figures.edges[1]),
         "ratio": ratio.mean,
         "low": ratio.low,
         "high": ratio.high,
         "n": ratio.n,
-        "outcome": outcome(ratio, side, part[side]),
     }
+    return {**judged, "outcome": outcome(judged)}
+
+
+def outcome(part: Mapping[str, Any]) -> str:
+    """Of one part as verdict.json holds it: inconclusive where it has no interval, or one that contains the threshold."""
+    side = "below" if part.get("below") is not None else "above"
+    low, high, threshold = part["low"], part["high"], part[side]
+    if low is None or high is None or math.isnan(part["ratio"]):
+        return OPEN
+    # Without width it is exact, and decides even where it meets the threshold.
+    if low <= threshold <= high and low < high:
+        return OPEN
+    smaller = part["ratio"] < threshold
+    if part["measure"] in OF_FRESH_SEEDS and part["n"] < ENOUGH_PAIRS:
+        return f"{WITHHELD} ({part['n']} of {ENOUGH_PAIRS} seeds)"
+    # What a wider grid lowers: where the ratio is small already, only its denominator could raise it again.
+    label, edges = (part["to"], part.get("edges_to")) if smaller else (part["of"], part.get("edges_of"))
+    if edges:
+        return f"{WITHHELD} (edge: {label}, {', '.join(edges)})"
+    return REPRODUCED if smaller == (side == "below") else REFUTED
 
 
 def _ratio(part: Mapping[str, Any], of: Sequence[float], to: Sequence[float], side: str) -> Ratio:
@@ -69,19 +92,17 @@ def _certain(ratio: Ratio, of: Sequence[float], to: Sequence[float]) -> Ratio:
     return ratio
 
 
-def outcome(ratio: Ratio, side: str, threshold: float) -> str:
-    """Of one part: inconclusive where there is no interval, or one that contains the threshold."""
-    if ratio.low is None or ratio.high is None or math.isnan(ratio.mean):
-        return OPEN
-    # Without width it is exact, and decides even where it meets the threshold.
-    if ratio.low <= threshold <= ratio.high and ratio.low < ratio.high:
-        return OPEN
-    return REPRODUCED if (ratio.mean < threshold) == (side == "below") else REFUTED
+def verdict(parts: Sequence[Mapping[str, Any]], trend: bool = False) -> str:
+    """Of the whole claim: one refuted part refutes it, all must hold; what is withheld is said with all its reasons.
 
-
-def verdict(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Of the whole claim: one refuted part refutes it, all must hold."""
+    ``trend`` is at another size than the claim's, where nothing is reproduced, and nothing refuted.
+    """
     outcomes = [part["outcome"] for part in parts if part["decides"]]
+    whole = OPEN
     if REFUTED in outcomes:
-        return REFUTED
-    return REPRODUCED if outcomes and all(one == REPRODUCED for one in outcomes) else OPEN
+        whole = REFUTED
+    elif outcomes and all(one == REPRODUCED for one in outcomes):
+        whole = REPRODUCED
+    elif reasons := [one.removeprefix(f"{WITHHELD} (").removesuffix(")") for one in outcomes if WITHHELD in one]:
+        return f"{WITHHELD} ({'; '.join(dict.fromkeys(reasons))})"
+    return _TRENDS[whole] if trend else whole

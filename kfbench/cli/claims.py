@@ -22,6 +22,7 @@ from kfbench.claims.tables import caveats, figure_rows, part_rows, verdict_rows
 from kfbench.claims.verdicts import REFUTED
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
+from kfbench.results.environment import commit
 from kfbench.results.folders import RUNS, refuse_file
 from kfbench.results.reading import DamagedError
 from kfbench.results.tables import print_table
@@ -86,6 +87,8 @@ def judge(
     if whole_folder and (choice.keep is not None or choice.overwrite):
         raise UsageError("a folder of claims is only shown: give --keep and --overwrite with one file")
     # Now, not when hours of runs are to be kept.
+    if choice.keep is not None and commit()["git_dirty"]:
+        raise UsageError("--keep is for verdicts of a clean commit, and kfbench's own code differs from its commit")
     for folder in (choice.keep, *choice.keep.parents) if choice.keep is not None else ():
         refuse_file(folder, "--keep")
     records = _show_all(files, choice) if whole_folder else [_judge_one(file, choice, out) for file in files]

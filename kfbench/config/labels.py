@@ -45,9 +45,16 @@ def method_name(label: str) -> str:
     return re.split(r"-[^-=]+=| \(", label, maxsplit=1)[0]
 
 
-def short(label: str) -> str:
-    """Without its options, for a table where the measure beside it tells what is compared."""
-    return re.sub(r"-\w+=[^ ]*", "", label)
+def without_shared(label: str, other: str) -> tuple[str, str]:
+    """Both without the options that both have, for a table that compares them: what differs stays."""
+    # A value may hold dashes, so only the next -key= ends it; a space does, in pairs of labels.
+    option = re.compile(r"-\w+=(?:(?!-\w+=)[^ ])*")
+    shared = {*option.findall(label)} & {*option.findall(other)}
+
+    def strip(text: str) -> str:
+        return option.sub(lambda match: "" if match[0] in shared else match[0], text)
+
+    return strip(label), strip(other)
 
 
 def without_T(label: str) -> str:

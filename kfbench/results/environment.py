@@ -40,7 +40,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
         "autocast": torch.is_autocast_enabled("cuda"),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "argv": [Path(word).name if Path(word).is_absolute() else word for word in sys.argv],
-        **_git(),
+        **commit(),
     }
 
 
@@ -72,9 +72,9 @@ def _cpu_name() -> str:
 
 
 @cache
-def _git() -> dict[str, Any]:
-    """The commit of kfbench itself, where it runs from a checkout."""
-    folder = Path(__file__).parent
+def commit() -> dict[str, Any]:
+    """The commit of kfbench itself, where it runs from a checkout; dirty where its own code differs from that commit."""
+    folder = Path(__file__).parent.parent
 
     def ask(*words: str) -> str | None:
         try:
@@ -84,7 +84,7 @@ def _git() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     # Installed below somebody else's repository it would answer with theirs.
-    tracked = ask("ls-files", "--error-unmatch", Path(__file__).name)
+    tracked = ask("ls-files", "--error-unmatch", "__init__.py")
     if tracked is None:
         return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": bool(ask("status", "--porcelain"))}
+    return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": bool(ask("status", "--porcelain", "."))}

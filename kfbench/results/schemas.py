@@ -99,6 +99,7 @@ class Tuned(Record):
     final: FinalRound | None
     fragile: int
     at_edges: list[str]
+    best_edges: list[str] = Field(default_factory=list)
     robustness: Robustness | None
 
 
@@ -154,7 +155,9 @@ class Part(Record):
     low: float | None = _MAYBE
     high: float | None = _MAYBE
     n: int = Field(ge=0)
-    outcome: Literal["reproduced", "not reproduced", "inconclusive"]
+    edges_of: list[str] = Field(default_factory=list)
+    edges_to: list[str] = Field(default_factory=list)
+    outcome: str
 
 
 class CosineMean(Record):
@@ -211,7 +214,9 @@ class Verdict(Versioned):
     hash: str
     notes: str = ""
     status: str = "done"
-    verdict: Literal["reproduced", "not reproduced", "inconclusive"] | None
+    rules: int = 2
+    trend: bool = False
+    verdict: str | None
     parts: list[Part]
     methods: dict[str, Tuned] = Field(default_factory=dict)
     published: dict[str, Tuned] = Field(default_factory=dict)

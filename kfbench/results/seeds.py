@@ -111,9 +111,18 @@ def ratio_of_means(a: Sequence[float], b: Sequence[float]) -> Ratio:
 
 def _student(n: int) -> float:
     """The quantile of Student's t that an interval of the mean of ``n`` figures takes."""
+    return _quantile(n, 0.5 + CONFIDENCE / 2)
+
+
+def one_sided_student(n: int) -> float:
+    """The quantile that a bound takes, on one side alone, where the deviation is that of ``n`` figures."""
+    return _quantile(n, CONFIDENCE)
+
+
+def _quantile(n: int, probability: float) -> float:
     from scipy.special import stdtrit  # slow to import
 
-    return float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+    return float(stdtrit(n - 1, probability))
 
 
 def _log(x: float) -> float:

@@ -75,6 +75,7 @@ def _method_summary(directory: Path, config: Config, tuning: Tuning, rows: Rows)
         "final": _final(tuning, rows, best),
         "fragile": sum(loss == math.inf for loss in tuning.losses(rows, final=True).values()),
         "at_edges": [f"{side} {name}" for name, side in tuning.edges(rows, config.sweep.near)],
+        "best_edges": tuning.best_edges(rows),
         "robustness": robustness(on_grid, lowest) if lowest is not None else None,
         "losses": [[*cell, loss] for cell, loss in losses.items()],
         "losses_by_seed": [[*t.point.values(), t.seed, rows[t.hash]["final_train_loss"]] for t in tuned],

@@ -69,6 +69,21 @@ class Tuning:
             if axis.extendable and near_edge(losses, index, axis.edge(side), near, side == "upper")
         ]
 
+    def best_edges(self, rows: Rows) -> list[str]:
+        """The sides of the grid at which the best point lies, as tuned or with fresh seeds: "lower damping".
+
+        Its loss is then an upper bound of what a wider grid may have.
+        """
+        points = [point for point in (*self.leading(rows, 1), self.best(rows)) if point is not None]
+        edges = []
+        for axis in self.method.axes:
+            # A single value was not searched, so it has no edges.
+            for side in get_args(Side) if axis.extendable and len(axis.values) > 1 else ():
+                edge = axis.edge(side)
+                if any(point[axis.name] <= edge if side == "lower" else point[axis.name] >= edge for point in points):
+                    edges.append(f"{side} {axis.name}")
+        return edges
+
     def grow(self, rows: Rows, near: float) -> list[Point]:
         """Extend the grid past those sides; returns the new cells. Where these diverge it ends by itself."""
         before = {key(point) for point in self.method.cells()}

@@ -12,7 +12,7 @@ def part(measure, of="a", to="b", **more):
 
 
 def final(seeds, losses):
-    return {"final": {"seeds": seeds, "losses": losses, "mean": sum(losses) / len(losses)}}
+    return {"final": {"seeds": seeds, "losses": losses, "mean": sum(losses) / len(losses)}, "losses_by_seed": []}
 
 
 def both(wanted, evidence):
@@ -26,12 +26,12 @@ def test_final_losses_are_paired_by_seed():
 
 
 def test_a_method_without_a_surviving_point_is_infinitely_bad():
-    methods = {"a": {"final": None, "failed": 0}, "b": final([1, 2], [1.0, 2.0])}
+    methods = {"a": {"final": None, "failed": 0, "losses_by_seed": []}, "b": final([1, 2], [1.0, 2.0])}
     assert both(part("final_train_loss"), Evidence(tuning=methods)) == ([math.inf] * 2, [1.0, 2.0])
 
 
 def test_a_method_that_crashed_has_no_loss():
-    methods = {"a": {"final": None, "failed": 12}, "b": final([1, 2], [1.0, 2.0])}
+    methods = {"a": {"final": None, "failed": 12, "losses_by_seed": []}, "b": final([1, 2], [1.0, 2.0])}
     assert both(part("final_train_loss"), Evidence(tuning=methods)) == ([], [])
 
 
@@ -40,6 +40,24 @@ def test_the_better_of_tuned_and_published_options_counts():
     published = {"a": final([1, 2], [0.5, 0.6]), "b": final([1, 2], [5.0, 6.0])}
     found = Evidence(tuning=methods, published=published)
     assert both(part("final_train_loss"), found) == ([0.5, 0.6], [1.0, 2.0])
+
+
+def test_edges_of_both_grids_come_along():
+    methods = {"a": final([1, 2], [0.1, 0.2]), "b": final([1, 2], [1.0, 2.0]) | {"best_edges": ["lower damping"]}}
+    assert figures(part("final_train_loss"), Evidence(tuning=methods)).edges == ((), ["lower damping"])
+
+
+def test_a_cell_that_is_nearly_as_good_widens_the_interval_and_a_far_one_does_not():
+    noisy = final([1, 2, 3], [1.0, 2.0, 4.0])
+    near, far = ([[0.1, 0, 1.0], [0.3, 0, second], [1.0, 0, math.inf]] for second in (1.1, 1e9))
+    slack = {}
+    for name, cells in (("near", near), ("far", far)):
+        methods = {"a": noisy | {"losses_by_seed": cells}, "b": final([1, 2, 3], [1.0, 1.0, 1.0])}
+        slack[name] = figures(part("final_train_loss"), Evidence(tuning=methods)).slack
+    assert slack["far"] == (1.0, 1.0)
+    # Student's 95 % quantile with 2 degrees of freedom is 2.92; the logarithms deviate by log 2.
+    noise = math.exp(2.92 * math.log(2) * math.sqrt(2))
+    assert slack["near"] == (pytest.approx(1.1 / noise, rel=1e-3), 1.0)
 
 
 def test_an_unknown_label_is_named():

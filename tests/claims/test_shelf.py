@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kfbench.claims.file import read_claim
+from kfbench.claims.file import RULES, read_claim
+from kfbench.claims.measures import Figures
 from kfbench.claims.shelf import claim_folder, read_verdict
 from kfbench.claims.verdicts import judge, verdict
 from kfbench.results.reading import DamagedError
@@ -15,9 +16,11 @@ from tests.cli.test_claims import CLAIM, write
 def sound(path, **changes):
     """A verdict of this claim as it would be kept, with what a test changes of it."""
     file = read_claim(path, "small")
-    parts = [judge(part.model_dump(), [1.0, 1.1], [2.0, 2.1]) for part in file.claim.parts]
+    figures = Figures([1.0, 1.1, 1.0, 1.1, 1.0], [2.0, 2.1, 2.0, 2.1, 2.0])
+    parts = [judge(part.model_dump(), figures) for part in file.claim.parts]
     head = file.claim.model_dump(include={"id", "source", "says"})
-    record = {**head, "scale": "small", "hash": file.hash, "verdict": verdict(parts), "parts": parts, **changes}
+    told = {"hash": file.hash, "rules": RULES, "trend": True, "verdict": verdict(parts, trend=True), "parts": parts}
+    record = {**head, "scale": "small", **told, **changes}
     kept = Path("docs/results/small") / file.claim.id / "verdict.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(record))
@@ -54,11 +57,11 @@ def test_a_damaged_verdict_is_named_and_hides_no_other(kfbench, damage):
     sound(other)
     kept = sound(easy)
     code, out, err = kfbench("compare", "configs", "--format", "csv")
-    assert code == 0 and out.count(",small,reproduced,") == 2, err
+    assert code == 0 and out.count(",small,trend (as claimed),") == 2, err
     kept.write_text(damage(kept, json.loads(kept.read_text())))
     code, out, err = kfbench("compare", "configs", "--format", "csv")
     assert code == 3 and "internal error" not in err
-    assert out.count(",small,reproduced,") == 1 and "easy,nowhere," in out and ",small,cannot be read," in out
+    assert out.count(",small,trend (as claimed),") == 1 and "easy,nowhere," in out and ",small,cannot be read," in out
     (warning,) = [line for line in err.splitlines() if line.startswith("Warning: ")]
     assert "docs/results/small/easy/verdict.json" in warning
     # Alone, it says what to do.

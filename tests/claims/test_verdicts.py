@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, judge, outcome, verdict
-from kfbench.results.seeds import Ratio
+from kfbench.claims.measures import Figures
+from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, outcome, verdict
+from kfbench.claims.verdicts import judge as judge_figures
 
 PART = {
     "measure": "final_train_loss",
@@ -18,25 +19,67 @@ PART = {
 }
 
 
+SEEDS = 5
+
+
 def part(**changes):
     return {**PART, **changes}
 
 
+def judge(part, of, to, **more):
+    return judge_figures(part, Figures(of, to, **more))
+
+
+def judged_part(ratio, low, high, n=SEEDS, side="below", **changes):
+    record = {**part(), "ratio": ratio, "low": low, "high": high, "n": n, "below": None, side: 1.0}
+    return {key: value for key, value in {**record, **changes}.items() if value is not None or key in ("low", "high")}
+
+
 @pytest.mark.parametrize(
-    ("ratio", "side", "threshold", "expected"),
+    ("figures", "side", "expected"),
     [
-        (Ratio(0.5, 0.4, 0.6, 3), "below", 1.0, REPRODUCED),
-        (Ratio(0.5, 0.4, 1.6, 3), "below", 1.0, OPEN),  # the interval contains the threshold
-        (Ratio(2.0, 1.5, 2.5, 3), "below", 1.0, REFUTED),
-        (Ratio(2.0, 1.5, 2.5, 3), "above", 1.0, REPRODUCED),
-        (Ratio(0.5, 0.4, 0.6, 3), "above", 1.0, REFUTED),
-        (Ratio(0.5, None, None, 1), "below", 1.0, OPEN),  # one pair has no interval
-        (Ratio(math.nan, None, None, 3), "below", 1.0, OPEN),
-        (Ratio(1.0, 1.0, 1.0, 9), "below", 1.0, REFUTED),  # exact, and not below
+        ((0.5, 0.4, 0.6), "below", REPRODUCED),
+        ((0.5, 0.4, 1.6), "below", OPEN),  # the interval contains the threshold
+        ((2.0, 1.5, 2.5), "below", REFUTED),
+        ((2.0, 1.5, 2.5), "above", REPRODUCED),
+        ((0.5, 0.4, 0.6), "above", REFUTED),
+        ((0.5, None, None), "below", OPEN),  # one pair has no interval
+        ((math.nan, None, None), "below", OPEN),
+        ((1.0, 1.0, 1.0), "below", REFUTED),  # exact, and not below
     ],
 )
-def test_outcome_of_a_part(ratio, side, threshold, expected):
-    assert outcome(ratio, side, threshold) == expected
+def test_outcome_of_a_part(figures, side, expected):
+    assert outcome(judged_part(*figures, side=side)) == expected
+
+
+SMALL, LARGE, UNCLEAR = (0.5, 0.4, 0.6), (2.0, 1.5, 2.5), (1.0, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("side", ["below", "above"])
+@pytest.mark.parametrize(
+    ("edge", "figures", "withheld"),
+    [
+        ("edges_of", LARGE, True),  # an upper bound: a wider grid could bring it down to the threshold
+        ("edges_of", SMALL, False),
+        ("edges_to", SMALL, True),  # a lower bound
+        ("edges_to", LARGE, False),
+        ("edges_of", UNCLEAR, False),
+        ("edges_to", UNCLEAR, False),
+    ],
+)
+def test_a_best_point_at_an_edge_bounds_the_ratio_on_one_side(side, edge, figures, withheld):
+    free = outcome(judged_part(*figures, side=side))
+    label = "a" if edge == "edges_of" else "b"
+    expected = f"withheld (edge: {label}, lower damping, upper alpha)" if withheld else free
+    assert outcome(judged_part(*figures, side=side, **{edge: ["lower damping", "upper alpha"]})) == expected
+
+
+@pytest.mark.parametrize("measure", ["final_train_loss", "seconds_to_loss"])
+def test_fewer_than_five_seeds_decide_nothing_on_losses(measure):
+    assert outcome(judged_part(*SMALL, n=4, measure=measure)) == "withheld (4 of 5 seeds)"
+    assert outcome(judged_part(*SMALL, n=5, measure=measure)) == REPRODUCED
+    assert outcome(judged_part(*UNCLEAR, n=4, measure=measure)) == OPEN
+    assert outcome(judged_part(*SMALL, n=4, measure="progress")) == REPRODUCED
 
 
 @pytest.mark.parametrize(
@@ -46,10 +89,21 @@ def test_outcome_of_a_part(ratio, side, threshold, expected):
         ([REPRODUCED, OPEN], OPEN),
         ([OPEN, REFUTED], REFUTED),
         ([], OPEN),
+        ([REPRODUCED, "withheld (edge: a, lower damping)"], "withheld (edge: a, lower damping)"),
+        (["withheld (edge: a, lower damping)", "withheld (3 of 5 seeds)", OPEN], None),
+        (["withheld (edge: a, lower damping)", REFUTED], REFUTED),
     ],
 )
 def test_all_parts_must_hold_and_one_refutes(outcomes, expected):
+    expected = expected or "withheld (edge: a, lower damping; 3 of 5 seeds)"
     assert verdict([{"outcome": found, "decides": True} for found in outcomes]) == expected
+
+
+def test_at_another_size_it_is_a_trend():
+    words = {}
+    for one in (REPRODUCED, REFUTED, OPEN, "withheld (3 of 5 seeds)"):
+        words[one] = verdict([{"outcome": one, "decides": True}], trend=True)
+    assert list(words.values()) == ["trend (as claimed)", "trend (against)", "trend (open)", "withheld (3 of 5 seeds)"]
 
 
 def test_parts_beside_the_claim_do_not_decide():
@@ -57,7 +111,7 @@ def test_parts_beside_the_claim_do_not_decide():
 
 
 def test_ratios_are_paired_by_seed():
-    judged = judge(part(), [0.1, 1.0, 10.0], [0.2, 2.0, 20.0])
+    judged = judge(part(), [0.1, 1.0, 10.0, 1.0, 1.0], [0.2, 2.0, 20.0, 2.0, 2.0])
     assert judged["ratio"] == pytest.approx(0.5)
     assert (judged["low"], judged["high"]) == (pytest.approx(0.5), pytest.approx(0.5))
     assert judged["outcome"] == REPRODUCED
@@ -75,7 +129,7 @@ def test_everywhere_takes_the_largest_ratio():
 
 
 def test_above_everywhere_takes_the_smallest_ratio():
-    judged = judge(part(everywhere=True, below=None, above=1.0), [0.9, 5.0], [1.0, 1.0])
+    judged = judge(part(everywhere=True, measure="frobenius_error", below=None, above=1.0), [0.9, 5.0], [1.0, 1.0])
     assert (judged["ratio"], judged["outcome"]) == (0.9, REFUTED)
 
 
@@ -96,11 +150,13 @@ def test_times_are_medians_over_rounds():
 
 
 def test_a_method_that_always_diverges_is_certainly_worse():
-    assert judge(part(), [math.inf] * 3, [1.0] * 3)["outcome"] == REFUTED
-    assert judge(part(above=1.0, below=None), [math.inf] * 3, [1.0] * 3)["outcome"] == REPRODUCED
-    assert judge(part(), [1.0] * 3, [math.inf] * 3)["outcome"] == REPRODUCED
-    assert judge(part(), [1.0, math.inf, 1.0], [1.0] * 3)["outcome"] == OPEN  # one seed of three decides nothing
-    assert judge(part(), [math.inf] * 3, [math.inf] * 3)["outcome"] == OPEN
+    assert judge(part(), [math.inf] * SEEDS, [1.0] * SEEDS)["outcome"] == REFUTED
+    assert judge(part(above=1.0, below=None), [math.inf] * SEEDS, [1.0] * SEEDS)["outcome"] == REPRODUCED
+    assert judge(part(), [1.0] * SEEDS, [math.inf] * SEEDS)["outcome"] == REPRODUCED
+    assert (
+        judge(part(), [1.0, math.inf, 1.0, 1.0, 1.0], [1.0] * SEEDS)["outcome"] == OPEN
+    )  # one seed of five decides nothing
+    assert judge(part(), [math.inf] * SEEDS, [math.inf] * SEEDS)["outcome"] == OPEN
 
 
 def test_steps_that_raise_the_loss_make_less_progress():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kfbench.claims.file import read_claim
+from kfbench.claims.file import RULES, read_claim
 from kfbench.config import method_table as registry
 from kfbench.config import specs as methods
 from kfbench.config.load import load_config
@@ -19,9 +19,10 @@ methods: [foof, sgd]
 run: {{updates: 15, batch_size: 20}}
 sweep:
   parameters: [lr, damping]
-  grids: {{lr: "0.1,0.3", damping: "1.0", sgd.lr: "1e-9,2e-9"}}
+  # Of single values there are no edges, at which a verdict would be withheld.
+  grids: {{lr: "0.3", damping: "1.0", sgd.lr: "2e-9"}}
   extend: 0
-  final_seeds: 3
+  final_seeds: 5
 similarity: {{follow: foof, every: 3, progress: true}}
 compare:
   claim:
@@ -32,7 +33,15 @@ compare:
     - {{measure: {measure}, of: {of}, to: {to}, {side}}}
     {more}
 """
+CLEAN = {"git_commit": "abc", "git_dirty": False}
 LOSS = {"measure": "final_train_loss", "of": "foof", "to": "sgd", "side": "below: 4", "more": ""}
+
+
+@pytest.fixture(autouse=True)
+def clean_commit(monkeypatch):
+    """Whatever is being worked on: only verdicts of a clean commit are kept."""
+    monkeypatch.setattr("kfbench.cli.claims.commit", lambda: CLEAN)
+    monkeypatch.setattr("kfbench.results.environment.commit", lambda: CLEAN)
 
 
 def write(text=CLAIM, name="easy", **changes):
@@ -50,9 +59,9 @@ def test_a_claim_is_run_judged_kept_and_not_run_again(kfbench):
     assert code == 0, err
     record = json.loads(out)
     assert record["verdict"] == "reproduced" and "verdict at scale full: reproduced" in err
-    assert record["parts"][0]["n"] == 3 and record["parts"][0]["high"] < 4
-    assert record["methods"]["foof"]["trials"] == record["methods"]["sgd"]["trials"] == 2
-    assert record["published"]["foof"]["final"]["seeds"] == [1, 2, 3]
+    assert record["parts"][0]["n"] == 5 and record["parts"][0]["high"] < 4
+    assert record["methods"]["foof"]["trials"] == record["methods"]["sgd"]["trials"] == 1
+    assert record["published"]["foof"]["final"]["seeds"] == [1, 2, 3, 4, 5]
     kept = Path("docs/results/full/easy")
     assert {"verdict.json", "trials.csv", "environment.json", "config.yaml", "epochs.csv", "ratios.png"} == {
         p.name for p in kept.iterdir()
@@ -77,7 +86,7 @@ def test_directions_are_asked_along_the_tuned_trajectory(kfbench):
     assert code == 0, err
     record = json.loads(out)
     assert record["similarity"]["follow"] == "foof"
-    assert {row["seed"] for row in record["similarity"]["progress"]} == {1, 2, 3}
+    assert {row["seed"] for row in record["similarity"]["progress"]} == {1, 2, 3, 4, 5}
     assert all(value > 0 for value in record["parts"][0]["values_to"])
 
 
@@ -95,6 +104,36 @@ def test_a_folder_of_claims_runs_nothing(kfbench):
     write()
     code, out, _ = kfbench("compare", "configs")
     assert code == 0 and "not run" in out and not Path("runs").exists()
+
+
+def test_a_verdict_that_is_kept_is_of_a_clean_commit(kfbench, monkeypatch):
+    path = write(more="ask: [sgd]")
+    for place in ("kfbench.cli.claims.commit", "kfbench.results.environment.commit"):
+        monkeypatch.setattr(place, lambda: CLEAN | {"git_dirty": True})
+    code, _, err = kfbench("compare", path, "--keep", "docs/results")
+    assert code == 2 and "kfbench's own code differs from its commit" in err and not Path("runs").exists()
+    assert kfbench("compare", path)[0] == 0, "it may be judged"
+    monkeypatch.setattr("kfbench.cli.claims.commit", lambda: CLEAN)  # committed since
+    code, _, err = kfbench("compare", path, "--keep", "docs/results")
+    assert code == 2 and "was judged by code that differs from its commit" in err and not Path("docs").exists()
+
+
+def test_a_verdict_is_withheld_where_the_best_lies_at_an_edge(kfbench):
+    text = CLAIM.replace('sgd.lr: "2e-9"', 'sgd.lr: "1e-9,2e-9"').replace('lr: "0.3"', 'lr: "0.1,0.3"')
+    code, out, err = kfbench("compare", write(text), "--scale", "full", "--format", "json")
+    record = json.loads(out)
+    assert code == 0 and record["verdict"] == "withheld (edge: sgd, upper lr)" and record["rules"] == RULES
+    assert record["methods"]["sgd"]["best_edges"] == ["upper lr"]
+    assert "sgd is best at the upper lr edge of its grid: its loss is an upper bound" in err
+    # The other way round the ratio is an upper bound, and is not confirmed to be above anything.
+    code, out, _ = kfbench("compare", write(text, of="sgd", to="foof", side="above: 0.1"), "--scale", "full")
+    assert code == 0 and "reproduced" not in out
+
+
+def test_at_scale_small_it_shows_a_trend_unless_its_size_is_no_part_of_it(kfbench):
+    for more, expected in (("ask: [sgd]", "trend (as claimed)"), ("scale_free: true", "reproduced")):
+        code, out, err = kfbench("compare", write(more=more), "--format", "json")
+        assert code == 0 and json.loads(out)["verdict"] == expected, err
 
 
 def test_only_the_verdict_that_was_shown_is_kept(kfbench):
