@@ -45,7 +45,7 @@ def judge(part: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
 
 
 def outcome(part: Mapping[str, Any]) -> str:
-    """Of one part as verdict.json holds it: inconclusive where it has no interval, or one that contains the threshold."""
+    """Of one part as verdict.json holds it: inconclusive without an interval, or where that contains the threshold."""
     side = "below" if part.get("below") is not None else "above"
     low, high, threshold = part["low"], part["high"], part[side]
     if low is None or high is None or math.isnan(part["ratio"]):

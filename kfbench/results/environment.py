@@ -73,7 +73,7 @@ def _cpu_name() -> str:
 
 @cache
 def commit() -> dict[str, Any]:
-    """The commit of kfbench itself, where it runs from a checkout; dirty where its own code differs from that commit."""
+    """The commit of kfbench, where it runs from a checkout; dirty where its own code differs from that commit."""
     folder = Path(__file__).parent.parent
 
     def ask(*words: str) -> str | None:

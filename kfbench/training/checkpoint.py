@@ -22,7 +22,15 @@ RESERVE = "checkpoint.previous.pt"
 _MARK, _DIGEST = b"kfbench:", 16
 _SIGNATURE = len(_MARK) + 2 * _DIGEST
 # What one holds, and what of its trainee only one does from which a run goes on.
-_PARTS = {"trajectory": dict, "seed": int, "trainee": dict, "epochs": list, "recent": list, "bytes": list, "clocks": dict}
+_PARTS = {
+    "trajectory": dict,
+    "seed": int,
+    "trainee": dict,
+    "epochs": list,
+    "recent": list,
+    "bytes": list,
+    "clocks": dict,
+}
 _TO_GO_ON = {"optimizer", "scheduler", "preconditioning", "random", "random_device"}
 
 

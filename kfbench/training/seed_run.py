@@ -173,7 +173,7 @@ class SeedRun:
         return self.status == "done"
 
     def _stop_if_diverging(self) -> None:
-        """The median of many updates tells a run that has left for good from one that came back after a few bad ones."""
+        """The median of many updates tells a run that has left for good from one that came back after a bad one."""
         factor, many = self.run_config.divergence_factor, len(self.recent)
         if factor is None or many < (self.recent.maxlen or 0):
             return

@@ -1,4 +1,4 @@
-"""What tuning leaves open: an interval that carries it covers the ratio of the truly best cells, one without does not."""
+"""What tuning leaves open: an interval that carries it covers the ratio of the truly best cells."""
 
 import math
 import random

@@ -155,7 +155,7 @@ def test_a_method_that_always_diverges_is_certainly_worse():
     assert judge(part(), [1.0] * SEEDS, [math.inf] * SEEDS)["outcome"] == REPRODUCED
     assert (
         judge(part(), [1.0, math.inf, 1.0, 1.0, 1.0], [1.0] * SEEDS)["outcome"] == OPEN
-    )  # one seed of five decides nothing
+    )  # one of five decides nothing
     assert judge(part(), [math.inf] * SEEDS, [math.inf] * SEEDS)["outcome"] == OPEN
 
 

@@ -2,10 +2,10 @@
 
     python -m tests.measurements.convolution_rates [rounds]
 
-For the 3 x 3 convolutions of the four stages at width 16, on a batch of 100 images of 32 x 32 and one thread: multiply-adds
-a second of a convolution's forward, and of the product of a gradient with the inverse of A by the BLAS and by oneDNN (an
-operator of torch that is not public), interleaved. Prints a CSV of medians. Then trace A / d_in of each convolution of
-an untrained ResNet18 on Fashion-MNIST-1k, averaged over each stage.
+For the 3 x 3 convolutions of the four stages at width 16, on a batch of 100 images of 32 x 32 and one thread:
+multiply-adds a second of a convolution's forward, and of the product of a gradient with the inverse of A by the BLAS
+and by oneDNN (an operator of torch that is not public), interleaved. Prints a CSV of medians. Then trace A / d_in of each
+convolution of an untrained ResNet18 on Fashion-MNIST-1k, averaged over each stage.
 """
 
 import sys
@@ -29,10 +29,14 @@ def products(channels, side):
     rows = channels * 9
     x, weight = torch.randn(IMAGES, channels, side, side), torch.randn(channels, channels, 3, 3)
     gradient, inverse = torch.randn(channels, rows), torch.randn(rows, rows)
+    _linear = torch.ops.mkldnn._linear_pointwise
     return {
         "convolution": (IMAGES * side**2 * channels * rows, lambda: conv2d(x, weight, padding=1)),
         "blas": (channels * rows**2, lambda: gradient @ inverse),
-        "onednn": (channels * rows**2, lambda: torch.ops.mkldnn._linear_pointwise(gradient, inverse, None, "none", [], "")),
+        "onednn": (
+            channels * rows**2,
+            lambda: torch.ops.mkldnn._linear_pointwise(gradient, inverse, None, "none", [], ""),
+        ),
     }
 
 
