@@ -39,7 +39,7 @@ from kfbench.sweep.plan import Swept, plan, trial
 from kfbench.sweep.run import SweepObserver, sweep
 from kfbench.training.observer import Observer
 from kfbench.wallclock.gate import read_windows
-from kfbench.wallclock.ratios import CONTROL, per_update, ratios
+from kfbench.wallclock.ratios import CONTROL, compose, per_update, ratios
 from kfbench.wallclock.run import wallclock
 
 # What a verdict keeps of the runs with fresh seeds, so that it can be judged anew where these are not.
@@ -275,10 +275,12 @@ def _follow(file: ClaimFile, directory: Path, around: Surroundings, evidence: Ev
 
 def _time(file: ClaimFile, directory: Path, around: Surroundings, evidence: Evidence) -> dict[str, Any]:
     """`wallclock` of the file's methods, the first of which is the reference."""
-    config = file.config.with_wallclock(compose="never")  # whole periods: nothing to put together again
+    config = file.config
     folder = directory / f"wallclock-{fingerprint(dump(config, 'wallclock'))}"
     cell = _once(folder, WallclockSummary, ("done",), lambda: wallclock([config], folder, around.line))["cells"][0]
-    costs, reference = per_update(read_windows(folder / "windows.csv")), cell["reference"]
+    schedules = {label: (m["T"], m["S"]) for label, m in cell["methods"].items() if m["composed"]}
+    costs = compose(per_update(read_windows(folder / "windows.csv")), schedules)
+    reference = cell["reference"]
     others = [label for label in costs if label != reference and not label.endswith(CONTROL)]
     measured = {label: ratios(costs, label, reference) for label in others}
     evidence.cost_ratios = {reference: [1.0] * max(map(len, measured.values())), **measured}

@@ -90,6 +90,22 @@ def test_directions_are_asked_along_the_tuned_trajectory(kfbench):
     assert all(value > 0 for value in record["parts"][0]["values_to"])
 
 
+@pytest.mark.parametrize("compose", ["always", "never"])
+def test_costs_are_of_composed_periods_where_the_claim_says_so(kfbench, compose):
+    """A period of a large network may take an hour; the claim is judged on the ratios that wallclock shows."""
+    head, tail = CLAIM.split("sweep:")[0], CLAIM[CLAIM.index("similarity:") :]
+    text = head.replace("[foof, sgd]", "[sgd, 'foof:T=40']")
+    text += f"wallclock: {{{{compose: {compose}, rounds: 6, window_seconds: 0.01}}}}\n{tail}"
+    path = write(text, measure="seconds_per_update", of="foof", to="sgd", side="above: 1.0e-9")
+    code, out, err = kfbench("compare", path, "--scale", "full", "--format", "json")
+    assert code == 0, err
+    record = json.loads(out)
+    foof = record["wallclock"]["methods"]["foof"]
+    assert record["verdict"] == "reproduced" and foof["composed"] == (compose == "always")
+    (part,) = record["parts"]
+    assert (part["ratio"], part["low"], part["high"]) == tuple(foof[k] for k in ("ratio", "ratio_low", "ratio_high"))
+
+
 def test_what_was_asked_of_a_claim_can_be_read_back(kfbench):
     text = CLAIM.replace("[foof, sgd]", "['foof:T=7', sgd]").replace("follow: foof", "follow: foof-T=7")
     path = write(text, measure="progress", of="sgd", to="foof-T=7", side="above: 1.0e-9", more="ask: [sgd]")
