@@ -33,7 +33,7 @@ def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
     for label, entry in (_asked(spec, known, followed) for spec in file.claim.ask):
         if label in entries:
             raise UsageError(
-                f"{file.path.name} asks {label!r} twice, or follows it too: labels leave out lr and damping"
+                f"{file.path.name} asks {label!r} twice, or follows it too: they leave out lr, and a damping not given"
             )
         entries[label] = entry
     run = settings.run
@@ -116,5 +116,7 @@ def _asked(spec: Any, known: Mapping[str, Any], followed: Mapping[str, Any]) -> 
         return spec, known[spec]
     opt, options = parse_spec(spec)
     label = _label(opt, resolve_method(spec).options)
+    if "damping" in options:  # one method may be asked at several, which then tell its SPECs apart
+        label += f"-damping={options['damping']:g}"
     shared = {name: followed[name] for name in SHARED if name in followed and find_method(opt).accepts(name)}
     return label, {"opt": opt, **shared, **options}

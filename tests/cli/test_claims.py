@@ -90,6 +90,15 @@ def test_directions_are_asked_along_the_tuned_trajectory(kfbench):
     assert all(value > 0 for value in record["parts"][0]["values_to"])
 
 
+def test_one_method_is_asked_at_several_dampings(kfbench):
+    more = "ask: ['foof:damping=2', 'foof:damping=0.5', sgd]"
+    path = write(measure="progress", of="foof-damping=2", to="foof-damping=0.5", side="below: 1", more=more)
+    code, out, err = kfbench("compare", path, "--scale", "full", "--format", "json")
+    assert code == 0, err
+    (part,) = json.loads(out)["parts"]
+    assert all(of < to for of, to in zip(part["values_of"], part["values_to"], strict=True)), "damped more"
+
+
 @pytest.mark.parametrize("compose", ["always", "never"])
 def test_costs_are_of_composed_periods_where_the_claim_says_so(kfbench, compose):
     """A period of a large network may take an hour; the claim is judged on the ratios that wallclock shows."""

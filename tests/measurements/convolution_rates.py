@@ -4,8 +4,8 @@
 
 For the 3 x 3 convolutions of the four stages at width 16, on a batch of 100 images of 32 x 32 and one thread:
 multiply-adds a second of a convolution's forward, and of the product of a gradient with the inverse of A by the BLAS
-and by oneDNN (an operator of torch that is not public), interleaved. Prints a CSV of medians. Then trace A / d_in of each
-convolution of an untrained ResNet18 on Fashion-MNIST-1k, averaged over each stage.
+and by oneDNN (an operator of torch that is not public), interleaved. Prints a CSV of medians. Then trace A / d_in of
+each convolution of an untrained ResNet18 on Fashion-MNIST-1k, averaged over each stage.
 """
 
 import sys
