@@ -1,5 +1,6 @@
 """Every data set and model: one line, paper, what it takes. Plain data, without torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -208,3 +209,9 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
         ),
     }
 )
+
+
+def training_images(dataset: str, train_samples: int | None) -> float:
+    """How many images are trained on; infinite where a user's own data set does not say."""
+    size = DATASETS[dataset].sizes[0] if dataset in DATASETS else math.inf
+    return min(train_samples or size, size)

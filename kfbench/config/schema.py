@@ -137,7 +137,7 @@ class Run(Section):
         None,
         gt=1,
         description="stop a seed, as diverged, when the median loss of the last 50 updates (20 where each is an epoch) "
-        "exceeds this multiple of the untrained network's (default: never; in sweeps 10)",
+        "exceeds this multiple of the untrained network's (default: never; in sweeps 10 but for full batches)",
     )
     seed: Seed = Field(0, ge=0, description="the first seed")
     seeds: Int = Field(1, ge=1, le=MOST_SEEDS, description="number of seeds: seed, seed + 1, ...")

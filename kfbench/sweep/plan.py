@@ -12,6 +12,7 @@ from kfbench.config.identity import fingerprint, trajectory
 from kfbench.config.labels import labels
 from kfbench.config.method_table import DEFAULT_S
 from kfbench.config.methods import resolve_method
+from kfbench.config.problem_table import training_images
 from kfbench.config.schema import Config, Method
 from kfbench.config.specs import find_method
 from kfbench.errors import UsageError, unknown
@@ -19,7 +20,8 @@ from kfbench.sweep.grids import ALPHA, Axis, default_axis, parse_axis
 
 Point = dict[str, Any]
 _LARGEST_SEED = 2**32 - 1  # as the schema has it
-# The rule by which trials stop early, unless the user says otherwise.
+# The rule by which trials stop early, unless the user says otherwise. With full batches none does: a loss may lie at
+# thousands of times the first one for sixty updates, and end below all others (foof-2a).
 DIVERGENCE_FACTOR = 10.0
 
 
@@ -112,7 +114,8 @@ def plan(config: Config) -> list[Swept]:
 def trial(config: Config, method: Swept, point: Point, round: str, seed: int) -> Trial:
     """The trial of one point; UsageError where its options do not fit together."""
     run, sweep = config.run, config.sweep
-    factor = DIVERGENCE_FACTOR if run.divergence_factor is None else run.divergence_factor
+    full_batch = run.batch_size >= training_images(config.problem.dataset, config.problem.train_samples)
+    factor = run.divergence_factor or (None if full_batch else DIVERGENCE_FACTOR)
     changes: dict[str, Any] = {"seed": seed, "seeds": 1, "divergence_factor": factor}
     # A smoke run keeps its few updates.
     if round == "final" and not run.quick and (sweep.final_epochs or sweep.final_updates):

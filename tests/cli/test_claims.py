@@ -92,7 +92,8 @@ def test_directions_are_asked_along_the_tuned_trajectory(kfbench):
 
 def test_one_method_is_asked_at_several_dampings(kfbench):
     more = "ask: ['foof:damping=2', 'foof:damping=0.5', sgd]"
-    path = write(measure="progress", of="foof-damping=2", to="foof-damping=0.5", side="below: 1, kind: as-is", more=more)
+    side = "below: 1, kind: as-is"
+    path = write(measure="progress", of="foof-damping=2", to="foof-damping=0.5", side=side, more=more)
     code, out, err = kfbench("compare", path, "--scale", "full", "--format", "json")
     assert code == 0, err
     (part,) = json.loads(out)["parts"]

@@ -96,6 +96,8 @@ def test_trials_stop_when_they_diverge_unless_told_otherwise():
     assert trial(config, foof, foof.cells()[0], "grid", 0).config.run.divergence_factor == 10
     config = settings("foof", divergence_factor=3)
     assert trial(config, foof, foof.cells()[0], "grid", 0).config.run.divergence_factor == 3
+    full_batch = settings("foof", train_samples=100, batch_size=100)
+    assert trial(full_batch, foof, foof.cells()[0], "grid", 0).config.run.divergence_factor is None
 
 
 @pytest.mark.parametrize(
