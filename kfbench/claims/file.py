@@ -111,7 +111,9 @@ class ClaimFile:
         """Equal for equal experiments and predicates at equal scale, wherever they run."""
         run, asked = self.config.run, dict[str, Any]()
         if "similarity" in self.blocks:
-            asked["similarity"] = self.similarity.model_dump()
+            # Added later, where it says nothing new.
+            usual = {"spectrum_points"} if self.similarity.spectrum_points == "batch" else set()
+            asked["similarity"] = self.similarity.model_dump(exclude=usual)
         if "wallclock" in self.blocks:
             asked["wallclock"] = dump(self.config, "wallclock")["wallclock"]
         if self.tunes:

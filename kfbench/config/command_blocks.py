@@ -103,3 +103,6 @@ class Similarity(Section):
     spectrum: Annotated[tuple[Text, ...], BeforeValidator(_as_list)] = Field(
         (), description="layers whose curvature is compared with the exact Fisher"
     )
+    spectrum_points: Literal["batch", "held-out"] = Field(
+        "batch", description="of which points that Fisher is: the current batch, or as many others"
+    )

@@ -39,7 +39,8 @@ class Looks:
         labels = [each.label for each in panel.asked]
         self.pairs = [p for p in itertools.combinations(labels, 2) if settings.against in (None, *p)]
         self.foof = next((each for each in panel.asked if each.method.opt == "foof"), None)
-        self.spectrum = Spectrum(panel, settings.spectrum, self.every) if settings.spectrum else None
+        held_out = settings.spectrum_points == "held-out"
+        self.spectrum = Spectrum(panel, settings.spectrum, self.every, held_out) if settings.spectrum else None
         if "foof" in settings.metric:
             panel.listen(self._keep_factors)
         self._random: RandomState | None = None

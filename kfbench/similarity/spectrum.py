@@ -17,7 +17,7 @@ from kfbench.curvature.statistics import Statistics
 from kfbench.errors import UsageError
 from kfbench.preconditioners.contract import vectors_of
 from kfbench.similarity.panel import Panel
-from kfbench.updates.batches import SPECTRUM_LABELS, stream_seed
+from kfbench.updates.batches import SPECTRUM_LABELS, held_out_batch, stream_seed
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.schedule import AtLooks
 from kfbench.updates.turn import Turn
@@ -90,12 +90,14 @@ class Spectrum:
     """Errors of every method that has an approximation of the Fisher, in the named layers, at every look.
 
     The exact Fisher is that of the current batch, with labels of the method's kind: those that some method
-    observes in the same forward, or drawn by a generator of its own. UsageError for layers that there are not,
-    for methods without such an approximation, and for more rows than a Gram matrix is made for.
+    observes in the same forward, or drawn by a generator of its own. ``held_out`` makes it that of as many other
+    points: what was measured on the batch itself, such as EKFAC's scales, fits that one better than any other.
+    UsageError for layers that there are not, for methods without such an approximation, and for more rows than a
+    Gram matrix is made for.
     """
 
-    def __init__(self, panel: Panel, layers: Sequence[str], every: int) -> None:
-        self.panel, self.layers = panel, layers
+    def __init__(self, panel: Panel, layers: Sequence[str], every: int, held_out: bool = False) -> None:
+        self.panel, self.layers, self.held_out = panel, layers, held_out
         trainee = panel.trainee
         for name in layers:
             if name not in panel.layers:
@@ -109,6 +111,7 @@ class Spectrum:
                 f"--spectrum needs a method with an approximation, such as kfac, ekfac, natural, gn-cg, got {labels}"
             )
         self.keepers: dict[str, RowKeeper] = {}
+        self._observers: dict[str, Preconditioning] = {}
         self._first_use: dict[str, int] = {}
         for tracked in self.tracked.values():
             fisher, batch_size = tracked.turn.traits.fisher, trainee.run.batch_size
@@ -130,8 +133,9 @@ class Spectrum:
         seed = stream_seed(trainee.seed, SPECTRUM_LABELS)
         observer = Preconditioning(trainee.model, keeper, damping=0.0, T=1, likelihood=trainee.likelihood, seed=seed)
         observer.turn.reschedule(AtLooks(every))
-        self.keepers[fisher] = keeper
-        self.panel.add_observer(observer)
+        self.keepers[fisher], self._observers[fisher] = keeper, observer
+        if not self.held_out:
+            self.panel.add_observer(observer)
 
     def warmed_up(self) -> None:
         """After the warm-up."""
@@ -157,6 +161,8 @@ class Spectrum:
     @torch.no_grad()
     def rows(self) -> list[dict[str, Any]]:
         """Of one look: layer, method, updates_since_refresh, and two tensors [], error and distance."""
+        if self.held_out:
+            self._observe_others()
         rows = []
         for name in self.layers:
             # One for all methods with these labels: it keeps its norm and eigenvalues.
@@ -176,6 +182,15 @@ class Spectrum:
                     }
                 )
         return rows
+
+    @torch.enable_grad()
+    def _observe_others(self) -> None:
+        """The keepers' rows are those of one other batch for all, at the same weights."""
+        trainee = self.panel.trainee
+        batch = held_out_batch(trainee.data, trainee.run.batch_size, trainee.seed, trainee.step)
+        for fisher, observer in self._observers.items():
+            statistics = observer.turn.statistics_of_others(self.panel.leader.forward, [batch])
+            self.keepers[fisher].statistics = statistics or {}
 
 
 def _check_rows(rows: int, fisher: str) -> None:

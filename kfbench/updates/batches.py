@@ -17,6 +17,7 @@ LABELS = 3
 _FISHER = 4
 SPECTRUM_LABELS = 5
 _AUGMENT, _AUGMENT_WARMUP, _AUGMENT_FISHER = 6, 7, 8
+_HELD_OUT, _AUGMENT_HELD_OUT = 9, 10
 
 
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:
@@ -67,6 +68,12 @@ def warmup_batches(data: Dataset, batch_size: int, seed: int, count: int) -> Ite
         start = index % per_epoch * batch_size
         chosen = order[start : start + batch_size]
         yield _inputs(data, chosen, seed, _AUGMENT_WARMUP, index), data.train_targets[chosen]
+
+
+def held_out_batch(data: Dataset, points: int, seed: int, look: int) -> Batch:
+    """Points on which a curvature is judged that was made of others, drawn apart from all of these."""
+    chosen = _permutation(seed, _HELD_OUT, look, len(data.train_inputs), data.train_inputs.device)[:points]
+    return _inputs(data, chosen, seed, _AUGMENT_HELD_OUT, look), data.train_targets[chosen]
 
 
 def fisher_batches(data: Dataset, points: int, chunk: int, seed: int, refresh: int) -> Iterator[Batch]:

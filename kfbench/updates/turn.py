@@ -263,14 +263,19 @@ class Turn:
             self.refresh()
 
     def _statistics_of_own_points(self, forward: SharedForward) -> dict[str, LayerStatistics] | None:
-        """At the current weights, leaving no trace in the model."""
         assert self._fisher_batches is not None
-        with forward_isolated(forward.model):
-            # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
-            batches = self._fisher_batches(self.step // self.schedule.T)
-            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments) for x, y in batches]
-        if not parts:
+        # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
+        batches = list(self._fisher_batches(self.step // self.schedule.T))
+        if not batches:
             raise ValueError(f"fisher_batches gave no batch at update {self.step}")
+        return self.statistics_of_others(forward, batches)
+
+    def statistics_of_others(
+        self, forward: SharedForward, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> dict[str, LayerStatistics] | None:
+        """Of other points than the update's, at the current weights, leaving no trace in the model."""
+        with forward_isolated(forward.model):
+            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments) for x, y in batches]
         return joined_statistics(parts, forward.layers, self.traits.newest_only)
 
     def refresh(self) -> None:
