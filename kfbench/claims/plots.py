@@ -19,17 +19,17 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     parts = [
-        (record["id"], part)
+        (record["id"], part, pair_of(part, record["parts"]))
         for record in records
         for part in record.get("parts", ())
         if part["decides"] and math.isfinite(part["ratio"]) and "toy" not in part["measure"]
     ]
     if not parts:
         return
-    shown = [x for _, part in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
+    shown = [x for _, part, _ in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
     left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
     figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 0.27 * len(parts)), layout="constrained")
-    for row, (_, part) in enumerate(reversed(parts)):  # upwards, so that the first one ends on top
+    for row, (_, part, _) in enumerate(reversed(parts)):  # upwards, so that the first one ends on top
         colour = next(c for outcome, c in _COLOURS.items() if part["outcome"].startswith(outcome))  # reasons follow
         if part["low"] is not None and part["high"] is not None:
             ends = [min(max(end, left), right) for end in (part["low"], part["high"])]  # they may be 0 or infinite
@@ -41,7 +41,7 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         threshold = part["below"] if "below" in part else part["above"]
         marker = "<" if "below" in part else ">"
         axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
-    compared = [(id, part["measure"].replace("_", " "), pair_of(part)) for id, part in reversed(parts)]
+    compared = [(id, part["measure"].replace("_", " "), pair) for id, part, pair in reversed(parts)]
     axes.set_yticks(range(len(parts)), [f"{id}: {', '.join(filter(None, what))}" for id, *what in compared])
     axes.set_ylim(-0.7, len(parts) - 0.3)
     axes.set(xscale="log", xlabel="measured ratio, 95 % interval; hollow: the claimed side of its threshold")

@@ -44,7 +44,7 @@ def verdict_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "says": record["says"],
             "scale": record["scale"],
             "verdict": record["verdict"] or "none",
-            "ratios": "; ".join(_short(part) for part in record.get("parts", ()) if part["decides"]),
+            "ratios": "; ".join(_short(part, record["parts"]) for part in record.get("parts", ()) if part["decides"]),
         }
         for record in records
     ]
@@ -71,9 +71,9 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _short(part: Mapping[str, Any]) -> str:
+def _short(part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
     measured = f"{_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}"
-    return " ".join(filter(None, (pair_of(part), measured)))
+    return " ".join(filter(None, (pair_of(part, parts), measured)))
 
 
 def _claimed(part: Mapping[str, Any]) -> str:
@@ -93,6 +93,7 @@ def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.3g}"
 
 
-def pair_of(part: Mapping[str, Any]) -> str:
-    """Both methods, without the options that they share."""
-    return " / ".join(without_shared(part["of"], part["to"]))
+def pair_of(part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
+    """Both methods, without the options that tell nothing apart in their claim."""
+    among = [part[side] for part in parts for side in ("of", "to")]
+    return " / ".join(without_shared(part["of"], part["to"], among))

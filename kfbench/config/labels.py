@@ -1,7 +1,7 @@
 """Labels of methods, NAME-key=value: made, read, shortened."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kfbench.config.method_table import DEFAULT_S, FACTORS, METHODS
@@ -45,14 +45,27 @@ def method_name(label: str) -> str:
     return re.split(r"-[^-=]+=| \(", label, maxsplit=1)[0]
 
 
-def without_shared(label: str, other: str) -> tuple[str, str]:
-    """Both without the options that both have, for a table that compares them: what differs stays."""
-    # A value may hold dashes, so only the next -key= ends it; a space does, in pairs of labels.
-    option = re.compile(r"-\w+=(?:(?!-\w+=)[^ ])*")
-    shared = {*option.findall(label)} & {*option.findall(other)}
+def without_shared(label: str, other: str, among: Iterable[str] = ()) -> tuple[str, str]:
+    """Both without the options that tell nothing apart there: those of several labels, alike in all of these.
+
+    An option that only some labels of one NAME have tells these apart. A label may be a pair, joined by " ~ ".
+    """
+    # A value may hold dashes, so only the next -key= ends it.
+    option = re.compile(r"-(\w+)=((?:(?!-\w+=)[^ ])*)")
+    singles = {single for text in (label, other, *among) for single in text.split(" ~ ")}
+    options = {single: dict(option.findall(single)) for single in singles}
+    told = set()
+    for key in {key for own in options.values() for key in own}:
+        values = [own.get(key) for own in options.values()]
+        by_name: dict[str, set[str | None]] = {}
+        for single, own in options.items():
+            by_name.setdefault(method_name(single), set()).add(own.get(key))
+        several_alike = len(values) - values.count(None) > 1 and len({*values} - {None}) == 1
+        if not several_alike or any(len(found) > 1 for found in by_name.values()):
+            told.add(key)
 
     def strip(text: str) -> str:
-        return option.sub(lambda match: "" if match[0] in shared else match[0], text)
+        return option.sub(lambda match: match[0] if match[1] in told else "", text)
 
     return strip(label), strip(other)
 
