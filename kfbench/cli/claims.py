@@ -158,8 +158,7 @@ def _judge_one(file: ClaimFile, choice: Choice, out: Path | None) -> dict[str, A
 def _judged(file: ClaimFile, directory: Path, anew: bool) -> dict[str, Any]:
     # Not above: they need torch, which a verdict that is known does not.
     from kfbench.claims.run import ClaimInterruptedError, Surroundings, check_claim, judge_claim
-    from kfbench.cli.progress import progress_observer
-    from kfbench.cli.sweep_progress import sweep_observer
+    from kfbench.cli.progress import progress_observer, sweep_observer
 
     check_claim(file)
     observer = sweep_observer()

@@ -68,7 +68,7 @@ def sweep(
     _warn(settings)
     folder = shared_folder(output.out, "sweep", settings, output.overwrite)
     with folder as directory:
-        from kfbench.cli.sweep_progress import sweep_observer
+        from kfbench.cli.progress import sweep_observer
         from kfbench.sweep.run import sweep as run_sweep
 
         observer = sweep_observer()  # in a terminal it draws from here on, so it must be closed
