@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "kfbench"
 # A file imports its own folder, or what stands to the left.
 ORDER = (
     "errors config results problems layers curvature preconditioners step_rules executors updates training "
-    "wallclock similarity sweep compare claims cli"
+    "wallclock similarity sweep compare claims report cli"
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Several of a kind in different folders have one name; of all others no two share one.
@@ -27,6 +27,7 @@ WITHOUT_TORCH = {
     "sweep": (),
     "cli": (),
     "compare": ("run",),
+    "report": (),
     "claims": ("run", "directions", "toy"),
     "wallclock": ("run", "bench", "memory_probe", "tasks"),
 }

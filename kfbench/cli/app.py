@@ -23,6 +23,7 @@ _COMMANDS = {
     "compare": ("kfbench.cli.compare", "compare", "Compare methods over seeds: who wins, by how much, how fast."),
     "wallclock": ("kfbench.cli.wallclock", "wallclock", "Time updates of several optimizers, with error bars."),
     "similarity": ("kfbench.cli.similarity", "similarity", "Compare the directions of methods along one trajectory."),
+    "report": ("kfbench.cli.reporting", "report", "Write a site of all verdicts, and quote them in documents."),
     "data": ("kfbench.cli.data", "app", "List, fetch and check data sets."),
     "list": ("kfbench.cli.listing", "list_names", "List methods, models and data sets."),
 }

@@ -25,10 +25,11 @@ QUICK = ["--quick", "--width", "20"]
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--help"], ["train", "sweep", "compare", "wallclock", "similarity", "data", "list", "--version"]),
+        (["--help"], ["train", "sweep", "compare", "wallclock", "similarity", "report", "data", "list", "--version"]),
         (["-h"], ["train", "data", "list"]),
         (["train", "--help"], ["--opt", "--lr", "--damping", "--T", "--epochs", "--resume", "foof", "--help-all"]),
         (["train", "--help-all"], ["--opt", "--lr", "--damping-kind", "--T", "--no-bias", "--set", "--resume", "foof"]),
+        (["report", "--help"], ["DIR", "--out", "--quote", "--check", "kfbench report docs/results --out site"]),
         (["data", "--help"], ["fetch", "check", "list"]),
         (["data", "check", "--help"], ["NAME", "--data-dir"]),
         (["--version"], ["kfbench 0."]),
@@ -94,8 +95,9 @@ def answer(arguments, **environment):
     heavy = sorted({"torch", "torchvision", "matplotlib", "pandas"} & set(sys.modules))
     answers.append([arguments, code, heavy, out.getvalue()])
 for arguments in (["--help"], ["train", "-h"], ["sweep", "--help"], ["compare", "--help-all"], ["similarity", "--help"],
-                  ["data", "--help"], ["list"], ["--version"], ["--bogus"], ["train", "--opt", "foof", "--lr", "-1"],
-                  ["sweep", "lr", "--grid", "lr=2:1:decades"]):
+                  ["data", "--help"], ["report", "--help"], ["list"], ["--version"], ["--bogus"],
+                  ["train", "--opt", "foof", "--lr", "-1"],
+                  ["sweep", "lr", "--grid", "lr=2:1:decades"], ["report", "nowhere", "--out", "site"]):
     answer(arguments)
 for words in ("kfbench tr", "kfbench train --opt fo", "kfbench train --dataset fash", "kfbench train --damp"):
     answer([], _KFBENCH_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
@@ -110,8 +112,8 @@ def test_help_lists_completion_and_refusals_import_nothing_heavy():
     for arguments, _, heavy, text in answers:
         assert heavy == [], f"{arguments} imported {heavy}"
         assert text, f"{arguments} said nothing"
-    assert [code for _, code, _, _ in answers[:11]] == [0] * 8 + [2] * 3
-    completed = [text.split() for *_, text in answers[11:]]
+    assert [code for _, code, _, _ in answers[:13]] == [0] * 9 + [2] * 4
+    completed = [text.split() for *_, text in answers[13:]]
     assert completed == [
         ["train"],
         [name for name in METHODS if name.startswith("foof")],

@@ -4,17 +4,15 @@ import csv
 import html
 import math
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from kfbench.compare.comparison import summarise
 from kfbench.compare.gathering import gather
 from kfbench.compare.page import page, write_page
+from tests.browser import browse, needs_browser
 from tests.compare.comparable_runs import write_method
 
-_BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 _NASTY = "sgd-</script><b>\"'&{{data}}"
 
 
@@ -58,26 +56,11 @@ def test_one_method_has_no_differences(tmp_path):
     assert "There is one method only" in page(comparison, summarise(comparison))
 
 
-def browse(path, fragment=""):
-    """(document after its scripts have run, what was logged)"""
-    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=1000", "--dump-dom"]
-    logging = [
-        "--enable-logging=stderr",
-        "--v=0",
-        f"--user-data-dir={path.parent / 'browser'}",
-        "--window-size=390,844",
-    ]
-    command = [_BROWSER, *words, *logging, f"file://{path}{fragment}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 def attribute(document, name):
     return re.search(rf'id="plot"[^>]*data-{name}="([^"]*)"', document)[1]
 
 
-@pytest.mark.skipif(_BROWSER is None, reason="no Chromium")
+@needs_browser
 def test_a_browser_draws_every_loss_and_complains_of_nothing(runs):
     wanted = sum(len(losses(runs, method)) for method in "abc")
     document, log = browse(written(runs), "#seconds")
@@ -102,7 +85,7 @@ _CLICKS = """
 """
 
 
-@pytest.mark.skipif(_BROWSER is None, reason="no Chromium")
+@needs_browser
 def test_a_method_can_be_hidden_and_walked_along_with_the_keyboard(runs):
     """SGD ranks first: adam's mean exploded, foof diverged. What the log catches is seen to be caught."""
     path = written(runs)
