@@ -94,21 +94,20 @@ def _edges(part: Mapping[str, Any], evidence: Evidence) -> tuple[Sequence[str], 
 def _better_by(method: Mapping[str, Any]) -> float:
     """By what factor some cell of the grid may be truly better than the chosen one, which chance helped to choose.
 
-    The logarithm of a cell's loss, averaged over k tuning seeds, deviates by s / sqrt(k), s as of the fresh seeds; that
-    of a difference by sqrt(2) as much. A cell whose tuned loss was higher by a gap may be lower by t s sqrt(2 / k) less
-    the gap, with t the 95 % quantile of Student. The coverage is simulated in tests/claims/test_tuning_left.py.
+    The logarithm of a cell's loss, over k tuning seeds, deviates by s / sqrt(k), s as of the fresh seeds, a difference
+    by sqrt(2) as much: a cell whose tuned loss was higher by a gap may be lower by t s sqrt(2 / k) less the gap, with
+    t the 95 % quantile of Student. The coverage is simulated in tests/claims/test_tuning_left.py.
     """
-    final, losses = method["final"], method["losses_by_seed"]
+    final = method["final"]
     fresh = [math.log(loss) for loss in final["losses"] if 0 < loss < math.inf] if final else []
     by_cell: dict[tuple[Any, ...], list[float]] = {}
-    for *cell, _, loss in losses:
+    for *cell, _, loss in method["losses_by_seed"]:
         by_cell.setdefault(tuple(cell), []).append(math.inf if loss is None else loss)
     logs = [fmean(map(math.log, own)) for own in by_cell.values() if all(0 < loss < math.inf for loss in own)]
     if len(fresh) < 2 or len(logs) < 2:
         return 1.0
     chosen, *others = sorted(logs)
-    seeds = max(map(len, by_cell.values()))
-    noise = one_sided_student(len(fresh)) * stdev(fresh) * math.sqrt(2 / seeds)
+    noise = one_sided_student(len(fresh)) * stdev(fresh) * math.sqrt(2 / max(map(len, by_cell.values())))
     return math.exp(max(0.0, noise - (others[0] - chosen)))
 
 

@@ -150,10 +150,10 @@ class Part(Record):
     to: str
     below: float | None = None
     above: float | None = None
-    decides: bool = True
+    decides: bool
     ratio: float = _ANY
-    low: float | None = _MAYBE
-    high: float | None = _MAYBE
+    low: float | None = _ANY
+    high: float | None = _ANY
     n: int = Field(ge=0)
     edges_of: list[str] = Field(default_factory=list)
     edges_to: list[str] = Field(default_factory=list)

@@ -28,10 +28,9 @@ from kfbench.updates.clock import Clocks
 from kfbench.updates.memory import peak_memory_bytes, reset_peak_memory
 from kfbench.updates.trainee import Trainee
 
-# Losses stay on the device for this many updates, then one transfer reads them all.
-BLOCK = 50
-# Of so many updates the median loss tells whether a run has left for good; of fewer where each is an epoch.
-TYPICAL, TYPICAL_FULL_BATCH = 50, 20
+# Losses stay on the device for this many updates, then one transfer reads them all. Of as many the median tells whether
+# a run has left for good; of fewer where each is an epoch.
+BLOCK, FEWER = 50, 20
 # A killed run loses at most about this many seconds.
 CHECKPOINT_SECONDS = 30.0
 
@@ -59,7 +58,7 @@ class SeedRun:
         self.losses = torch.zeros(BLOCK, device=trainee.device, dtype=torch.float64)
         self.block: list[dict[str, Any]] = []
         # Not those of one block: an epoch's end, after a single update even, cuts it short.
-        self.recent = deque[float](maxlen=TYPICAL if trainee.per_epoch > 1 else TYPICAL_FULL_BATCH)
+        self.recent = deque[float](maxlen=BLOCK if trainee.per_epoch > 1 else FEWER)
         self.status, self.reason = "done", ""
         self._can_be_saved = False
 
@@ -178,11 +177,8 @@ class SeedRun:
         if factor is None or many < (self.recent.maxlen or 0):
             return
         if (typical := statistics.median(self.recent)) > factor * self.epochs[0]["train_loss"]:
-            self.status = "diverged"
-            self.reason = (
-                f"the median loss of the {many} updates before {self.trainee.step} is {typical:.4g}, more than "
-                f"{factor:g} times that of the untrained network"
-            )
+            before = f"the median loss of the {many} updates before {self.trainee.step} is {typical:.4g}"
+            self.status, self.reason = "diverged", f"{before}, more than {factor:g} times that of the untrained network"
 
     def _stop_early(self, status: str, error: BaseException) -> None:
         """Keep the updates whose loss is known, and say why there are no more."""

@@ -28,8 +28,9 @@ from kfbench.updates.schedule import Amortisation, Schedule
 if TYPE_CHECKING:
     from kfbench.updates.shared_forward import SharedForward
 
-# Refresh number -> (inputs, targets) of the points that a method draws for itself.
-FisherBatches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets
+# Refresh number -> the points that a method draws for itself.
+FisherBatches = Callable[[int], Batches]
 # (output [N, ...], sampled or full) -> the vectors [K, N, ...] that are backpropagated for the Fisher.
 Vectors = Callable[[Tensor, str], Tensor]
 # What each parameter is to move against; None where the loss does not use it.
@@ -256,23 +257,17 @@ class Turn:
         # With points of its own a method refreshes where a period begins: the direction uses this very refresh.
         due = self.schedule.begins if self.has_own_points else self.schedule.refreshes
         refreshing = due(self.step) or not self._refreshed
-        if self.has_own_points and refreshing:
-            statistics = self._statistics_of_own_points(forward)
+        if self.has_own_points and refreshing and self._fisher_batches is not None:
+            # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
+            batches = list(self._fisher_batches(self.step // self.schedule.T))
+            if not batches:
+                raise ValueError(f"fisher_batches gave no batch at update {self.step}")
+            statistics = self.statistics_of_others(forward, batches)
         taken = self.observe(statistics) if statistics is not None else True
         if refreshing and taken:
             self.refresh()
 
-    def _statistics_of_own_points(self, forward: SharedForward) -> dict[str, LayerStatistics] | None:
-        assert self._fisher_batches is not None
-        # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
-        batches = list(self._fisher_batches(self.step // self.schedule.T))
-        if not batches:
-            raise ValueError(f"fisher_batches gave no batch at update {self.step}")
-        return self.statistics_of_others(forward, batches)
-
-    def statistics_of_others(
-        self, forward: SharedForward, batches: Iterable[tuple[Tensor, Tensor]]
-    ) -> dict[str, LayerStatistics] | None:
+    def statistics_of_others(self, forward: SharedForward, batches: Batches) -> dict[str, LayerStatistics] | None:
         """Of other points than the update's, at the current weights, leaving no trace in the model."""
         with forward_isolated(forward.model):
             parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments) for x, y in batches]
