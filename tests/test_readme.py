@@ -1,11 +1,9 @@
 """What README and docs show is true: the code runs, the tree exists, the configs parse."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +14,8 @@ from kfbench.cli.app import main
 from kfbench.config.load import load_config
 from kfbench.config.method_table import METHODS
 from kfbench.config.problem_table import DATASETS, MODELS
+from kfbench.report.judged import gather
+from kfbench.report.quoting import quoted
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -79,15 +79,10 @@ def test_readme_is_a_door():
 
 
 def test_counts_of_verdicts_are_those_of_the_committed_ones():
-    files = sorted((ROOT / "docs" / "results" / "small").glob("*/verdict.json"))
-    counts = Counter(json.loads(path.read_text())["verdict"] for path in files)
-    said = re.search(
-        r"Of (\d+) published claims, at a small scale, (\d+) are reproduced, (\d+) are not, (\d+) are", README
-    )
-    assert tuple(map(int, said.groups())) == (
-        len(files),
-        *(counts[verdict] for verdict in ("reproduced", "not reproduced", "inconclusive")),
-    )
+    """As are those of docs/results/README.md, which tests/report holds."""
+    results = gather(ROOT / "docs" / "results")
+    text, current = quoted(ROOT / "README.md", results)
+    assert text == current, "run kfbench report docs/results --quote README.md"
 
 
 def test_links_of_readme_and_docs_lead_somewhere():
