@@ -313,6 +313,8 @@ def test_every_committed_claim_is_sound(request):
             assert file.claim.id == path.stem
             check_claim(file)
             if file.tunes:
-                # As many cells for each method; those on convolutional models share the trials of their sweeps.
+                # Of lr and damping; a sweep gives methods with fewer cells as many further trials as others have more.
+                # Those on convolutional models share the trials of their sweeps.
                 cells = 15 if MODELS[file.config.problem.model].convolutional else 12
-                assert {method.size for method in plan(file.config)} == {cells}
+                fewest = 4 if len(file.config.sweep.parameters) == 1 else cells
+                assert min(method.size for method in plan(file.config)) >= fewest, path
