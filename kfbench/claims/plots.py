@@ -51,5 +51,5 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     for outcome, colour in _COLOURS.items():  # for the legend alone
         axes.plot([], [], "o", color=colour, label=outcome)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")  # long names would push the axis label out
     pyplot.close(figure)
