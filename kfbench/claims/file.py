@@ -38,8 +38,10 @@ Spec = Text | dict[str, Any]
 
 Measure = Literal[
     "final_train_loss",
+    "test_error",
     "seconds_to_loss",
     "least_damping",
+    "stable_share",
     "seconds_per_update",
     "cosine_distance",
     "progress",

@@ -1,44 +1,15 @@
-"""What claims are judged on: figures of two methods, paired, from the records of the other commands. Needs no torch."""
+"""What claims are judged on: every measure by its name, and those of directions, costs, the toy. Needs no torch."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import fmean, geometric_mean, stdev
+from statistics import fmean, geometric_mean
 from typing import Any
 
-from kfbench.results.seeds import one_sided_student
-from kfbench.sweep.losses import ROBUST
+from kfbench.claims.evidence import Evidence, Figures, looked_up, missing, paired
+from kfbench.claims.trained import final_train_loss, least_damping, seconds_to_loss, stable_share, test_error
 
 # Between the two labels of a pair.
 PAIR = " ~ "
-
-
-@dataclass
-class Evidence:
-    """Records of one claim, as far as its measures need them."""
-
-    tuning: Mapping[str, Any] = field(default_factory=dict)  # "methods" of the sweep's summary.json
-    published: Mapping[str, Any] = field(default_factory=dict)  # the same of the published options, by label
-    epochs: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]] = field(default_factory=dict)  # label, seed
-    similarity: Mapping[str, Any] = field(default_factory=dict)  # its summary.json
-    spectrum: Sequence[Mapping[str, Any]] = ()  # rows of spectrum.csv
-    cost_ratios: Mapping[str, Sequence[float]] = field(default_factory=dict)  # label -> ratio to the reference by round
-    toy: Mapping[str, Sequence[float]] = field(default_factory=dict)  # label -> losses of both points
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Both sides of one part of a claim, paired.
-
-    ``slack`` are factors by which the interval of their ratio is wider on each side, for what tuning leaves open;
-    ``edges`` the sides of the grids of both at which their best points lie.
-    """
-
-    of: list[float]
-    to: list[float]
-    slack: tuple[float, float] = (1.0, 1.0)
-    edges: tuple[Sequence[str], Sequence[str]] = ((), ())
 
 
 def figures(part: Mapping[str, Any], evidence: Evidence) -> Figures:
@@ -46,120 +17,9 @@ def figures(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     return _MEASURES[part["measure"]](part, evidence)
 
 
-def _paired(of: Mapping[Any, float], to: Mapping[Any, float], slack: tuple[float, float] = (1.0, 1.0)) -> Figures:
-    # A seed that one side lacks, because it failed there, has no ratio.
-    common = sorted(of.keys() & to.keys())
-    return Figures([of[key] for key in common], [to[key] for key in common], slack)
-
-
-def _looked_up(records: Mapping[str, Any], label: str) -> Any:
-    if label not in records:
-        raise _missing(label, records)
-    return records[label]
-
-
-def _missing(label: str, known: Iterable[str]) -> ValueError:
-    return ValueError(f"the claim names {label!r}, which the records do not have; they have {', '.join(sorted(known))}")
-
-
-def _final_losses(label: str, evidence: Evidence) -> dict[int, float]:
-    """By seed, of the tuned or the published options, whichever are lower on average; infinite where all diverge."""
-    candidates = [_looked_up(evidence.tuning, label)["final"]]
-    if label in evidence.published:
-        candidates.append(evidence.published[label]["final"])
-    known = [final for final in candidates if final is not None]
-    if not known and evidence.tuning[label]["failed"]:
-        return {}  # it crashed: that says nothing of its loss
-    if not known:
-        # No point came through with fresh seeds: infinite for those with which the other methods ran.
-        seeds: list[int] = next((other["final"]["seeds"] for other in evidence.tuning.values() if other["final"]), [])
-        return dict.fromkeys(seeds, math.inf)
-    best = min(known, key=lambda final: float(final["mean"]))
-    return dict(zip(best["seeds"], best["losses"], strict=True))
-
-
-def _final_train_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
-    """Training loss at the end, with fresh seeds; another cell may be truly better than the one that was chosen."""
-    sides = part["of"], part["to"]
-    of, to = (_final_losses(label, evidence) for label in sides)
-    better_of, better_to = (_better_by(evidence.tuning[label]) for label in sides)
-    return replace(_paired(of, to, (1 / better_of, better_to)), edges=_edges(part, evidence))
-
-
-def _edges(part: Mapping[str, Any], evidence: Evidence) -> tuple[Sequence[str], Sequence[str]]:
-    of, to = (evidence.tuning.get(part[side], {}).get("best_edges", ()) for side in ("of", "to"))
-    return of, to
-
-
-def _better_by(method: Mapping[str, Any]) -> float:
-    """By what factor some cell of the grid may be truly better than the chosen one, which chance helped to choose.
-
-    The logarithm of a cell's loss, over k tuning seeds, deviates by s / sqrt(k), s as of the fresh seeds, a difference
-    by sqrt(2) as much: a cell whose tuned loss was higher by a gap may be lower by t s sqrt(2 / k) less the gap, with
-    t the 95 % quantile of Student. The coverage is simulated in tests/claims/test_tuning_left.py.
-    """
-    final = method["final"]
-    fresh = [math.log(loss) for loss in final["losses"] if 0 < loss < math.inf] if final else []
-    by_cell: dict[tuple[Any, ...], list[float]] = {}
-    for *cell, _, loss in method["losses_by_seed"]:
-        by_cell.setdefault(tuple(cell), []).append(math.inf if loss is None else loss)
-    logs = [fmean(map(math.log, own)) for own in by_cell.values() if all(0 < loss < math.inf for loss in own)]
-    if len(fresh) < 2 or len(logs) < 2:
-        return 1.0
-    chosen, *others = sorted(logs)
-    noise = one_sided_student(len(fresh)) * stdev(fresh) * math.sqrt(2 / max(map(len, by_cell.values())))
-    return math.exp(max(0.0, noise - (others[0] - chosen)))
-
-
-def _seconds_to_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
-    """Seconds in updates until ``of`` reaches, at an epoch's end, the loss at which ``to`` ended; infinite if never."""
-    ours, theirs = (_looked_up(evidence.epochs, part[side]) for side in ("of", "to"))
-    of, to = {}, {}
-    for seed in ours.keys() & theirs.keys():
-        last = theirs[seed][-1]
-        reached = [row["seconds_updates"] for row in ours[seed] if row["train_loss"] <= last["train_loss"]]
-        # Where the other one diverged there is no loss to reach.
-        seconds = min(reached, default=math.inf) if math.isfinite(last["train_loss"]) else math.nan
-        of[seed], to[seed] = seconds, last["seconds_updates"]
-    return replace(_paired(of, to), edges=_edges(part, evidence))
-
-
-def _least_damping(part: Mapping[str, Any], evidence: Evidence) -> Figures:
-    """The smallest damping that, its step tuned for it, ends within twice the best loss; by tuning seed.
-
-    Known to half a step of the grid; at the grid's lower end it may be lower still.
-    """
-    of, to = (_looked_up(evidence.tuning, part[side]) for side in ("of", "to"))
-    ours, theirs = _least_dampings(of), _least_dampings(to)
-    half = math.sqrt(_step(of) * _step(to))  # half a step of each, in the logarithm
-    if not ours or not theirs:
-        return _paired({}, {})
-    censored = [min(least.values()) <= min(m["axes"]["damping"]) for least, m in ((ours, of), (theirs, to))]
-    return _paired(ours, theirs, (0.0 if censored[0] else 1 / half, math.inf if censored[1] else half))
-
-
-def _step(method: Mapping[str, Any]) -> float:
-    dampings = sorted(method["axes"]["damping"])
-    # The widest, since a list of values need not be even.
-    return max((b / a for a, b in itertools.pairwise(dampings)), default=1.0)
-
-
-def _least_dampings(method: Mapping[str, Any]) -> dict[int, float]:
-    place = list(method["axes"]).index("damping")
-    curves: dict[int, dict[float, float]] = {}
-    for *cell, seed, loss in method["losses_by_seed"]:
-        if loss is not None and math.isfinite(loss):
-            curve = curves.setdefault(seed, {})
-            curve[cell[place]] = min(loss, curve.get(cell[place], math.inf))
-    return {
-        seed: min(damping for damping, loss in curve.items() if loss <= ROBUST * min(curve.values()))
-        for seed, curve in curves.items()
-    }
-
-
 def _cosine_distance(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """1 - the mean cosine of two whole directions over the followed trajectory, in FOOF's inner product."""
-    return _paired(_distances(part["of"], evidence), _distances(part["to"], evidence))
+    return paired(_distances(part["of"], evidence), _distances(part["to"], evidence))
 
 
 def _distances(pair: str, evidence: Evidence) -> dict[int, float]:
@@ -167,7 +27,7 @@ def _distances(pair: str, evidence: Evidence) -> dict[int, float]:
     rows = [row for row in evidence.similarity["cosines"] if row["layer"] == "*" and row["metric"] == "foof"]
     distances = {row["seed"]: 1 - _or_nan(row["mean"]) for row in rows if {row["method_a"], row["method_b"]} == wanted}
     if not distances:
-        raise _missing(pair, {PAIR.join((row["method_a"], row["method_b"])) for row in rows})
+        raise missing(pair, {PAIR.join((row["method_a"], row["method_b"])) for row in rows})
     return distances
 
 
@@ -178,7 +38,7 @@ def _progress(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     for row in rows:
         # A step after which the loss is no number is worse than any mean of the others says.
         by_method.setdefault(row["method"], {})[row["seed"]] = math.nan if row["not_finite"] else _or_nan(row["mean"])
-    return _paired(_looked_up(by_method, part["of"]), _looked_up(by_method, part["to"]))
+    return paired(looked_up(by_method, part["of"]), looked_up(by_method, part["to"]))
 
 
 def _or_nan(value: float | None) -> float:
@@ -192,9 +52,9 @@ def _spectral(key: str) -> Callable[[Mapping[str, Any], Evidence], Figures]:
         looks = [_looks(part[side], evidence) for side in ("of", "to")]
         if part["everywhere"]:
             of, to = ({(*_place(row), int(row["update"])): float(row[key]) for row in own} for own in looks)
-            return _paired(of, to)
+            return paired(of, to)
         ours, theirs = (_over_layers(_layer_means(own, key)) for own in looks)
-        return _paired(ours, theirs)
+        return paired(ours, theirs)
 
     return measure
 
@@ -203,7 +63,7 @@ def _looks(label: str, evidence: Evidence) -> list[Mapping[str, Any]]:
     """A method's rows of spectrum.csv."""
     own = [row for row in evidence.spectrum if row["method"] == label]
     if not own:
-        raise _missing(label, {row["method"] for row in evidence.spectrum})
+        raise missing(label, {row["method"] for row in evidence.spectrum})
     return own
 
 
@@ -229,7 +89,7 @@ def _over_layers(values: Mapping[tuple[int, str], float]) -> dict[int, float]:
 
 def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """How many times as large the error is in the last fifth of a refresh's life as when it is first looked at."""
-    return _paired(_grown(part["of"], evidence), _grown(part["to"], evidence))
+    return paired(_grown(part["of"], evidence), _grown(part["to"], evidence))
 
 
 def _grown(label: str, evidence: Evidence) -> dict[int, float]:
@@ -259,7 +119,7 @@ def _age(row: Mapping[str, Any]) -> int:
 
 def _cost_ratio(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """Time of an update by round, as a ratio to the reference's two windows of the same round."""
-    of, to = (_looked_up(evidence.cost_ratios, part[side]) for side in ("of", "to"))
+    of, to = (looked_up(evidence.cost_ratios, part[side]) for side in ("of", "to"))
     return Figures(list(of), list(to))
 
 
@@ -278,14 +138,16 @@ _POINTS: dict[str, Callable[[Sequence[float]], float]] = {
 def _toy(text: str, evidence: Evidence) -> float:
     label, _, which = text.partition(", ")
     if which not in _POINTS:
-        raise _missing(text, [f"{label}, {point}" for point in _POINTS])
-    return _POINTS[which](_looked_up(evidence.toy, label))
+        raise missing(text, [f"{label}, {point}" for point in _POINTS])
+    return _POINTS[which](looked_up(evidence.toy, label))
 
 
 _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
-    "final_train_loss": _final_train_loss,
-    "seconds_to_loss": _seconds_to_loss,
-    "least_damping": _least_damping,
+    "final_train_loss": final_train_loss,
+    "test_error": test_error,
+    "seconds_to_loss": seconds_to_loss,
+    "least_damping": least_damping,
+    "stable_share": stable_share,
     "cosine_distance": _cosine_distance,
     "progress": _progress,
     "frobenius_error": _spectral("frobenius_error"),
@@ -295,6 +157,7 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
     "toy_loss": _toy_loss,
 }
 # Which records each measure needs.
-TUNED = ("final_train_loss", "seconds_to_loss", "least_damping")
-OF_FRESH_SEEDS = ("final_train_loss", "seconds_to_loss")
+TUNED = ("final_train_loss", "test_error", "seconds_to_loss", "least_damping", "stable_share")
+OF_FRESH_SEEDS = ("final_train_loss", "test_error", "seconds_to_loss")
+FINISHED = (*OF_FRESH_SEEDS, "stable_share")
 DIRECTIONS = ("cosine_distance", "progress", "frobenius_error", "error_growth", "spectrum_distance")

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from kfbench.claims.directions import asked_config, check_directions, check_followed
+from kfbench.claims.evidence import Evidence, Figures
 from kfbench.claims.file import RULES, ClaimFile
-from kfbench.claims.measures import DIRECTIONS, OF_FRESH_SEEDS, TUNED, Evidence, Figures, figures
+from kfbench.claims.measures import DIRECTIONS, FINISHED, TUNED, figures
 from kfbench.claims.toy import toy_losses
 from kfbench.claims.verdicts import judge, verdict
 from kfbench.config.identity import fingerprint
@@ -35,6 +36,7 @@ from kfbench.similarity.followed import followed_config
 from kfbench.similarity.means import SPECTRUM_COLUMNS
 from kfbench.similarity.run import similarity
 from kfbench.sweep.ledger import adopt
+from kfbench.sweep.losses import parse_row
 from kfbench.sweep.plan import Swept, plan, trial
 from kfbench.sweep.run import SweepObserver, sweep
 from kfbench.training.observer import Observer
@@ -113,8 +115,8 @@ def check_claim(file: ClaimFile) -> None:
         needed = ", ".join(sorted(file.measures & set(TUNED)))
         raise UsageError(f"{file.path.name} has no sweep block, which {needed} needs: what is tuned, over which grids")
     _check_labels(file, TUNED, labels)
-    if file.measures & set(OF_FRESH_SEEDS) and not settings.sweep.top:
-        needed = ", ".join(sorted(file.measures & set(OF_FRESH_SEEDS)))
+    if file.measures & set(FINISHED) and not settings.sweep.top:
+        needed = ", ".join(sorted(file.measures & set(FINISHED)))
         raise UsageError(f"{file.path.name}: {needed} needs fresh seeds, so sweep.top of 1 or more, got 0")
     for part in file.claim.parts:
         for label in (part.of, part.to) if part.measure == "least_damping" else ():
@@ -176,6 +178,7 @@ def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings,
         # A folder of sweeps may hold the methods of others.
         own = {*evidence.tuning, *evidence.published}
         trials = [row for row in read_table(folder / "trials.csv", ("method",)) if row["method"] in own]
+        evidence.trials = [parse_row(row) for row in trials]
         write_csv(directory / "trials.csv", list(trials[0]) if trials else [], trials)
     write_csv(directory / "epochs.csv", _EPOCHS if kept else [], kept)
     failed = any(summary["status"] == "failed" for summary in summaries)

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kfbench.claims.measures import OF_FRESH_SEEDS, Figures
+from kfbench.claims.evidence import Figures
+from kfbench.claims.measures import OF_FRESH_SEEDS
 from kfbench.results.intervals import median, median_interval
 from kfbench.results.seeds import ENOUGH_PAIRS, Ratio, paired_ratio, ratio_of_means
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from kfbench.claims.measures import Evidence, figures
+from kfbench.claims.evidence import Evidence
+from kfbench.claims.measures import figures
 
 
 def part(measure, of="a", to="b", **more):
@@ -58,6 +59,24 @@ def test_a_cell_that_is_nearly_as_good_widens_the_interval_and_a_far_one_does_no
     # Student's 95 % quantile with 2 degrees of freedom is 2.92; the logarithms deviate by log 2.
     noise = math.exp(2.92 * math.log(2) * math.sqrt(2))
     assert slack["near"] == (pytest.approx(1.1 / noise, rel=1e-3), 1.0)
+
+
+def test_test_errors_are_of_the_runs_that_final_losses_are_of():
+    def with_runs(name):
+        return final([1, 2], [1.0, 2.0]) | {
+            "final": final([1, 2], [1.0, 2.0])["final"] | {"run_dirs": [name, f"{name}2"]}
+        }
+
+    worse = {"seeds": [1, 2], "losses": [5.0, 6.0], "mean": 5.5, "run_dirs": ["published", "published2"]}
+    trials = [
+        {"run_dir": run, "test_accuracy": accuracy}
+        for run, accuracy in [("a", 0.9), ("a2", 0.8), ("b", 0.75), ("b2", None), ("published", 0.1)]
+    ]
+    methods = {"a": with_runs("a"), "b": with_runs("b") | {"best_edges": ["upper lr"]}}
+    found = Evidence(tuning=methods, published={"a": {"final": worse}}, trials=trials)
+    judged = figures(part("test_error"), found)
+    assert judged.of == pytest.approx([0.1, 0.2]) and judged.edges == ((), ["upper lr"])
+    assert judged.to[0] == pytest.approx(0.25) and math.isnan(judged.to[1]), "it diverged, or has no classes"
 
 
 def test_an_unknown_label_is_named():
@@ -116,6 +135,43 @@ def test_least_damping_at_the_lower_end_of_a_grid_may_be_lower_still():
 def test_there_is_no_least_damping_where_all_diverge():
     tuning = {"a": swept([1e-3], (1.0, 1e-3, 0, math.inf)), "b": swept([1e-3], (1.0, 1e-3, 0, 0.1))}
     assert both(part("least_damping"), Evidence(tuning=tuning)) == ([], [])
+
+
+def tried(method, alpha, seed, lowest, last, round="grid"):
+    row = {"method": method, "alpha": str(alpha), "damping": "0.1", "seed": str(seed), "round": round}
+    return row | {"best_train_loss": lowest, "final_train_loss": last}
+
+
+def test_share_of_cells_that_kept_what_they_learnt():
+    trials = [
+        tried("a", 0.1, 0, 0.5, 0.9),
+        tried("a", 1.0, 0, 0.2, math.inf, "final"),  # another claim's; it is this trial all the same
+        tried("a", 10.0, 0, 2.0, math.inf),  # never learnt
+        tried("a", 0.1, 1, 0.5, 1.1),
+        tried("a", 0.3, 0, 0.2, 9.0),  # off the grid
+        tried("a", 1.0, 7, 0.2, 9.0),  # of a seed that this claim has not
+        tried("a", "", 0, 0.2, 9.0),  # published options have no alpha
+        tried("a", 1.0, 1, None, None),
+        tried("b", 0.1, 0, 0.5, 0.5),
+        tried("b", 0.1, 1, 0.5, 0.5),
+    ]
+    axes = {"alpha": [0.1, 1.0, 10.0], "damping": [0.1]}
+    own = [
+        [0.1, 0.1, 0, 0.9],
+        [1.0, 0.1, 0, math.inf],
+        [10.0, 0.1, 0, math.inf],
+        [0.3, 0.1, 0, 9.0],
+        [0.1, 0.1, 1, 1.1],
+    ]
+    tuning = {
+        "a": {"axes": axes, "losses_by_seed": [*own, [1.0, 0.1, 1, None]]},
+        "b": {"axes": axes, "losses_by_seed": [[0.1, 0.1, 0, 0.5], [0.1, 0.1, 1, 0.5]]},
+    }
+    runs = {"a": {5: epochs((2.0, 0.0), (0.1, 3.0))}}
+    found = Evidence(tuning=tuning, trials=trials, epochs=runs)
+    assert both(part("stable_share"), found) == ([0.5, 0.0], [1.0, 1.0])
+    # Without a run of fresh seeds nobody knows what the untrained loss is.
+    assert both(part("stable_share"), Evidence(tuning=tuning, trials=trials)) == ([], [])
 
 
 def test_distance_of_two_pairs():

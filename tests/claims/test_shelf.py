@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kfbench.claims.evidence import Figures
 from kfbench.claims.file import RULES, read_claim
-from kfbench.claims.measures import Figures
 from kfbench.claims.shelf import claim_folder, read_verdict
 from kfbench.claims.verdicts import judge, verdict
 from kfbench.results.reading import DamagedError

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from kfbench.claims.measures import Evidence, figures
+from kfbench.claims.evidence import Evidence
+from kfbench.claims.measures import figures
 from kfbench.claims.verdicts import judge
 
 PART = {"measure": "final_train_loss", "of": "a", "to": "b", "below": 1.0, "everywhere": False, "decides": True}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kfbench.claims.measures import Figures
+from kfbench.claims.evidence import Figures
 from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, outcome, verdict
 from kfbench.claims.verdicts import judge as judge_figures
 

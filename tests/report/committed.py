@@ -2,8 +2,8 @@
 
 import math
 
+from kfbench.claims.evidence import Figures
 from kfbench.claims.file import RULES
-from kfbench.claims.measures import Figures
 from kfbench.claims.verdicts import judge, verdict
 from kfbench.results.records import write_csv, write_json
 from kfbench.sweep.losses import FIXED_AFTER, FIXED_BEFORE
