@@ -189,7 +189,7 @@ class Spectrum:
         trainee = self.panel.trainee
         batch = held_out_batch(trainee.data, trainee.run.batch_size, trainee.seed, trainee.step)
         for fisher, observer in self._observers.items():
-            statistics = observer.turn.statistics_of_others(self.panel.leader.forward, [batch])
+            statistics = observer.turn.statistics_of_others(self.panel.leader.forward, lambda: [batch])
             self.keepers[fisher].statistics = statistics or {}
 
 

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from kfbench.updates.shared_forward import SharedForward
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets
-# Refresh number -> the points that a method draws for itself.
-FisherBatches = Callable[[int], Batches]
+FisherBatches = Callable[[int], Batches]  # number of a refresh -> the points that a method draws for itself
 # (output [N, ...], sampled or full) -> the vectors [K, N, ...] that are backpropagated for the Fisher.
 Vectors = Callable[[Tensor, str], Tensor]
 # What each parameter is to move against; None where the loss does not use it.
@@ -257,20 +256,21 @@ class Turn:
         # With points of its own a method refreshes where a period begins: the direction uses this very refresh.
         due = self.schedule.begins if self.has_own_points else self.schedule.refreshes
         refreshing = due(self.step) or not self._refreshed
-        if self.has_own_points and refreshing and self._fisher_batches is not None:
+        if self.has_own_points and refreshing and (draw := self._fisher_batches) is not None:
             # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
-            batches = list(self._fisher_batches(self.step // self.schedule.T))
-            if not batches:
-                raise ValueError(f"fisher_batches gave no batch at update {self.step}")
-            statistics = self.statistics_of_others(forward, batches)
+            statistics = self.statistics_of_others(forward, lambda: draw(self.step // self.schedule.T))
         taken = self.observe(statistics) if statistics is not None else True
         if refreshing and taken:
             self.refresh()
 
-    def statistics_of_others(self, forward: SharedForward, batches: Batches) -> dict[str, LayerStatistics] | None:
-        """Of other points than the update's, at the current weights, leaving no trace in the model."""
+    def statistics_of_others(
+        self, forward: SharedForward, draw: Callable[[], Batches]
+    ) -> dict[str, LayerStatistics] | None:
+        """Of other points than the update's, at the current weights; drawing and seeing them leave no trace."""
         with forward_isolated(forward.model):
-            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments) for x, y in batches]
+            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments) for x, y in draw()]
+        if not parts:
+            raise ValueError(f"fisher_batches gave no batch at update {self.step}")
         return joined_statistics(parts, forward.layers, self.traits.newest_only)
 
     def refresh(self) -> None:

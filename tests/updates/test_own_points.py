@@ -49,6 +49,17 @@ def test_training_goes_on_as_if_there_were_no_points_of_its_own(runs):
     assert epochs(plain)["train_loss"].tolist() == epochs(ours)["train_loss"].tolist()
 
 
+def test_drawing_points_leaves_the_random_state_as_it_was():
+    """A user's function may draw as it likes: dropout of the training forward goes on as if it had not."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    _run(NaturalGradient(), 1, fisher_batches=lambda refresh: [(torch.randn(7, 4).double(), torch.randint(2, (7,)))])
+    with_randomness = torch.get_rng_state()
+    torch.set_rng_state(state)
+    _run(NaturalGradient(), 1, fisher_batches=_seven_points)
+    assert torch.equal(with_randomness, torch.get_rng_state())
+
+
 def test_points_are_drawn_apart_in_chunks_and_anew_at_every_refresh(runs):
     data = build_data(runs.config("sgd"), CPU)
     drawn = [list(fisher_batches(data, 50, 20, seed=3, refresh=r)) for r in (0, 1, 0)]
