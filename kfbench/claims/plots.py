@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.claims.tables import pair_of
-from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, WITHHELD
+from kfbench.claims.tables import SIDES, pair_of
+from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, WITHHELD, side_of
 
 _COLOURS = {REPRODUCED: "#009E73", REFUTED: "#D55E00", OPEN: "#777777", WITHHELD: "#CC79A7"}
 
@@ -19,14 +19,14 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     parts = [
-        (record["id"], part, pair_of(part, record["parts"]))
+        (record["id"], part, " / ".join(pair_of(part, record["parts"])))
         for record in records
         for part in record.get("parts", ())
         if part["decides"] and math.isfinite(part["ratio"]) and "toy" not in part["measure"]
     ]
     if not parts:
         return
-    shown = [x for _, part, _ in parts for x in (part["ratio"], part.get("below") or part["above"], 1.0)]
+    shown = [x for _, part, _ in parts for x in (part["ratio"], part[side_of(part)], 1.0)]
     left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
     figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 0.27 * len(parts)), layout="constrained")
     for row, (_, part, _) in enumerate(reversed(parts)):  # upwards, so that the first one ends on top
@@ -38,9 +38,8 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot(part["ratio"], row, "o", color=colour)
         else:  # a negative progress has no place on this axis
             axes.annotate(f"\N{LEFTWARDS ARROW} {part['ratio']:.3g}", (left, row), color=colour, va="center")
-        threshold = part["below"] if "below" in part else part["above"]
-        marker = "<" if "below" in part else ">"
-        axes.plot(threshold, row, marker=marker, color="black", markersize=6, fillstyle="none")
+        side = side_of(part)
+        axes.plot(part[side], row, marker=SIDES[side], color="black", markersize=6, fillstyle="none")
     compared = [(id, part["measure"].replace("_", " "), pair) for id, part, pair in reversed(parts)]
     axes.set_yticks(range(len(parts)), [f"{id}: {', '.join(filter(None, what))}" for id, *what in compared])
     axes.set_ylim(-0.7, len(parts) - 0.3)

@@ -38,7 +38,8 @@ from kfbench.similarity.run import similarity
 from kfbench.sweep.ledger import adopt
 from kfbench.sweep.losses import parse_row
 from kfbench.sweep.plan import Swept, plan, trial
-from kfbench.sweep.run import SweepObserver, sweep
+from kfbench.sweep.run import sweep
+from kfbench.sweep.watcher import SweepObserver
 from kfbench.training.observer import Observer
 from kfbench.wallclock.gate import read_windows
 from kfbench.wallclock.ratios import CONTROL, compose, per_update, ratios

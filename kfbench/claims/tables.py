@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kfbench.claims.verdicts import side_of
 from kfbench.config.labels import without_shared
 from kfbench.sweep.tables import sweep_rows
 
-_SIDES = {"below": "<", "above": ">"}
+SIDES = {"below": "<", "above": ">"}
 
 
 def figure_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,12 +74,12 @@ def caveats(record: Mapping[str, Any]) -> list[str]:
 
 def _short(part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
     measured = f"{_number(part['ratio'])} ({_interval(part)}), claimed {_claimed(part)}"
-    return " ".join(filter(None, (pair_of(part, parts), measured)))
+    return f"{' / '.join(pair_of(part, parts))} {measured}"
 
 
 def _claimed(part: Mapping[str, Any]) -> str:
-    side = "below" if "below" in part else "above"
-    return f"{_SIDES[side]} {part[side]:g}"
+    side = side_of(part)
+    return f"{SIDES[side]} {part[side]:g}"
 
 
 def _interval(part: Mapping[str, Any]) -> str:
@@ -93,7 +94,7 @@ def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.3g}"
 
 
-def pair_of(part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
+def pair_of(part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Both methods, without the options that tell nothing apart in their claim."""
     among = [part[side] for part in parts for side in ("of", "to")]
-    return " / ".join(without_shared(part["of"], part["to"], among))
+    return without_shared(part["of"], part["to"], among)

@@ -25,9 +25,14 @@ TREND = "trend"
 _TRENDS = {REPRODUCED: f"{TREND} (as claimed)", REFUTED: f"{TREND} (against)", OPEN: f"{TREND} (open)"}
 
 
+def side_of(part: Mapping[str, Any]) -> str:
+    """Of its threshold, on which the ratio is claimed to lie: "below" or "above"."""
+    return "below" if part.get("below") is not None else "above"
+
+
 def judge(part: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
     """What verdict.json holds of one part of a claim: figures, their ratio, its interval, the outcome."""
-    side = "below" if part.get("below") is not None else "above"
+    side = side_of(part)
     ratio, slack = _ratio(part, figures.of, figures.to, side), figures.slack
     if ratio.low is not None and ratio.high is not None and slack != (1.0, 1.0):
         ratio = replace(ratio, low=ratio.low * slack[0], high=ratio.high * slack[1])
@@ -47,7 +52,7 @@ def judge(part: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
 
 def outcome(part: Mapping[str, Any]) -> str:
     """Of one part as verdict.json holds it: inconclusive without an interval, or where that contains the threshold."""
-    side = "below" if part.get("below") is not None else "above"
+    side = side_of(part)
     low, high, threshold = part["low"], part["high"], part[side]
     if low is None or high is None or math.isnan(part["ratio"]):
         return OPEN

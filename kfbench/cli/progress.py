@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from kfbench.config.schema import Config
 from kfbench.sweep.losses import Row
-from kfbench.sweep.run import SweepObserver
+from kfbench.sweep.watcher import SweepObserver
 from kfbench.training.observer import Observer
 
 # Without a terminal: at most one line in this many seconds, and one at the ends of a seed or sweep.

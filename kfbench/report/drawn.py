@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kfbench.claims.tables import part_rows
-from kfbench.config.labels import without_shared
+from kfbench.claims.tables import pair_of, part_rows
+from kfbench.claims.verdicts import side_of
 from kfbench.report.judged import Judged, badge
 from kfbench.results.styles import looks
 from kfbench.results.web_page import colours
@@ -36,23 +36,17 @@ def ratios(claim: Judged) -> list[dict[str, Any]]:
 
 
 def _ratio(claim: Judged, part: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    side = "below" if "below" in part else "above"
+    side = side_of(part)
     measured = f"{told['measured']} ({told['95% interval']}), claimed {told['claimed']}"
     return {
         "measure": told["measure"],
-        "pair": _pair(part),
+        "pair": pair_of(part, claim.record["parts"]),
         "told": [f"{part['of']} / {part['to']}", measured, claim.quotable(told["outcome"])],
         "figures": [_plain(part[key]) for key in ("ratio", "low", "high", side)],
         "side": side,
         "badge": badge(claim.quotable(part["outcome"])),
         "decides": part["decides"],
     }
-
-
-def _pair(part: Mapping[str, Any]) -> list[str]:
-    """Both methods without the options that they share; as they are where nothing else would be left."""
-    short = without_shared(part["of"], part["to"])
-    return list(short) if all(short) else [part["of"], part["to"]]
 
 
 def trials(claim: Judged) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def page(results: Results) -> str:
         "unread": "".join(f"<li>{escaped(sentence)}</li>" for sentence in results.damaged),
         "filters": _filters(claims),
         "index": "".join(map(_row, claims)),
-        "tuned": _choices(claims),
+        "tuned": "".join(f"<option>{escaped(claim.key)}</option>" for claim in claims if claim.trials),
         "cards": "".join(map(card, claims)),
         "data": script_json({"claims": [_drawn(claim) for claim in claims]}),
     }
@@ -68,12 +68,6 @@ def _row(claim: Judged) -> str:
         f'<td class="name">{escaped(record["scale"])}</td><td class="name verdict">{marked(claim.verdict)}</td>'
         f'<td class="name says">{escaped(record["says"])}</td></tr>'
     )
-
-
-def _choices(claims: Sequence[Judged]) -> str:
-    """The claims whose trials can be drawn."""
-    tuned = [claim.key for claim in claims if claim.trials]
-    return "".join(f"<option>{escaped(key)}</option>" for key in tuned)
 
 
 def _drawn(claim: Judged) -> dict[str, Any]:

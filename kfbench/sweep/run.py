@@ -20,6 +20,7 @@ from kfbench.sweep.losses import Row, key
 from kfbench.sweep.plan import Point, Swept, Trial, plan, seeds, trial
 from kfbench.sweep.report import write_report
 from kfbench.sweep.tuning import Tuning
+from kfbench.sweep.watcher import SweepObserver
 from kfbench.training.interruption import Interruption
 
 # What runs in other processes, by path: the leader imports no torch.
@@ -31,19 +32,6 @@ _PROBE_SECONDS = 60.0
 _REPLACEMENTS = 10
 # How often the leader looks whether it was interrupted.
 _LOOK_SECONDS = 1.0
-
-
-class SweepObserver:
-    """Who watches a sweep; subclasses override what they care about."""
-
-    def began(self, label: str, seconds: float) -> None:
-        """A trial of that method will take about so many seconds."""
-
-    def ended(self, row: Row, done: int, total: int, seconds_left: float) -> None:
-        """A trial ended, or had ended earlier; ``total`` is what is known to be wanted so far."""
-
-    def note(self, sentence: str) -> None:
-        """Something to know."""
 
 
 class Sweep:

@@ -61,28 +61,26 @@ class Tuning:
 
     def edges(self, rows: Rows, near: float) -> list[tuple[str, Side]]:
         """The sides of the grid along which some cell is optimal, or near optimal (FOOF paper, D.2)."""
-        losses = self.losses(rows)
-        return [
-            (axis.name, side)
-            for index, axis in enumerate(self.method.axes)
-            for side in get_args(Side)
-            if axis.extendable and near_edge(losses, index, axis.edge(side), near, side == "upper")
-        ]
+        return self._edges_of(self.losses(rows), near)
 
     def best_edges(self, rows: Rows) -> list[str]:
         """The sides of the grid at which the best point lies, as tuned or with fresh seeds: "lower damping".
 
         Its loss is then an upper bound of what a wider grid may have.
         """
-        points = [point for point in (*self.leading(rows, 1), self.best(rows)) if point is not None]
-        edges = []
-        for axis in self.method.axes:
-            # A single value was not searched, so it has no edges.
-            for side in get_args(Side) if axis.extendable and len(axis.values) > 1 else ():
-                edge = axis.edge(side)
-                if any(point[axis.name] <= edge if side == "lower" else point[axis.name] >= edge for point in points):
-                    edges.append(f"{side} {axis.name}")
-        return edges
+        points = (*self.leading(rows, 1), self.best(rows))
+        chosen: Losses = {key(point): 0.0 for point in points if point is not None}
+        # A single value was not searched, so it has no edges.
+        searched = {axis.name for axis in self.method.axes if len(axis.values) > 1}
+        return [f"{side} {name}" for name, side in self._edges_of(chosen, near=1.0) if name in searched]
+
+    def _edges_of(self, losses: Losses, near: float) -> list[tuple[str, Side]]:
+        return [
+            (axis.name, side)
+            for index, axis in enumerate(self.method.axes)
+            for side in get_args(Side)
+            if axis.extendable and near_edge(losses, index, axis.edge(side), near, side == "upper")
+        ]
 
     def grow(self, rows: Rows, near: float) -> list[Point]:
         """Extend the grid past those sides; returns the new cells. Where these diverge it ends by itself."""

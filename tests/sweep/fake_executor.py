@@ -5,7 +5,8 @@ import math
 from kfbench.config.load import load_config
 from kfbench.executors.contract import Outcome
 from kfbench.sweep.ledger import Ledger
-from kfbench.sweep.run import Sweep, SweepObserver
+from kfbench.sweep.run import Sweep
+from kfbench.sweep.watcher import SweepObserver
 from kfbench.training.interruption import Interruption
 
 

@@ -14,7 +14,8 @@ import pytest
 from kfbench.config.load import load_config
 from kfbench.errors import UsageError
 from kfbench.sweep import ledger as ledger_module
-from kfbench.sweep.run import SweepObserver, sweep
+from kfbench.sweep.run import sweep
+from kfbench.sweep.watcher import SweepObserver
 
 ROOT = Path(__file__).parent.parent.parent
 FAULTY, BEATING = "tests.sweep.faulty:Faulty", "tests.sweep.faulty:Beating"
