@@ -119,8 +119,11 @@ class ClaimFile:
         if "wallclock" in self.blocks:
             asked["wallclock"] = dump(self.config, "wallclock")["wallclock"]
         if self.tunes:
-            # How many at a time and for how long, not what.
-            asked["sweep"] = self.config.sweep.model_dump(exclude={"jobs", "trial_timeout"})
+            # Not how many at a time and for how long; nor epochs of the fresh seeds that are those of tuning.
+            unsaid = {"jobs", "trial_timeout"}
+            asked["sweep"] = {k: v for k, v in self.config.sweep.model_dump().items() if k not in unsaid}
+            if self.config.sweep.final_epochs == run.epochs:
+                asked["sweep"]["final_epochs"] = None
         if self.measures & _OF_TIME:  # what only counts losses may be judged anywhere
             asked["machine"] = [run.device, run.threads]
         return fingerprint(

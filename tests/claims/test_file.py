@@ -40,4 +40,19 @@ def test_scales_share_the_methods_and_differ_in_the_rest():
     assert small.config.methods == full.config.methods
     assert small.config.problem.width == 250 and full.config.problem.width != 250
     assert small.hash != full.hash
-    assert small.config.sweep == full.config.sweep and small.config.sweep.grids, "the file's own block"
+    assert small.config.sweep.grids == full.config.sweep.grids and small.config.sweep.grids, "the file's own block"
+
+
+def test_what_full_size_tunes_for_one_epoch_is_the_same_at_scale_small(tmp_path):
+    text = (CONFIGS / "foof-1a.yaml").read_text()
+    assert "  epochs: 1\n" in text and "  final_epochs: 10\n" in text
+    (tmp_path / "other.yaml").write_text(
+        text.replace("  epochs: 1\n", "  epochs: 10\n").replace("  final_epochs: 10\n", "")
+    )
+    scales = ("small", "full")
+    here, there = (
+        [read_claim(path, scale).hash for scale in scales]
+        for path in (CONFIGS / "foof-1a.yaml", tmp_path / "other.yaml")
+    )
+    assert here[0] == there[0], "three epochs each"
+    assert here[1] != there[1]
