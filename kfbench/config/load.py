@@ -118,6 +118,8 @@ def _resolved(
 
 def _run(tree: Mapping[str, Any], commands: Collection[str]) -> Run:
     run = validated(Run, _given(tree, "run"))
+    if run.batch_growth is not None and run.updates is None:
+        raise UsageError(f"batch_growth {run.batch_growth} needs updates, since epochs differ, got none")
     # By what was set, not by the value: --seeds 1 is an answer, not the default.
     few = "compare" in commands and not run.quick and "seeds" not in run.model_fields_set
     return run.model_copy(update={"seeds": COMPARE_SEEDS}) if few else run

@@ -18,9 +18,20 @@ STEP_OPTIONS: dict[str, Any] = {
     "lr_step_epochs": None,
     "clip_norm": None,
     "clip_decay": None,
+    "average": None,
 }
 COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
-SGD_OPTIONS: dict[str, Any] = {**COMMON_OPTIONS, "momentum": 0.0, "momentum_after_epoch": None, "nesterov": False}
+# Of methods whose direction is known before the step; None: not in force, or the rule's own.
+RULE_OPTIONS = dict.fromkeys(("step", "adapt", "model_damping", "T1", "T2", "tau2"))
+# Updates between looks at lambda, and between trials of gamma (Martens & Grosse 2015, E.5, E.6).
+DEFAULT_T1, DEFAULT_T2 = 5, 20
+SGD_OPTIONS: dict[str, Any] = {
+    **COMMON_OPTIONS,
+    **RULE_OPTIONS,
+    "momentum": 0.0,
+    "momentum_after_epoch": None,
+    "nesterov": False,
+}
 # S where none is given is min(T, 50): beyond that the average of m = 0.95 forgets anyway (FOOF paper, D.3).
 DEFAULT_S = 50
 PRECONDITIONED_OPTIONS: dict[str, Any] = {
@@ -31,12 +42,13 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
     "ema": 0.95,
     "warmup_batches": 50,
     "order": "independent",
+    "tau1": None,
 }
 # How the factors of convolutions and sequences are estimated; None: from all samples, expand, exact, in one group.
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-ADDED_LATER = (*FACTORS, "momentum_after_epoch")
+ADDED_LATER = (*FACTORS, "momentum_after_epoch", "average", "tau1", *RULE_OPTIONS)
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
     "lr": 3e-4,
@@ -48,7 +60,9 @@ _EKFAC_OPTIONS = {
 }
 _EKFAC_CONVOLUTIONAL = {"lr": 3e-4, "damping": 0.01, "momentum": 0.9}
 # Of methods that keep nothing but the newest curvature: no running average, so nothing to fill it with.
-NEWEST_ONLY_OPTIONS = {k: v for k, v in PRECONDITIONED_OPTIONS.items() if k not in ("S", "ema", "warmup_batches")}
+NEWEST_ONLY_OPTIONS = {
+    k: v for k, v in PRECONDITIONED_OPTIONS.items() if k not in ("S", "ema", "warmup_batches", "tau1")
+}
 
 
 @dataclass(frozen=True)

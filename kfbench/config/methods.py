@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kfbench.config.labels import labels
-from kfbench.config.method_table import DEFAULT_S, METHODS, MethodEntry
+from kfbench.config.method_table import DEFAULT_S, DEFAULT_T2, METHODS, RULE_OPTIONS, MethodEntry
 from kfbench.config.problem_table import MODELS
 from kfbench.config.schema import Method, MethodOptions
 from kfbench.config.section import validated
@@ -58,6 +59,7 @@ def _options(
 ) -> dict[str, Any]:
     """Every option of the method: its default, a flag, or what the SPEC says; none there means the default."""
     given = {key: value for key, value in given.items() if value is not None}
+    entry = _with_step_rule(opt, entry, given, flags)
     for option in given:
         if not entry.accepts(option):
             raise unknown(f"option of {opt!r}", option, entry.options)
@@ -79,11 +81,75 @@ def _options(
     if T is not None and S is not None and S > T:
         raise UsageError(f"{opt!r}: S must be at most T = {T}, got {S}")
     # What the optimizer's constructor takes is not ours, even where it has the name of one of ours.
+    options |= {key: None for key in ("step", "adapt") if options.get(key) in ("constant", "none")}
+    _check_step_rule(opt, options)
     _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
     for option in ("nesterov", "momentum_after_epoch"):
         if options.get(option) and "momentum" in options and not options["momentum"]:
             raise UsageError(f"{opt!r}: {option} needs a momentum above 0, got {options['momentum']}")
     return options
+
+
+# What a rule that minimises a model decides itself, and what it is then.
+_FOUND = {
+    "lr": 1.0,
+    "lr_schedule": "constant",
+    "lr_decay": None,
+    "lr_step_epochs": None,
+    "clip_norm": None,
+    "clip_decay": None,
+    "momentum": 0.0,
+    "momentum_after_epoch": None,
+    "nesterov": False,
+}
+
+
+def _with_step_rule(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> MethodEntry:
+    """The entry where a step rule is chosen; UsageError for options that it leaves nothing to say."""
+    step = given.get("step", flags.get("step") if entry.accepts("step") else None)
+    if step in (None, "constant") or not isinstance(step, str) or "step" not in entry.options:
+        return entry
+    for option in _FOUND:
+        value = given.get(option, flags.get(option))
+        # What a resolved method says of itself comes back as it was.
+        if value is not None and value != _FOUND[option]:
+            raise UsageError(f"{opt!r}: step {step!r} finds {option} itself, got {option} {shown(value)}; leave it out")
+
+    def rest(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in options.items() if key not in _FOUND}
+
+    variants = tuple(replace(variant, options=rest(variant.options)) for variant in entry.variants)
+    options, convolutional = {**entry.options, **_FOUND}, rest(entry.convolutional)
+    return replace(entry, options=options, variants=variants, convolutional=convolutional)
+
+
+def _check_step_rule(opt: str, options: Mapping[str, Any]) -> None:
+    """UsageError for options of a step rule that do not fit together."""
+    if "step" not in options:  # a user's optimizer, whose options may have any name
+        return
+    if options["step"] is not None:
+        _check_adaptation(opt, options)
+        return
+    for option in RULE_OPTIONS:
+        if options.get(option) is not None:
+            needs = "needs step 'rescale' or 'rescale-momentum'"
+            raise UsageError(f"{opt!r}: {option} {needs}, got {option} {shown(options[option])} alone")
+
+
+def _check_adaptation(opt: str, options: Mapping[str, Any]) -> None:
+    adapt = options.get("adapt")
+    for option, wanted in (("T1", "damping"), ("T2", "gamma")):
+        if options.get(option) is not None and wanted not in (adapt or ""):
+            raise UsageError(f"{opt!r}: {option} needs adapt with {wanted!r}, got adapt {shown(adapt)}")
+    if adapt is not None and not (options.get("damping") or options.get("model_damping")):
+        raise UsageError(f"{opt!r}: adapt needs a model_damping above 0 to start from, got none")
+    if adapt != "damping,gamma":
+        return
+    if "damping" not in options:
+        raise UsageError(f"{opt!r} has no damping of its own for adapt {adapt!r} to try; 'damping' is accepted")
+    T, T2 = options.get("T", 1), options.get("T2") or DEFAULT_T2
+    if T2 % T:
+        raise UsageError(f"{opt!r}: T2 must be a multiple of T = {T}, got {T2}")
 
 
 def _check_step_options(opt: str, options: Mapping[str, Any]) -> None:

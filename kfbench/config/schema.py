@@ -83,6 +83,13 @@ class MethodOptions(Section):
     stat_samples: Int | None = Field(
         None, ge=1, description="samples of each batch that the factors are made from (default: all)"
     )
+    tau1: Float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="part of each batch that goes through the network once more for the statistics (default: all of "
+        "it, in the same pass)",
+    )
     sharing: Literal["expand", "reduce"] | None = Field(
         None, description="positions one by one in the factors, or summed over each sample (default: expand)"
     )
@@ -117,6 +124,29 @@ class MethodOptions(Section):
     lr_step_epochs: Int | None = Field(
         None, ge=1, description="epochs between the falls of step (default: fall at 1/2 and 3/4 of the run)"
     )
+    step: Literal["constant", "rescale", "rescale-momentum"] | None = Field(
+        None,
+        description="how far: by lr, or what minimises a quadratic model with the exact Fisher, alone or with the last "
+        "step (default: constant)",
+    )
+    adapt: Literal["none", "damping", "damping,gamma"] | None = Field(
+        None,
+        description="what follows how well that model predicts: lambda, and a method's own damping (default: none)",
+    )
+    model_damping: Float | None = Field(
+        None, ge=0, description="lambda of the quadratic model at the start (default: damping)"
+    )
+    T1: Int | None = Field(None, ge=1, description="updates between changes of lambda (default: 5)")
+    T2: Int | None = Field(None, ge=1, description="updates between trials of gamma, a multiple of T (default: 20)")
+    tau2: Float | None = Field(
+        None, gt=0, le=1, description="part of each batch that the quadratic model is made from (default: 1)"
+    )
+    average: Float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a running average of the weights, evaluated beside them (default: no average)",
+    )
     clip_norm: Float | None = Field(
         None, gt=0, description="norm clipping: c in lr_t = min(lr, sqrt(c / gradient'direction)) (default: none)"
     )
@@ -131,6 +161,12 @@ class Run(Section):
     epochs: Int | None = Field(None, ge=1, description="passes over the data (default: 30 on *-1k data sets, else 10)")
     updates: Int | None = Field(None, ge=1, description="optimizer steps, instead of --epochs")
     batch_size: Int = Field(100, ge=1, description="samples per update")
+    batch_growth: Int | None = Field(
+        None,
+        ge=2,
+        description="updates within which batches grow exponentially from batch_size to the whole training set "
+        "(default: they do not)",
+    )
     micro_batch_size: Int | None = Field(None, ge=1, description="samples per forward (default: batch size)")
     target_loss: Float | None = Field(None, description="record when train_loss at an epoch's end reaches this")
     divergence_factor: Float | None = Field(

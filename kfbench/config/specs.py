@@ -16,6 +16,7 @@ from kfbench.errors import UsageError, described, shown, unknown
 # Asked of the class, hence without ``fisher``, which a constructor may set: ``updates/turn.py`` looks at that.
 _CONTRACT = ("orders", "observe", "refresh", "apply", "state_dict", "load_state_dict")
 _ORDERS = ("independent", "same")  # as the schema has them
+_LISTS = ("adapt",)  # options whose values hold commas
 
 
 def parse_spec(entry: Any) -> tuple[str, dict[str, Any]]:
@@ -44,6 +45,9 @@ def _parse_options(text: str, spec: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for part in _split(text, spec):
         key, separator, value = part.partition("=")
+        if not separator and next(reversed(options), None) in _LISTS:  # adapt=damping,gamma
+            options[next(reversed(options))] += f",{part}"
+            continue
         if not separator or not key or not value:
             raise UsageError(f"SPEC {shown(spec)}: options look like k=v,k=v, got {shown(part)}")
         if key in options:

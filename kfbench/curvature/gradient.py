@@ -25,6 +25,8 @@ class LayerGradient:
     def __init__(self, output_gradients: Tensor, inputs: Tensor | SampleRows, samples: int) -> None:
         self.output_gradients, self._inputs, self.samples = output_gradients, inputs, samples
         self._dense: Tensor | None = None
+        self.added: Tensor | None = None
+        """[d_out, d_in], a part that is of no sample, hence not in the rows."""
 
     @property
     def inputs(self) -> Float[Tensor, "R d_in"]:
@@ -48,6 +50,12 @@ class LayerGradient:
         """These rows, and the matrix that they make."""
         self._dense = matrix
         return self
+
+    def plus_matrix(self, matrix: Float[Tensor, "d_out d_in"]) -> LayerGradient:
+        """With a part that is of no sample, such as that of a weight penalty; its rows stay those of the loss."""
+        whole = LayerGradient(self.output_gradients, self._inputs, self.samples).knowing(self.dense() + matrix)
+        whole.added = matrix
+        return whole
 
     @classmethod
     def join(cls, parts: list[LayerGradient], keep_rows: bool = False) -> LayerGradient:

@@ -84,6 +84,9 @@ class Traits:
     per_sample: bool = False
     """Its rows must be gradients of single samples, which BatchNorm mixes: a warning names it."""
 
+    takes_penalty: bool = True
+    """False where directions follow from single samples alone, so that a gradient of no sample has none."""
+
     apply_remembers: bool = True
     """False where ``apply`` leaves no trace in the method, so that where directions are wanted only now and
     then (``kfbench similarity``) it is not called in between."""

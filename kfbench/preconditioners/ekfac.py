@@ -99,6 +99,8 @@ class EKFAC:
 
     def _direction(self, name: str, G: LayerGradient) -> Tensor:
         rotated = self._rotated(name, G)
+        if self.needs_rows and G.added is not None:  # which is in no row
+            rotated += self.bases[name].rotate(LayerGradient.from_dense(G.added, G.samples))
         return self.bases[name].rotate_back(rotated.div_(self.scales[name] + self.damping[name]))
 
     def _rotated(self, name: str, G: LayerGradient) -> Tensor:

@@ -26,6 +26,7 @@ class PerSampleFOOF:
     fisher = "none"
     orders = ("same",)
     apply_remembers = False
+    takes_penalty = False
     needs_rows = per_sample = True
 
     def __init__(self) -> None:

@@ -93,6 +93,11 @@ class Categorical:
             vectors[q, :, :, q] = columns[:, q].permute(2, 0, 1)
         return self._like(vectors.flatten(0, 1), output)
 
+    def fisher_product(self, output: Tensor, v: Tensor) -> Tensor:
+        """The output Fisher of every sample times v, both [N, ...]: ``p o v - p p'v``."""
+        p, rows = self._logits(output).softmax(dim=-1), self._logits(v)
+        return self._like((p * (rows - (p * rows).sum(-1, keepdim=True)))[None], output)[0]
+
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
         """Whether the most likely class is the true one, at every position."""
         right = self._logits(output).argmax(dim=-1) == target.reshape(len(target), -1)
@@ -117,6 +122,10 @@ class Gaussian:
         identity = torch.eye(width, dtype=output.dtype, device=output.device)
         # A view: every sample has the same vectors.
         return identity.view(width, 1, *output.shape[1:]).expand(-1, *output.shape)
+
+    def fisher_product(self, output: Tensor, v: Tensor) -> Tensor:
+        """The output Fisher of every sample times v, both [N, ...]: v itself."""
+        return v
 
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Regression has no accuracy."""
@@ -144,6 +153,10 @@ class Bernoulli:
         """Columns of ``diag(sqrt(p (1 - p)))``; ``1 - p`` is the sigmoid of ``-f``, which loses no digits."""
         root = (output.sigmoid() * (-output).sigmoid()).sqrt().reshape(len(output), -1)
         return torch.diag_embed(root).permute(2, 0, 1).reshape(-1, *output.shape)
+
+    def fisher_product(self, output: Tensor, v: Tensor) -> Tensor:
+        """The output Fisher of every sample times v, both [N, ...]: ``p (1 - p) v``."""
+        return output.sigmoid() * (-output).sigmoid() * v
 
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Reconstruction has no accuracy."""

@@ -1,5 +1,6 @@
 """The trainee that is followed, its loop and its CSVs."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from kfbench.training.observer import Observer
 from kfbench.training.seed_run import SeedRun
 from kfbench.updates.batches import warmup_batches
 from kfbench.updates.plain_update import PlainUpdate
-from kfbench.updates.preconditioning import Preconditioning, Scale
+from kfbench.updates.preconditioning import Preconditioning, Rate, Redirect
 from kfbench.updates.trainee import Trainee
 
 
@@ -48,9 +49,9 @@ class ShownGradient(PlainUpdate):
         self._leader.accumulate(losses, output, keep_graph=True)
         super().take_in(losses, output, part)
 
-    def finish(self, scale: Scale) -> None:
+    def finish(self, redirect: Redirect, candidates: Sequence[float] = (), rate: Rate | None = None) -> None:
         """The optimizer's direction, then their turns, which write nothing."""
-        super().finish(scale)
+        super().finish(redirect, candidates, rate)
         self._leader.finish_unwritten()
 
 

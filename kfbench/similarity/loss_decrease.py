@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from kfbench.layers.contract import Layer, by_parameter
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.similarity.panel import matrices
+from kfbench.updates.answers import Direction
 from kfbench.updates.batches import Batch
 from kfbench.updates.isolation import forward_isolated
-from kfbench.updates.turn import Direction
 
 # The line search: so many half-decades to each side of the given lr, and so many more where the best is at an end.
 _REACH, _EXTENSION = 4, 12

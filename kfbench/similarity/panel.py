@@ -13,11 +13,12 @@ from kfbench.layers.contract import Layer
 from kfbench.preconditioners.plain import PlainGradient
 from kfbench.similarity.shadow import Shadow
 from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.updates.answers import Direction
 from kfbench.updates.batches import LABELS, Batch, stream_seed
 from kfbench.updates.build import build_method, check_turn
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.trainee import Trainee
-from kfbench.updates.turn import Direction, Turn
+from kfbench.updates.turn import Turn
 
 # What the plain gradient is called among the preconditioned; no label of a method looks like this.
 _GRADIENT = " gradient"

@@ -8,8 +8,8 @@ from torch import nn
 from kfbench.config.schema import Method
 from kfbench.errors import UsageError, described
 from kfbench.problems.likelihoods import Likelihood
+from kfbench.updates.answers import Direction
 from kfbench.updates.build import build_method
-from kfbench.updates.turn import Direction
 
 
 class Shadow:

@@ -189,7 +189,7 @@ class Spectrum:
         trainee = self.panel.trainee
         batch = held_out_batch(trainee.data, trainee.run.batch_size, trainee.seed, trainee.step)
         for fisher, observer in self._observers.items():
-            statistics = observer.turn.statistics_of_others(self.panel.leader.forward, lambda: [batch])
+            statistics = self.panel.leader.forward.statistics_of_others(observer.turn, lambda: [batch])
             self.keepers[fisher].statistics = statistics or {}
 
 

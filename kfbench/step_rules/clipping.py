@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kfbench.step_rules.contract import Proposed, Taken
+from kfbench.step_rules.contract import NoRule, Proposed, Vector
 from kfbench.step_rules.learning_rate import learning_rate_factor
 
 
-class NormClipping:
+class NormClipping(NoRule):
     """``lr_t = min(lr, sqrt(c / grad'direction))``, so that ``lr_t^2 grad'direction <= c``.
 
     From the poster of George et al. 2018, whose ``c = c_0 gamma^t`` is here a fall to ``c * decay``
@@ -24,18 +24,19 @@ class NormClipping:
         # Counted on the device: reading it at every update would synchronise.
         self._clipped = torch.zeros((), dtype=torch.int64, device=device)
 
-    def scale(self, proposed: Proposed) -> Tensor:
-        """``lr_t / lr`` []."""
+    def redirect(self, proposed: Proposed) -> Vector:
+        """The direction times ``lr_t / lr``."""
+        factor = self.factor(proposed)
+        return {parameter: direction * factor for parameter, direction in proposed.direction.items()}
+
+    def factor(self, proposed: Proposed) -> Tensor:
+        """``lr_t / lr`` []; counts where it is below 1."""
         assert proposed.lr is not None, "an optimizer without a learning rate is refused when it is built"
         c = self.c * learning_rate_factor("exp", self.decay, proposed.step, self.total)
         # Not positive: c / 0 is infinite, and the last clamp makes that 1.
-        factor = ((c / proposed.product().clamp(min=0)).sqrt() / proposed.lr).clamp(max=1)
+        factor = ((c / proposed.inner(None).clamp(min=0)).sqrt() / proposed.lr).clamp(max=1)
         self._clipped += factor < 1
         return factor
-
-    def damping(self, taken: Taken) -> float | None:
-        """The same."""
-        return taken.damping
 
     @property
     def acted(self) -> int:

@@ -14,6 +14,7 @@ from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.schema import Config
 from kfbench.errors import KfbenchError, UsageError, described
 from kfbench.results.records import ENDED, EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
+from kfbench.training.block import Block
 from kfbench.training.checkpoint import (
     check_whole,
     first_unreadable,
@@ -24,8 +25,7 @@ from kfbench.training.checkpoint import (
 )
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
-from kfbench.updates.clock import Clocks
-from kfbench.updates.memory import peak_memory_bytes, reset_peak_memory
+from kfbench.updates.spent import Clocks, peak_memory_bytes, reset_peak_memory
 from kfbench.updates.trainee import Trainee
 
 # Losses stay on the device for this many updates, then one transfer reads them all. Of as many the median tells whether
@@ -54,9 +54,7 @@ class SeedRun:
         self.trajectory = trajectory(config)
         self.clocks = Clocks(trainee.device)
         self.epochs: list[dict[str, Any]] = []
-        # float64 holds the losses of a model of either precision as they are.
-        self.losses = torch.zeros(BLOCK, device=trainee.device, dtype=torch.float64)
-        self.block: list[dict[str, Any]] = []
+        self.block = Block(BLOCK, trainee.device)
         # Not those of one block: an epoch's end, after a single update even, cuts it short.
         self.recent = deque[float](maxlen=BLOCK if trainee.per_epoch > 1 else FEWER)
         self.status, self.reason = "done", ""
@@ -72,8 +70,10 @@ class SeedRun:
         checkpoint = load_checkpoint(self.folder, self._restore) if resume else None
         # Cut back to the checkpoint, as its updates since then are made again.
         keep = checkpoint["bytes"] if checkpoint else [None, None]
-        self.updates_log = CsvLog(self.folder / "updates.csv", UPDATE_COLUMNS, keep[0])
-        self.epochs_log = CsvLog(self.folder / "epochs.csv", EPOCH_COLUMNS, keep[1])
+        columns = (*UPDATE_COLUMNS, *self.trainee.rule.columns)
+        self.updates_log = CsvLog(self.folder / "updates.csv", columns, keep[0])
+        epoch_columns = (*EPOCH_COLUMNS, *self.trainee.average_columns)
+        self.epochs_log = CsvLog(self.folder / "epochs.csv", epoch_columns, keep[1])
         self.observer.started(self.trainee.seed, self.trainee.step, self.trainee.total, self.trainee.per_epoch)
         try:
             if checkpoint is None:
@@ -132,37 +132,36 @@ class SeedRun:
             self._checkpoint(ended=True)
 
     def _update(self, x: Tensor, y: Tensor) -> None:
-        self._next_row()  # before the update: its lr is the one that is used, and one that fails has its row
-        self.trainee.update(x, y, self.losses[len(self.block) - 1])
+        # Before the update: its lr is the one that is used, and one that fails has its row.
+        loss = self.block.begin(self._row())
+        self.trainee.update(x, y, loss)
+        self.block.rows[-1] |= self.trainee.rule.figures()
         if not self._can_be_saved:  # not before: an optimizer has no state until it steps
             self._check_state()
             self._can_be_saved = True
 
-    def _next_row(self) -> None:
-        """Begin the record of the coming update; its loss stays on the device until the flush."""
+    def _row(self) -> dict[str, Any]:
+        """What is known of the coming update."""
         trainee = self.trainee
-        row = {
+        return {
             **self.identity,
             "update": trainee.step,
-            "epoch": trainee.step // trainee.per_epoch,
+            "epoch": math.floor(trainee.epoch),
             "samples": trainee.samples,
             "lr": trainee.lr,
             "damping": trainee.damping,
         }
-        self.block.append(row)
 
     def _flush(self) -> bool:
         """Read the losses of the block and append its rows; False where one is not finite."""
         self.clocks.lap_updates()
-        values = self.losses[: len(self.block)].tolist()
+        whole = self.block.read()
+        values = [row["loss"] for row in whole]
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
-        for row, value in zip(self.block, values, strict=True):
-            row["loss"] = value
-        rows = self.block if bad is None else self.block[: bad + 1]  # with the bad one, which says what happened
+        rows = whole if bad is None else whole[: bad + 1]  # with the bad one, which says what happened
         rows[-1] |= self._seconds()
         self.updates_log.append(rows)
         self.observer.flushed(rows[-1])
-        self.block = []
         self.recent.extend(values)
         self.clocks.lap_elsewhere()
         if bad is not None:
@@ -182,18 +181,17 @@ class SeedRun:
 
     def _stop_early(self, status: str, error: BaseException) -> None:
         """Keep the updates whose loss is known, and say why there are no more."""
-        finished = sum(row["update"] < self.trainee.step for row in self.block)
+        finished = sum(row["update"] < self.trainee.step for row in self.block.rows)
         # The step failed after its loss was recorded: if that is not finite, it is the row that tells why.
-        known = finished < len(self.block) and not math.isfinite(float(self.losses[finished]))
-        self.block = self.block[: finished + known]
-        if not self.block or self._flush():
+        known = finished < len(self.block.rows) and not math.isfinite(float(self.block.losses[finished]))
+        del self.block.rows[finished + known :]
+        if not self.block.rows or self._flush():
             self.status, self.reason = status, described(error)
         self.observer.failed(error)
 
     def _evaluate(self) -> None:
         trainee = self.trainee
-        epochs, within = divmod(trainee.step, trainee.per_epoch)
-        epoch = trainee.step / trainee.per_epoch if within else epochs  # 3, not 3.0
+        epoch = int(trainee.epoch) if trainee.epoch.is_integer() else trainee.epoch  # 3, not 3.0
         row = {**self.identity, "update": trainee.step, "epoch": epoch, **trainee.evaluate()}
         self.clocks.lap_elsewhere()  # so that this evaluation is in its own row
         row |= self._seconds()
@@ -277,6 +275,7 @@ class SeedRun:
             "best_train_loss": best["train_loss"] if best else None,
             "best_update": best["update"] if best else None,
             "test_accuracy": final["test_accuracy"] if ended and final else None,
+            **{name: final[name] if ended and final else None for name in self.trainee.average_columns},
             "updates": updates,
             **self.clocks.state_dict(),
             "seconds_per_update": self.clocks.seconds_updates / updates if updates else None,
@@ -284,6 +283,7 @@ class SeedRun:
             "state_memory_bytes": state_memory,
             "damping_retries": self.trainee.damping_retries,
             "clipped_updates": self.trainee.rule.acted,
+            **self.trainee.rule.summary(),
             **self._target(),
         }
 

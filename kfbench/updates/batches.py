@@ -1,5 +1,6 @@
 """The training samples in their order, and augmented: known from the seed and the number of an update alone."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ _FISHER = 4
 SPECTRUM_LABELS = 5
 _AUGMENT, _AUGMENT_WARMUP, _AUGMENT_FISHER = 6, 7, 8
 _HELD_OUT, _AUGMENT_HELD_OUT = 9, 10
+_GROWING = 11
 
 
 def stream_seed(seed: int, stream: int, index: int = 0) -> int:
@@ -56,6 +58,18 @@ def training_batches(data: Dataset, batch_size: int, seed: int, first_update: in
             inputs = _inputs(data, chosen, seed, _AUGMENT, epoch * per_epoch + step)
             yield inputs, data.train_targets.index_select(0, chosen)
         epoch, skip = epoch + 1, 0
+
+
+def growing_batches(data: Dataset, first: int, growth: int, seed: int, first_update: int = 0) -> Iterator[Batch]:
+    """Batches without end that grow exponentially from ``first`` samples to the whole training set, update ``growth``.
+
+    Each is drawn without regard to those before it (Martens & Grosse 2015: m_k = min(m_1 exp((k - 1) / b), n)).
+    """
+    n, device = len(data.train_inputs), data.train_inputs.device
+    for step in itertools.count(first_update):
+        size = min(n, round(first * (n / first) ** (step / (growth - 1))))
+        chosen = _permutation(seed, _GROWING, step, n, device)[:size]
+        yield _inputs(data, chosen, seed, _AUGMENT, step), data.train_targets.index_select(0, chosen)
 
 
 def warmup_batches(data: Dataset, batch_size: int, seed: int, count: int) -> Iterator[Batch]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
+from kfbench.config.method_table import DEFAULT_T1, DEFAULT_T2
 from kfbench.config.problem_table import MODEL_OPTIONS
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
@@ -21,11 +22,15 @@ from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
 from kfbench.step_rules.clipping import NormClipping
 from kfbench.step_rules.contract import NoRule, StepRule
+from kfbench.step_rules.greedy_gamma import GreedyGamma
+from kfbench.step_rules.levenberg_marquardt import LevenbergMarquardt
+from kfbench.step_rules.rescale import Rescaling
+from kfbench.updates.collected import FisherBatches
 from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating
 from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
-from kfbench.updates.turn import FisherBatches, Turn
+from kfbench.updates.turn import Turn
 
 
 def prepare_torch(run: Run) -> torch.device:
@@ -129,17 +134,34 @@ def build_method(
         update = _build_preconditioning(method, preconditioner, model, seed, likelihood, fisher_batches)
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
     # An optimizer that takes weight_decay itself decays in its own way.
-    decay = 0.0 if "weight_decay" in names else float(options.get("weight_decay") or 0.0)
+    # With a step rule it is a part of the gradient.
+    theirs = "weight_decay" in names or options.get("step") is not None
+    decay = 0.0 if theirs else float(options.get("weight_decay") or 0.0)
     return optimizer, update, decay
 
 
-def build_rule(method: Method, total: int, device: torch.device, lr: float | None) -> StepRule:
-    """The step rule of ``total`` updates: none without a clip_norm, or where that is the optimizer's own option."""
+def build_rule(method: Method, model: nn.Module, total: int, device: torch.device, lr: float | None) -> StepRule:
+    """The step rule of ``total`` updates: that of ``step``, else norm clipping, where it is asked for and ours."""
     options, own = method.options, find_method(method.opt).optimizer_options
+    if options.get("step") is not None:
+        return _build_rescaling(options, model)
     if options["clip_norm"] is None or "clip_norm" in own:
         return NoRule()
     check_learning_rate(method, lr, "clip_norm")
     return NormClipping(options["clip_norm"], options["clip_decay"] or 1.0, total, device)
+
+
+def _build_rescaling(options: Mapping[str, Any], model: nn.Module) -> Rescaling:
+    adapted, damping = (options.get("adapt") or "").split(","), options.get("damping") or 0.0
+    start = options.get("model_damping")
+    return Rescaling(
+        list(model.parameters()),
+        momentum=options["step"] == "rescale-momentum",
+        model_damping=damping if start is None else start,
+        l2=options["weight_decay"],
+        lambda_rule=LevenbergMarquardt(options.get("T1") or DEFAULT_T1) if "damping" in adapted else None,
+        gamma_rule=GreedyGamma(options.get("T2") or DEFAULT_T2) if "gamma" in adapted else None,
+    )
 
 
 def _build_preconditioner(method: Method, constructor: tuple[str, ...], path: str) -> Preconditioner:
@@ -188,6 +210,9 @@ def check_learning_rate(method: Method, lr: float | None, option: str) -> None:
 
 def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
     """UsageError where the points and vectors of a refresh are not to be had, or too many for the method."""
+    if turn.l2 and not turn.traits.takes_penalty:
+        got = f"got weight_decay {method.options['weight_decay']} with step {method.options['step']!r}"
+        raise UsageError(f"method {method.opt!r} makes directions of single samples, and a penalty is of none: {got}")
     check_own_points(method.opt, turn.traits.own_points)
     points = turn.points_of_a_refresh(run.batch_size)
     own = turn.traits.own_points or 0
@@ -226,3 +251,14 @@ def total_updates(run: Run, samples: int) -> tuple[int, int]:
         return run.updates, per_epoch
     assert run.epochs is not None
     return run.epochs * per_epoch, per_epoch
+
+
+def on_device(state: Any, device: torch.device) -> Any:
+    """Nested tensors on the device; where they are there already, the same ones."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: on_device(value, device) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [on_device(value, device) for value in state]
+    return state

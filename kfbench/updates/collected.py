@@ -1,14 +1,61 @@
-"""What one turn collects of its micro-batches: joined, with layers that were skipped; finite; answered as promised."""
+"""What one turn collects of its micro-batches, joined, with layers that were skipped; whether it is finite."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kfbench.curvature.captured import Captured
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
 from kfbench.layers.contract import Layer, full
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets
+FisherBatches = Callable[[int], Batches]  # number of a refresh -> the points that a method draws for itself
+# (output [N, ...], sampled or full) -> the vectors [K, N, ...] that are backpropagated for the Fisher.
+Vectors = Callable[[Tensor, str], Tensor]
+
+
+class Collected:
+    """What the micro-batches of one update have given, until its turn is taken."""
+
+    def __init__(self) -> None:
+        self.discard()
+
+    def discard(self) -> None:
+        """Give it up."""
+        self._gradients: list[dict[str, LayerGradient]] = []
+        self._statistics: list[dict[str, LayerStatistics]] = []
+        self._plain: list[tuple[int, list[Tensor | None]]] = []
+
+    def add(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
+        """Gradients of one micro-batch; frees the graph unless it is to be kept."""
+        self._gradients.append(captured.gradients(losses, keep_graph))
+        self._plain.append((len(losses), captured.plain_gradients(losses)))
+
+    def add_statistics(self, statistics: dict[str, LayerStatistics]) -> None:
+        """Those of one micro-batch."""
+        self._statistics.append(statistics)
+
+    def gradients(self, layers: Mapping[str, Layer], keep_rows: bool, l2: float) -> dict[str, LayerGradient]:
+        """Of every layer over the whole batch, with that of ``l2 / 2 |theta|^2``."""
+        joined = joined_gradients(self._gradients, self._plain, layers, keep_rows)
+        return {name: G.plus_matrix(l2 * weights(layers[name])) for name, G in joined.items()} if l2 else joined
+
+    def plain(self, parameters: Sequence[nn.Parameter], l2: float) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
+        """The same of every parameter of no captured layer; None where no micro-batch used it."""
+        for parameter, gradient in joined_plain(self._plain, parameters):
+            yield parameter, gradient if gradient is None or not l2 else gradient + l2 * parameter.detach()
+
+    def statistics(self, layers: Mapping[str, Layer], newest_only: bool) -> dict[str, LayerStatistics] | None:
+        """Over the whole batch; None where it was not observed."""
+        return joined_statistics(self._statistics, layers, newest_only)
+
+
+def weights(layer: Layer) -> Tensor:
+    """Weight and bias as the layer's one matrix [d_out, d_in]."""
+    return full(layer.matrix([parameter.detach() for parameter in layer.parameters]))
 
 
 def joined_gradients(
@@ -96,30 +143,3 @@ def first_not_finite(statistics: Mapping[str, LayerStatistics]) -> str | None:
     sums = torch.stack([rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).double() for _, rows in tensors])
     finite = torch.isfinite(sums).tolist()
     return next((name for (name, _), is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
-
-
-def check_directions(directions: Any, gradients: Mapping[str, LayerGradient]) -> None:
-    """TypeError, one sentence, for a method's first answer that is not a detached matrix of every layer asked for."""
-    if not isinstance(directions, Mapping):
-        raise TypeError(f"apply returned a {type(directions).__name__}, expected a mapping from layers to directions")
-    for name in directions:
-        if name not in gradients:
-            asked = ", ".join(gradients)
-            raise TypeError(f"apply returned a direction for {name}, which it was not asked for; it was for {asked}")
-    for name, G in gradients.items():
-        if name not in directions:
-            raise TypeError(f"apply returned {', '.join(map(str, directions)) or 'nothing'}, but none for {name}")
-        _check_direction(name, directions[name], G)
-
-
-def _check_direction(name: str, direction: Any, G: LayerGradient) -> None:
-    if not isinstance(direction, Tensor):
-        raise TypeError(f"apply returned a {type(direction).__name__} for {name}, expected a tensor")
-    if list(direction.shape) != list(G.shape):
-        raise TypeError(f"apply returned shape {list(direction.shape)} for {name}, expected {list(G.shape)}")
-    if direction.requires_grad:
-        raise TypeError(f"apply returned a graph for {name}, expected a detached tensor")
-    for what in ("dtype", "device"):
-        got, wanted = (str(getattr(tensor, what)).removeprefix("torch.") for tensor in (direction, G.output_gradients))
-        if got != wanted:
-            raise TypeError(f"apply returned {got} for {name}, expected {wanted}")

@@ -1,14 +1,17 @@
-"""Loss and accuracy over many samples: forwards in large batches, without graph, leaving no trace."""
+"""Loss and accuracy over many samples, and one update's batch looked at again: forwards that leave no trace."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kfbench.curvature.output_fisher import fisher_products, tangents
 from kfbench.problems.likelihoods import Likelihood
-from kfbench.updates.isolation import evaluating
+from kfbench.step_rules.contract import Vector
+from kfbench.updates.isolation import evaluating, forward_isolated
 
 # Large enough for efficient products, small enough that activations stay in tens of megabytes: those of convolutions,
 # which have weights of more than two dimensions, are images of many channels.
@@ -60,3 +63,53 @@ def at_weights_to_judge(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         optimizer.train()
+
+
+def running_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Of its weights from the first update on, exponential (Polyak & Juditsky 1992; Martens & Grosse 2015)."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+class Seen:
+    """The batch [N, ...] of the coming step, for rules that look at it again: with the masks that it met.
+
+    Made before its forward, whose mean ``loss`` [] is then told.
+    """
+
+    def __init__(self, model: nn.Module, likelihood: Likelihood, parts: list[tuple[Tensor, Tensor]]) -> None:
+        self.model, self.likelihood, self.parts = model, likelihood, parts
+        self.samples = sum(len(x) for x, _ in parts)
+        self.loss: Tensor | None = None
+        device = parts[0][0].device
+        self._random = torch.get_rng_state()
+        self._random_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        with forward_isolated(self.model), torch.no_grad():
+            torch.set_rng_state(self._random)
+            if self._random_device is not None:
+                torch.cuda.set_rng_state(self._random_device, self.parts[0][0].device)
+            yield
+
+    def fisher(self, vectors: Sequence[Vector], part: float) -> Tensor:
+        """``v_i' F v_j`` [V, V], with the exact Fisher of the first ``part`` of the batch."""
+        left = count = max(1, round(part * self.samples))
+        total = torch.zeros((), device=self.parts[0][0].device)
+        with self._again():
+            for x, _ in self.parts:
+                if left <= 0:
+                    break
+                output, *moved = tangents(self.model, x[:left], vectors)
+                total = total + fisher_products(self.likelihood, output, moved)
+                left -= len(x)
+        return total / count
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """Its mean loss [] before the step and as the weights are now."""
+        assert self.loss is not None
+        after = torch.zeros_like(self.loss)
+        with self._again():
+            for x, y in self.parts:
+                after = after + self.likelihood.loss(self.model(x), y).sum() / self.samples
+        return self.loss, after

@@ -1,13 +1,16 @@
 """The update of an optimizer without a preconditioner: the verbs of ``Preconditioning``, and the gradient itself."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kfbench.preconditioners.plain import PlainGradient
-from kfbench.updates.preconditioning import Scale, scale_gradients, squared_norm
+from kfbench.step_rules.contract import Vector
+from kfbench.updates.preconditioning import Rate, Redirect, set_gradients, squared_norm
 from kfbench.updates.schedule import Always
 from kfbench.updates.turn import Turn, Watch
 
@@ -35,10 +38,17 @@ class PlainUpdate:
         """One micro-batch of an update whose mean loss ``part`` [] is a share of."""
         part.backward()
 
-    def finish(self, scale: Scale) -> None:
-        """The gradient is its own direction, to which a step rule's ``scale`` is applied."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        scale_gradients(self.model, scale(lambda: squared_norm(gradients)))
+    @torch.no_grad()
+    def finish(self, redirect: Redirect, candidates: Sequence[float] = (), rate: Rate | None = None) -> None:
+        """The gradient is its own direction unless a step rule has another; there is no damping to try."""
+        if self.turn.l2:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad + self.turn.l2 * parameter
+        gradient = {p: p.grad for p in self.model.parameters() if p.grad is not None}
+        other = redirect(gradient, partial(_inner, gradient))
+        if other is not None:
+            set_gradients(self.model, other)
 
     def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Nothing to fill."""
@@ -53,3 +63,10 @@ class PlainUpdate:
 
     def load_state_dict(self, state: Any) -> None:
         """Nothing."""
+
+
+def _inner(gradient: Vector, vector: Vector | None = None) -> Tensor:
+    """``gradient'vector`` []; of the gradient itself for None."""
+    if vector is None:
+        return squared_norm(list(gradient.values()))
+    return torch.stack([(g * vector[p]).sum() for p, g in gradient.items()]).sum()

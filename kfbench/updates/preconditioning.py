@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ from kfbench.layers.contract import Layer
 from kfbench.layers.finding import batch_mixing
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
+from kfbench.step_rules.contract import Vector
+from kfbench.updates.answers import Matrices
+from kfbench.updates.collected import FisherBatches
 from kfbench.updates.shared_forward import SharedForward, exact
-from kfbench.updates.turn import FisherBatches, Turn, Watch
+from kfbench.updates.turn import Turn, Watch
 
-# From ``gradient'direction`` over all parameters [], computed when asked, what a step rule multiplies the
-# direction by []; None to leave it as it is.
-Scale = Callable[[Callable[[], Tensor]], Tensor | None]
+# A step rule's: (direction, gradient'vector of a vector or of that direction) -> another direction, or None.
+Redirect = Callable[[Vector, Callable[[Vector | None], Tensor]], Vector | None]
+# Of two: how good a direction is.
+Rate = Callable[[Vector, Callable[[Vector | None], Tensor]], Tensor]
 
 
 class Preconditioning:
@@ -144,28 +149,57 @@ class Preconditioning:
         """One micro-batch of an update whose mean loss ``part`` [] is a share of."""
         self.accumulate(losses, output)
 
-    def finish(self, scale: Scale | None = None) -> None:
+    def finish(
+        self, redirect: Redirect | None = None, candidates: Sequence[float] = (), rate: Rate | None = None
+    ) -> None:
         """Directions into ``.grad``, then (or before, by order) observe and refresh; then those that are only asked.
 
-        ``scale`` is a step rule's.
+        ``redirect``, ``candidates`` (dampings that are tried) and ``rate`` are a step rule's.
         """
 
-        def write(gradients: dict[str, LayerGradient], directions: dict[str, Tensor]) -> None:
+        def proposed(matrices: Matrices) -> Vector:
+            pairs = self.turn.by_parameter(self.forward, matrices)
+            return {p: laid_out_like(p, direction) for p, direction in pairs if direction is not None}
+
+        def write(gradients: dict[str, LayerGradient], directions: Matrices) -> None:
             with torch.no_grad():
-                for parameter, direction in self.turn.by_parameter(self.forward, directions):
-                    parameter.grad = None if direction is None else laid_out_like(parameter, direction)
-                if scale is not None:  # only now, since the product reads the plain gradients from .grad
-                    scale_gradients(self.model, scale(lambda: self._product(gradients, directions)))
+                direction = proposed(directions)
+                inner = partial(self._inner, gradients, directions, direction)
+                other = redirect(direction, inner) if redirect is not None else None
+                set_gradients(self.model, direction if other is None else other)
+
+        def judge(gradients: dict[str, LayerGradient], directions: Matrices) -> Tensor:
+            assert rate is not None
+            with torch.no_grad():
+                direction = proposed(directions)
+                return rate(direction, partial(self._inner, gradients, directions, direction))
 
         with exact(self.device):
-            self.turn.take(self.forward, write)
+            self.turn.take(self.forward, write, candidates, judge)
             self.forward.ask(self.forward.turns[1:])
 
-    def _product(self, gradients: dict[str, LayerGradient], directions: dict[str, Tensor]) -> Tensor:
-        """``gradient'direction`` over all parameters []; of those with a plain gradient its squared norm."""
-        products = [gradients[name].inner(direction) for name, direction in directions.items()]
-        plain = [p.grad for p in self.forward.coverage.plain_parameters() if p.grad is not None]
-        return torch.stack([*products, *([squared_norm(plain)] if plain else [])]).sum()
+    def _inner(
+        self,
+        gradients: dict[str, LayerGradient],
+        directions: Matrices,
+        direction: Vector,
+        vector: Vector | None = None,
+    ) -> Tensor:
+        """``gradient'vector`` over all parameters [], of the direction itself where none is given.
+
+        The direction of a parameter of no captured layer is its gradient.
+        """
+        if vector is None:
+            products = [gradients[name].inner(matrix) for name, matrix in directions.items()]
+        else:
+            layers = ((layer, gradients[name]) for name, layer in self.layers.items())
+            products = [G.inner(layer.matrix([vector[p] for p in layer.parameters])) for layer, G in layers]
+        plain = [p for p in self.forward.coverage.plain_parameters() if p in direction]
+        if plain and vector is None:
+            products.append(squared_norm([direction[p] for p in plain]))
+        elif plain and vector is not None:
+            products.append(torch.stack([(direction[p] * vector[p]).sum() for p in plain]).sum())
+        return torch.stack(products).sum()
 
     def finish_unwritten(self) -> None:
         """As ``finish``, but ``.grad`` stays as it is: some other optimizer moves the weights."""
@@ -236,13 +270,10 @@ def squared_norm(gradients: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
 
-def scale_gradients(model: nn.Module, factor: Tensor | None) -> None:
-    """Every ``.grad`` times ``factor`` [] (None: left as it is), as new tensors: a method may keep what it returned."""
-    if factor is None:
-        return
+def set_gradients(model: nn.Module, direction: Vector) -> None:
+    """Every ``.grad``; None where a parameter has no direction."""
     for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad = parameter.grad * factor
+        parameter.grad = direction.get(parameter)
 
 
 def laid_out_like(parameter: Tensor, direction: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One captured forward that serves several methods: what is verified, drawn or backpropagated for one is for all."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from kfbench.curvature import capture as capturing
 from kfbench.curvature.captured import Captured, Wanted
 from kfbench.curvature.coverage import Coverage
+from kfbench.curvature.statistics import LayerStatistics
 from kfbench.errors import described
 from kfbench.layers.contract import Layer
 from kfbench.layers.estimate import Estimate
 from kfbench.problems.likelihoods import Likelihood
+from kfbench.updates.collected import Batches, joined_statistics
 from kfbench.updates.isolation import forward_isolated
 from kfbench.updates.turn import Turn
 
@@ -104,6 +106,14 @@ class SharedForward:
         captured.wanted = Wanted(matrices=False)
         self.coverage.verify(captured, losses)
         return captured, losses, output
+
+    def statistics_of_others(self, turn: Turn, draw: Callable[[], Batches]) -> dict[str, LayerStatistics] | None:
+        """Of other points than the update's, at the current weights; drawing and seeing them leave no trace."""
+        with forward_isolated(self.model):
+            parts = [turn.statistics_of(*self.of_batch(x, y), turn.traits.moments) for x, y in draw()]
+        if not parts:
+            raise ValueError(f"fisher_batches gave no batch at update {turn.step}")
+        return joined_statistics(parts, self.layers, turn.traits.newest_only)
 
     def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]], counts: Sequence[int] | None = None) -> None:
         """Fill the statistics from (inputs, targets) before the first update, then refresh once.

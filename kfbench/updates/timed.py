@@ -14,8 +14,8 @@ from torch import Tensor
 from kfbench.curvature.linalg import USES_BEFORE_INVERSE
 from kfbench.problems.datasets import Dataset
 from kfbench.updates.batches import Batch, training_batches
-from kfbench.updates.clock import synchronise
 from kfbench.updates.schedule import PARTS, Always
+from kfbench.updates.spent import synchronise
 from kfbench.updates.trainee import Trainee
 
 # Preloaded batches: enough that their order is no pattern, few enough to stay in memory.

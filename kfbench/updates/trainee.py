@@ -3,18 +3,27 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from kfbench.config.schema import Config
 from kfbench.problems.datasets import Dataset
-from kfbench.step_rules.contract import Proposed, Taken
+from kfbench.step_rules.contract import Proposed, Taken, Vector
 from kfbench.step_rules.learning_rate import learning_rate_factor
 from kfbench.step_rules.momentum import LateMomentum
-from kfbench.updates.batches import LABELS, Batch, fisher_batches, stream_seed, training_batches, warmup_batches
+from kfbench.updates.batches import (
+    LABELS,
+    Batch,
+    fisher_batches,
+    growing_batches,
+    stream_seed,
+    training_batches,
+    warmup_batches,
+)
 from kfbench.updates.build import (
     build_likelihood,
     build_method,
@@ -22,11 +31,15 @@ from kfbench.updates.build import (
     build_rule,
     check_learning_rate,
     check_turn,
+    on_device,
     total_updates,
 )
-from kfbench.updates.evaluation import at_weights_to_judge, evaluate
-from kfbench.updates.memory import tensor_bytes
+from kfbench.updates.evaluation import Seen, at_weights_to_judge, evaluate, running_average
+from kfbench.updates.spent import tensor_bytes
 from kfbench.updates.turn import Turn, Watch
+
+_JUDGED = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+Inner = Callable[[Vector | None], Tensor]  # gradient'vector []
 
 
 class Trainee:
@@ -41,12 +54,19 @@ class Trainee:
         self.optimizer, self.preconditioning, self.weight_decay = build_method(
             self.method, self.model, stream_seed(seed, LABELS), self.likelihood, self._fisher_batches
         )
-        check_turn(self.method, self.preconditioning.turn, self.run, data)
         self.scheduler = self._make_scheduler()
-        self.rule = build_rule(self.method, self.total, device, self.lr)
+        self.rule = build_rule(self.method, self.model, self.total, device, self.lr)
+        self.preconditioning.turn.l2 = self.rule.l2
+        check_turn(self.method, self.preconditioning.turn, self.run, data)
         self.late_momentum = self._make_late_momentum()
         self._around: Watch = lambda task: nullcontext()
+        decay = self.method.options.get("average")
+        self.average = None if decay is None else running_average(self.model, decay)
+        if self.method.options.get("tau1") is not None:
+            self.preconditioning.turn.observe_apart(self._part)
         self.step = self.samples = 0
+        self._current: Batch | None = None  # of the coming step
+        self._seen: Seen | None = None  # the batch of the coming step, for rules that look at it
 
     def _make_scheduler(self) -> LambdaLR | None:
         options = self.method.options
@@ -91,12 +111,21 @@ class Trainee:
 
     def batches(self) -> Iterator[Batch]:
         """The training batches from the coming update on, without end."""
+        if self.run.batch_growth is not None:
+            return growing_batches(self.data, self.run.batch_size, self.run.batch_growth, self.seed, self.step)
         return training_batches(self.data, self.run.batch_size, self.seed, self.step)
 
     def warm_up(self) -> None:
         """Fill the statistics of a preconditioned method before its first update."""
         count = self.method.options.get("warmup_batches", 0)
         self.preconditioning.warm_up(warmup_batches(self.data, self.run.batch_size, self.seed, count))
+
+    def _part(self) -> list[Batch]:
+        """The first ``tau1`` of the batch, for statistics."""
+        assert self._current is not None
+        x, y = self._current
+        count = max(1, round(self.method.options["tau1"] * len(x)))
+        return self.micro_batches(x[:count], y[:count])
 
     def _fisher_batches(self, refresh: int) -> Iterator[Batch]:
         return self.points_for(self.preconditioning.turn, refresh)
@@ -121,14 +150,20 @@ class Trainee:
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward and backward of one batch, by micro-batches; its mean loss."""
         self.preconditioning.begin()
+        self._current = x, y
+        parts = self.micro_batches(x, y)
+        # Before the forward, which draws its masks.
+        self._seen = Seen(self.model, self.likelihood, parts) if self.rule.looks_at_batch else None
         total = torch.zeros((), device=self.device)
-        for xs, ys in self.micro_batches(x, y):
+        for xs, ys in parts:
             with self.preconditioning.capture():
                 output = self.model(xs)
             losses = self.likelihood.loss(output, ys)
             part = losses.sum() / len(x)  # not len(xs): the parts add up to the mean over the batch
             self.preconditioning.take_in(losses, output, part)
             total = total + part.detach()
+        if self._seen is not None:
+            self._seen.loss = total
         return total
 
     def take_step(self, samples: int) -> None:
@@ -138,11 +173,21 @@ class Trainee:
 
     def form_direction(self) -> None:
         """Leave in every ``.grad`` what the optimizer is to step along."""
-        self.preconditioning.finish(self._scale)
+        candidates = self.rule.candidates(self.damping, self.step) if self.damping is not None else ()
+        self.preconditioning.finish(self._redirect, candidates, self._rate)
 
-    def _scale(self, product: Callable[[], Tensor]) -> Tensor | None:
+    def _redirect(self, direction: Vector, inner: Inner) -> Vector | None:
         with self._around("step"):
-            return self.rule.scale(Proposed(product, self.lr, self.step))
+            return self.rule.redirect(self._proposed(direction, inner))
+
+    def _rate(self, direction: Vector, inner: Inner) -> Tensor:
+        with self._around("step"):
+            return self.rule.judge(self._proposed(direction, inner))
+
+    def _proposed(self, direction: Vector, inner: Inner) -> Proposed:
+        seen, part = self._seen, self.method.options.get("tau2") or 1.0
+        fisher = None if seen is None else partial(seen.fisher, part=part)
+        return Proposed(direction, inner, self.lr, self.step, fisher)
 
     def _move(self, samples: int) -> None:
         if self.late_momentum is not None:
@@ -152,7 +197,10 @@ class Trainee:
             self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        damping = self.rule.damping(Taken(self.damping, self.step))
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        damping = self.rule.damping(Taken(self.damping, self.step, None if self._seen is None else self._seen.losses))
+        self._current = self._seen = None
         # Only now, as it follows from the step that was taken; it counts from the next refresh on.
         if damping is not None and damping != self.damping:
             self.preconditioning.turn.redamp(damping)
@@ -183,12 +231,29 @@ class Trainee:
 
     def evaluate(self) -> dict[str, float | None]:
         """Losses and accuracies on training and test set, or on their first ``eval_samples``."""
-        k, data = self.eval_samples, self.data
         with at_weights_to_judge(self.optimizer):
-            train = evaluate(self.model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
-            test = evaluate(self.model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
-        names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-        return dict(zip(names, (*train, *test), strict=True))
+            figures = [*self._evaluated(self.model)]
+        if self.average is not None:
+            # Before any update there is nothing to average.
+            figures += self._evaluated(self.average.module if self.step else self.model)
+        return dict(zip((*_JUDGED, *self.average_columns), figures, strict=True))
+
+    def _evaluated(self, model: nn.Module) -> Iterator[float | None]:
+        k, data = self.eval_samples, self.data
+        yield from evaluate(model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
+        yield from evaluate(model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
+
+    @property
+    def average_columns(self) -> tuple[str, ...]:
+        """Of epochs.csv, for the running average of the weights."""
+        return () if self.average is None else tuple(f"averaged_{name}" for name in _JUDGED)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far."""
+        if self.run.batch_growth is not None:
+            return self.samples / len(self.data.train_inputs)
+        return self.step / self.per_epoch
 
     def state_memory_bytes(self) -> int:
         """Bytes that optimizer and method keep between updates, beyond the parameters."""
@@ -201,6 +266,7 @@ class Trainee:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.last_epoch if self.scheduler else None,
             "preconditioning": self.preconditioning.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(self.device) if cuda else None,
         }
@@ -219,19 +285,10 @@ class Trainee:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]  # lr itself has come with the optimizer's groups
-        self.preconditioning.load_state_dict(_to_device(state["preconditioning"], self.device))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.preconditioning.load_state_dict(on_device(state["preconditioning"], self.device))
         # Last, after whatever a user's method draws while it is built or loaded.
         torch.set_rng_state(state["random"].cpu())
         if state["random_device"] is not None:
             torch.cuda.set_rng_state(state["random_device"].cpu(), self.device)
-
-
-def _to_device(state: Any, device: torch.device) -> Any:
-    """Nested tensors on the device; where they are there already, the same ones."""
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if isinstance(state, dict):
-        return {key: _to_device(value, device) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return [_to_device(value, device) for value in state]
-    return state

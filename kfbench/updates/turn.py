@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +15,14 @@ from kfbench.curvature.statistics import LayerStatistics
 from kfbench.layers.contract import by_parameter
 from kfbench.layers.estimate import Estimate
 from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
-from kfbench.updates.collected import (
-    check_directions,
-    first_not_finite,
-    joined_gradients,
-    joined_plain,
-    joined_statistics,
-)
-from kfbench.updates.isolation import forward_isolated
+from kfbench.step_rules.greedy_gamma import least
+from kfbench.updates.answers import Answers, Direction, Judge, Matrices, Write
+from kfbench.updates.collected import Batches, Collected, FisherBatches, Vectors, first_not_finite
 from kfbench.updates.schedule import Amortisation, Schedule
 
 if TYPE_CHECKING:
     from kfbench.updates.shared_forward import SharedForward
 
-Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets
-FisherBatches = Callable[[int], Batches]  # number of a refresh -> the points that a method draws for itself
-# (output [N, ...], sampled or full) -> the vectors [K, N, ...] that are backpropagated for the Fisher.
-Vectors = Callable[[Tensor, str], Tensor]
-# What each parameter is to move against; None where the loss does not use it.
-Direction = Mapping[nn.Parameter, Tensor | None]
 # The name of a task of an update -> a block around its work.
 Watch = Callable[[str], AbstractContextManager[None]]
 
@@ -76,21 +65,24 @@ class Turn:
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
         self._fisher_batches, self._vectors, self._on_nonfinite = fisher_batches, vectors, on_nonfinite
+        self.l2 = 0.0  # eta: the gradient is that of ``eta / 2 |theta|^2`` too
         self.step = self.refreshes = self.skipped_batches = 0
         self._known: set[str] = set()  # layers whose statistics are part of the last refresh
-        self._answered = False
+        self._answers = Answers(method)
         self._refreshed = self._warned_of_retries = False
         self._listener: Callable[[Direction], None] | None = None
+        self._apart: Callable[[], Batches] | None = None
         self._around: Watch = lambda task: _UNWATCHED
-        # Of the micro-batches since the last turn.
-        self._gradients: list[dict[str, LayerGradient]] = []
-        self._statistics: list[dict[str, LayerStatistics]] = []
-        self._plain: list[tuple[int, list[Tensor | None]]] = []
+        self._collected = Collected()
 
     @property
     def observing(self) -> bool:
-        """Whether the coming update feeds the statistics; before any refresh it always does."""
-        return not self.has_own_points and (self.schedule.observes(self.step) or not self._refreshed)
+        """Whether the coming update's own pass feeds the statistics."""
+        return not self.has_own_points and self._apart is None and self._is_to_observe
+
+    @property
+    def _is_to_observe(self) -> bool:
+        return self.schedule.observes(self.step) or not self._refreshed  # before any refresh always
 
     @property
     def observes_first(self) -> bool:
@@ -113,6 +105,10 @@ class Turn:
     def on_direction(self, listener: Callable[[Direction], None] | None) -> None:
         """Tell ``listener`` each direction right after ``apply``, before whatever comes later in the order."""
         self._listener = listener
+
+    def observe_apart(self, draw: Callable[[], Batches]) -> None:
+        """From now on statistics are of these points of an update, which go through the model once more."""
+        self._apart = draw
 
     def redamp(self, damping: float) -> None:
         """From the next refresh on."""
@@ -157,7 +153,7 @@ class Turn:
 
     def discard(self) -> None:
         """Give up what was collected since the last turn."""
-        self._gradients, self._statistics, self._plain = [], [], []
+        self._collected.discard()
 
     def draw(self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]) -> None:
         """Backpropagate labels where the coming update observes; needs the graph.
@@ -170,11 +166,10 @@ class Turn:
 
     def collect(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
         """Gradients of one micro-batch, and its statistics; frees the graph unless it is to be kept."""
-        self._gradients.append(captured.gradients(losses, keep_graph))
-        self._plain.append((len(losses), captured.plain_gradients(losses)))
+        self._collected.add(captured, losses, keep_graph)
         if self.observing:
             # Only now is known which calls the losses reach.
-            self._statistics.append(captured.statistics(self.traits.fisher))
+            self._collected.add_statistics(captured.statistics(self.traits.fisher))
 
     def statistics_of(
         self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]
@@ -208,21 +203,24 @@ class Turn:
     def take(
         self,
         forward: SharedForward,
-        write: Callable[[dict[str, LayerGradient], dict[str, Tensor]], None] | None = None,
+        write: Write | None = None,
+        candidates: Sequence[float] = (),
+        judge: Judge | None = None,
     ) -> None:
         """One update of this method from what was collected; ``write`` gets gradients and directions [d_out, d_in].
 
         Without ``write``, and with nobody listening, a method that would not remember it is not applied. Where it
-        fails, what was collected is given up, so that no later update is made of it.
+        fails, what was collected is given up, so that no later update is made of it. ``candidates`` are dampings to
+        refresh with beside the one in force: that of the least ``judge`` stays.
         """
         try:
-            gradients = joined_gradients(self._gradients, self._plain, forward.layers, self.traits.needs_rows)
-            statistics = joined_statistics(self._statistics, forward.layers, self.traits.newest_only)
+            gradients = self._collected.gradients(forward.layers, self.traits.needs_rows, self.l2)
+            statistics = self._collected.statistics(forward.layers, self.traits.newest_only)
             before = self.observes_first  # kept: a refresh changes the answer
             if before:
                 self._observe_and_refresh(forward, statistics)
             if write is not None or self._listener is not None or self.traits.apply_remembers:
-                directions = self._directions(gradients)
+                directions = self._best_directions(gradients, candidates, judge)
                 if write is not None:
                     write(gradients, directions)
                 if self._listener is not None:
@@ -233,24 +231,27 @@ class Turn:
             self.discard()
         self.step += 1
 
-    def _directions(self, gradients: dict[str, LayerGradient]) -> dict[str, Tensor]:
-        """The method's, and the plain gradient of layers that it has seen nothing of."""
-        known = {name: G for name, G in gradients.items() if name in self._known} if self._known else gradients
-        with self._around("apply"):
-            directions = self.method.apply(known)
-        if not self._answered:
-            check_directions(directions, known)
-            self._answered = True
-        if len(known) == len(gradients):
-            return directions
-        return {name: directions[name] if name in known else G.dense() for name, G in gradients.items()}
+    def _best_directions(
+        self, gradients: dict[str, LayerGradient], candidates: Sequence[float], judge: Judge | None
+    ) -> Matrices:
+        """Those of the damping in force; where others are tried, of the best, which is then in force."""
+
+        def answer() -> Matrices:
+            with self._around("apply"):
+                return self._answers.of(gradients, self._known)
+
+        if not candidates or judge is None:
+            return answer()
+        dampings = (self.damping, *candidates)
+        self.damping, best = least(dampings, self.method, self.refresh, answer, lambda found: judge(gradients, found))
+        return best
 
     def by_parameter(
         self, forward: SharedForward, directions: Mapping[str, Tensor]
     ) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
         """The direction of every parameter; those of no captured layer keep their plain gradient."""
         yield from by_parameter(forward.layers, directions)
-        yield from joined_plain(self._plain, forward.coverage.plain_parameters())
+        yield from self._collected.plain(forward.coverage.plain_parameters(), self.l2)
 
     def _observe_and_refresh(self, forward: SharedForward, statistics: dict[str, LayerStatistics] | None) -> None:
         # With points of its own a method refreshes where a period begins: the direction uses this very refresh.
@@ -258,23 +259,16 @@ class Turn:
         refreshing = due(self.step) or not self._refreshed
         if self.has_own_points and refreshing and (draw := self._fisher_batches) is not None:
             # By the step, not by ``refreshes``: a continued run must draw what the unbroken one would.
-            statistics = self.statistics_of_others(forward, lambda: draw(self.step // self.schedule.T))
+            statistics = forward.statistics_of_others(self, lambda: draw(self.step // self.schedule.T))
+        elif self._apart is not None and self._is_to_observe:
+            statistics = forward.statistics_of_others(self, self._apart)
         taken = self.observe(statistics) if statistics is not None else True
         if refreshing and taken:
             self.refresh()
 
-    def statistics_of_others(
-        self, forward: SharedForward, draw: Callable[[], Batches]
-    ) -> dict[str, LayerStatistics] | None:
-        """Of other points than the update's, at the current weights; drawing and seeing them leave no trace."""
-        with forward_isolated(forward.model):
-            parts = [self.statistics_of(*forward.of_batch(x, y), self.traits.moments) for x, y in draw()]
-        if not parts:
-            raise ValueError(f"fisher_batches gave no batch at update {self.step}")
-        return joined_statistics(parts, forward.layers, self.traits.newest_only)
-
-    def refresh(self) -> None:
-        """Everything cubic, with the damping in force; warns, once, of factors that needed more."""
+    def refresh(self, damping: float | None = None) -> None:
+        """Everything cubic, with the damping in force, or this from now on; warns, once, of factors that needed more."""
+        self.damping = self.damping if damping is None else damping
         with self._around("inverse"):
             self.method.refresh(self.damping)
         self._refreshed = True
@@ -289,12 +283,13 @@ class Turn:
 
     def state_dict(self) -> dict[str, Any]:
         """The method's own state, and where it is in its schedule."""
-        own = {"step": self.step, "refreshed": self._refreshed, "known": sorted(self._known)}
+        own = {"step": self.step, "refreshed": self._refreshed, "known": sorted(self._known), "damping": self.damping}
         return {"method": self.method.state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse; ``state`` may hold more."""
         self.method.load_state_dict(state["method"])
         self.step, self._refreshed = state["step"], state["refreshed"]
+        self.damping = state.get("damping", self.damping)  # states of before it could move have none
         # States of before there were layers that come and go: all had been seen.
         self._known = set(state.get("known", state["layers"] if state["refreshed"] else ()))

@@ -13,8 +13,8 @@ from kfbench.problems.datasets import Dataset
 from kfbench.training.interruption import Interruption
 from kfbench.updates.batches import Batch
 from kfbench.updates.build import build_data, prepare_torch
-from kfbench.updates.memory import peak_memory_bytes, reset_peak_memory, tensor_bytes
 from kfbench.updates.schedule import Always
+from kfbench.updates.spent import peak_memory_bytes, reset_peak_memory, tensor_bytes
 from kfbench.updates.timed import preload
 from kfbench.updates.trainee import Trainee
 from kfbench.wallclock.child import values_of

@@ -11,7 +11,7 @@ from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.finding import find_layers
 from kfbench.preconditioners.contract import Traits, vectors_of
 from kfbench.updates.batches import Batch
-from kfbench.updates.clock import synchronise
+from kfbench.updates.spent import synchronise
 from kfbench.updates.timed import TraineeContestant
 from kfbench.updates.trainee import Trainee
 

@@ -36,7 +36,7 @@ def _directions(method, p, c=None, micro=None):
         with pre.capture():
             output = p.model(x)
         pre.accumulate(p.likelihood.loss(output, y), output)
-    pre.finish(None if c is None else lambda product: _clipping(c).scale(Proposed(product, LR, 0)))
+    pre.finish(None if c is None else lambda d, inner: _clipping(c).redirect(Proposed(d, inner, LR, 0)))
     return _flat(p.model)
 
 
@@ -76,13 +76,13 @@ def test_direction_is_scaled_by_the_formula(case, name, micro):
 )
 def test_factor(product, factor):
     clipping = _clipping(c=LR**2)
-    proposed = Proposed(lambda: torch.tensor(product, dtype=torch.float64), LR, 0)
-    assert clipping.scale(proposed).item() == pytest.approx(factor)
+    proposed = Proposed({}, lambda vector: torch.tensor(product, dtype=torch.float64), LR, 0)
+    assert clipping.factor(proposed).item() == pytest.approx(factor)
     assert clipping.acted == (factor < 1)
 
 
 def test_a_product_that_is_not_a_number_is_not_hidden():
-    assert math.isnan(_clipping(1.0).scale(Proposed(lambda: torch.tensor(math.nan), LR, 0)))
+    assert math.isnan(_clipping(1.0).factor(Proposed({}, lambda vector: torch.tensor(math.nan), LR, 0)))
 
 
 class Keeping(FOOF):

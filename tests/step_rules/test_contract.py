@@ -16,8 +16,8 @@ class Halving(NoRule):
     def __init__(self):
         self.proposed, self.taken = [], []
 
-    def scale(self, proposed):
-        self.proposed.append((proposed.lr, proposed.step, float(proposed.product())))
+    def redirect(self, proposed):
+        self.proposed.append((proposed.lr, proposed.step, float(proposed.inner(None))))
 
     def damping(self, taken):
         self.taken.append((taken.damping, taken.step))

@@ -69,11 +69,20 @@ def _assert_same_run(folder, whole):
         "foof:T=4,momentum=0.9,lr=0.01",
         "foof:T=4,momentum=0.9,nesterov=true,momentum_after_epoch=2,lr=0.01",
         "foof:T=4,lr_schedule=step,lr_step_epochs=2,clip_norm=1e-3,clip_decay=0.1",
+        "foof:T=4,average=0.9,tau1=0.3",
     ],
 )
 def test_killed_run_continues_bit_for_bit(runs, spec, monkeypatch):
     """kill -9 at random updates, with and without a checkpoint before it, three times in the same run."""
     _assert_continues_bit_for_bit(runs, spec, monkeypatch)
+
+
+@pytest.mark.parametrize("spec", ["kfac:T=2,order=same,T1=2,T2=4,tau1=0.5", "natural:T=2,order=same,T1=3,T2=2"])
+def test_killed_run_of_a_step_rule_continues_bit_for_bit(runs, spec, monkeypatch):
+    """lambda, gamma, the last step and the growing batches are where they were."""
+    rule = "step=rescale-momentum,adapt=damping,gamma,tau2=0.5,damping=0.5,weight_decay=1e-3,average=0.5"
+    flags = {"lr": None, "damping": None, "batch_growth": 15}
+    _assert_continues_bit_for_bit(runs, f"{spec},{rule}", monkeypatch, **flags)
 
 
 def test_killed_run_of_a_convolutional_model_continues_bit_for_bit(runs, monkeypatch):
