@@ -19,7 +19,7 @@ DataDir = Annotated[
 @app.command("list")
 def list_datasets(data_dir: DataDir = None, format: Format = "table", debug: Debug = False) -> None:
     """List data sets, and where each was found."""
-    from kfbench.problems.locations import find_files
+    from kfbench.problems.locations import find_files, way_to_get
     from kfbench.results.tables import print_table
 
     rows = []
@@ -27,7 +27,7 @@ def list_datasets(data_dir: DataDir = None, format: Format = "table", debug: Deb
         try:
             place = str(find_files(name, data_dir)[0].parent)
         except UsageError:
-            place = "not here: kfbench data fetch " + name
+            place = f"not here: {way_to_get(name)}"
         kind = "synthetic" if entry.synthetic else "published"
         rows.append({"name": name, "kind": kind, "training": entry.sizes[0], "test": entry.sizes[1], "place": place})
     print_table(rows, format, {"datasets": rows})

@@ -200,9 +200,11 @@ def _with_budget(run: Run, problem: Problem) -> Run:
 def _spelled_out(problem: Problem) -> Problem:
     """What the model says of its output and its images, and the normalisation that follows: records say what ran."""
     # Before _check_problem, so the model may still turn out to be none.
-    entry = MODELS.get(problem.model)
+    entry, data = MODELS.get(problem.model), DATASETS.get(problem.dataset)
     likelihood = problem.likelihood or (entry.likelihood if entry else "categorical")
-    colours = problem.dataset in DATASETS and DATASETS[problem.dataset].channels
+    if likelihood == "bernoulli" and not problem.likelihood and data and data.real:
+        likelihood = "gaussian"  # real numbers are no probabilities
+    colours = data and data.channels
     usual = {"gaussian": "own", "bernoulli": "unit"}.get(likelihood, "published" if colours else "mnist")
     pad_to = problem.pad_to or (entry.pad_to if entry else 0) or None
     normalize = problem.normalize or usual
@@ -223,6 +225,11 @@ def _check_likelihood(problem: Problem) -> None:
             f"augment {problem.augment!r} varies images that have labels; with likelihood {problem.likelihood!r} they "
             "are targets too"
         )
+    if problem.likelihood == "bernoulli" and DATASETS[problem.dataset].real:
+        raise UsageError(
+            f"likelihood 'bernoulli' takes pixels from 0 to 1 as targets, data set {problem.dataset!r} has real-valued "
+            "ones, which take 'gaussian'"
+        )
     if problem.likelihood == "bernoulli" and problem.normalize != "unit":
         raise UsageError(
             f"likelihood 'bernoulli' takes pixels from 0 to 1 as targets, so normalize must be 'unit', "
@@ -241,10 +248,18 @@ def _check_problem(problem: Problem) -> None:
     elif ":" not in problem.model:  # a path is imported when the model is built: that needs torch
         raise unknown("model", problem.model, MODELS, ", or package.module:function")
     _check_likelihood(problem)  # only now: it looks the data set up
-    wrong = "mnist" if DATASETS[problem.dataset].channels else "published"
-    if problem.normalize == wrong:
-        images = "colour images, which take 'published'" if wrong == "mnist" else "grey images, which take 'mnist'"
-        raise UsageError(f"data set {problem.dataset!r} has {images}, 'own' or 'unit' as normalize, got {wrong!r}")
+    _check_normalize(problem)
+
+
+def _check_normalize(problem: Problem) -> None:
+    """By what the pixels are; only "own" suits all."""
+    entry = DATASETS[problem.dataset]
+    images = "real-valued pixels" if entry.real else "colour images" if entry.channels else "grey images"
+    accepted = ["published" if entry.channels else "mnist", "own", *([] if entry.real else ["unit"])]
+    if problem.normalize not in accepted:
+        *first, last = map(repr, accepted)
+        takes = f"{', '.join(first)} or {last} as normalize, got {problem.normalize!r}"
+        raise UsageError(f"data set {problem.dataset!r} has {images}, which take {takes}")
 
 
 # As YAML reads them back: what is on disk is compared with what is dumped.

@@ -15,17 +15,19 @@ class DatasetEntry:
     summary: str
     paper: str
     classes: int  # 0: no labels
-    torchvision: str  # class in torchvision.datasets that downloads it; "" where it is embedded or synthetic
+    torchvision: str  # class in torchvision.datasets that downloads it; "" where there is none
     sizes: tuple[int, int]  # training, test
     synthetic: bool = False  # generated from a seed where it is missing
     system_folders: tuple[str, ...] = ()
     debian_package: str = ""
     folder: str = ""  # torchvision's, below the one that it is given
     splits: tuple[str, ...] = ()  # where torchvision downloads one at a time
+    url: str = ""  # of its file, where it is to be downloaded by hand
     sha256: Mapping[str, str] = field(default_factory=dict)  # of the decompressed IDX files
-    md5: Mapping[str, str] = field(default_factory=dict)  # of all other files, the test set last
+    md5: Mapping[str, str] = field(default_factory=dict)  # of all other files, the test set last; "" if not known
     # Published mean and deviation of each channel of the training images, pixels from 0 to 1; grey images have none.
     channels: tuple[tuple[float, float], ...] = ()
+    real: bool = False  # pixels are real numbers of the file's own scale, and "published" leaves them so
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ModelEntry:
 MODEL_OPTIONS = ("width", "bias", "norm", "init")
 
 _HINTON = "Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks, Science"
+
+_MARTENS = "Martens 2010, Deep learning via Hessian-free optimization, ICML"
 
 _FASHION_MNIST = (
     "Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms"
@@ -147,6 +151,26 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
                 "t10k-images-idx3-ubyte": "d775bb425ae04bb8247bd0aafd375c10ae019bb6d6c59394ad857e7e89446856",
             },
         ),
+        "curves-original": DatasetEntry(
+            summary="20,000 + 10,000 images of curves, 28 x 28, no labels: the published ones, in Martens's file",
+            paper=f"{_HINTON}; {_MARTENS}",
+            classes=0,
+            torchvision="",
+            sizes=(20000, 10000),
+            url="https://www.cs.toronto.edu/~jmartens/digs3pts_1.mat",
+            md5={"digs3pts_1.mat": ""},
+        ),
+        "faces": DatasetEntry(
+            summary="103,500 + 41,400 patches of Olivetti faces, 25 x 25 real numbers, no labels, in Martens's file",
+            paper=f"{_HINTON}; {_MARTENS}",
+            classes=0,
+            torchvision="",
+            sizes=(103500, 41400),
+            url="https://www.cs.toronto.edu/~jmartens/newfaces_rot_single.mat",
+            md5={"newfaces_rot_single.mat": ""},
+            channels=((0.0, 1.0),),
+            real=True,
+        ),
     }
 )
 
@@ -174,6 +198,13 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             ("width", "bias"),
             "bernoulli",
             width=1000,
+        ),
+        "autoencoder-faces": ModelEntry(
+            "d-2000-1000-500-30-500-1000-2000-d, sigmoid, linear code and output, biases; squared error (Gaussian)",
+            f"{_HINTON}; {_MARTENS}",
+            ("width", "bias"),
+            "gaussian",
+            width=2000,
         ),
         "convnet": ModelEntry(
             "three 3 x 3 convolutions (16, 32, 64 channels) with pooling, one linear layer; quick",

@@ -18,7 +18,7 @@ from kfbench.errors import UsageError
 from kfbench.problems.curves import write_curves
 from kfbench.problems.idx import idx_sha256
 from kfbench.problems.images import read_images
-from kfbench.problems.locations import any_file_in, base_folder, files_of, find_files, folders_of
+from kfbench.problems.locations import any_file_in, base_folder, files_of, find_files, folders_of, way_to_get
 
 # Mean and deviation of --normalize "mnist", for every data set, as the FOOF paper did (its appendix D.5
 # calls that an oversight; our runs are compared with its figures), and of "unit": pixels from 0 to 1.
@@ -95,7 +95,7 @@ def load_dataset(
     scales = _means_and_deviations(name, normalize, pixels[0])
 
     def normalised(x: Tensor) -> Tensor:
-        x = x.to(device, dtype).div_(255)
+        x = x.to(device, dtype).div_(_white(x))
         for channel, (mean, std) in enumerate(scales):
             x[:, channel].sub_(mean).div_(std)  # in place: no copies in memory
         return x
@@ -107,6 +107,11 @@ def load_dataset(
     return Dataset(train, labels[0].to(device), test, labels[1].to(device), entry.classes, black)
 
 
+def _white(images: Tensor) -> int:
+    """What counts as 1: bytes go up to 255, files of real numbers have their own scale."""
+    return 255 if images.dtype == torch.uint8 else 1
+
+
 def _padded(images: Tensor, side: int) -> Tensor:
     """[..., rows, columns] with black around them, up to ``side`` pixels; the same tensor where nothing is to add."""
     missing = [max(side - size, 0) for size in reversed(images.shape[-2:])]  # as torch wants it: columns first
@@ -114,7 +119,7 @@ def _padded(images: Tensor, side: int) -> Tensor:
 
 
 def _means_and_deviations(name: str, normalize: str, training: Tensor) -> list[tuple[float, float]]:
-    """Of each channel, pixels being from 0 to 1; the data set's own are those of its training images alone."""
+    """Of each channel, bytes being from 0 to 1; the data set's own are those of its training images alone."""
     if normalize == "published":
         return list(DATASETS[name].channels)
     channels = training.unbind(1)
@@ -125,7 +130,7 @@ def _own_mean_and_deviation(images: Tensor, name: str) -> tuple[float, float]:
     """Over all pixels of one channel of all images; what is done to the training set is done to the test set."""
     if images.min() == images.max():
         raise UsageError(f"data set {name!r} cannot be normalised: all pixels of its training images are equal")
-    pixels = images.double() / 255  # float64: of Fashion-MNIST they are 47 million
+    pixels = images.double() / _white(images)  # float64: of Fashion-MNIST they are 47 million
     return float(pixels.mean()), float(pixels.std())
 
 
@@ -144,7 +149,7 @@ def _checksums(name: str, paths: list[Path]) -> list[dict[str, str]]:
     for file, path in zip(files_of(entry), paths, strict=True):
         kind, digest = ("md5", _md5(path)) if entry.md5 else ("sha256", idx_sha256(path))
         known = (entry.md5 or entry.sha256).get(file)
-        verdict = "readable, no checksum known" if known is None else "ok" if known == digest else "differs"
+        verdict = "readable, no checksum known" if not known else "ok" if known == digest else "differs"
         rows.append({"file": str(path), kind: digest, "check": verdict})
     return rows
 
@@ -159,6 +164,8 @@ def fetch_dataset(name: str, data_dir: str | None = None) -> Path:
     entry = DATASETS[name]
     if entry.synthetic:
         return _generated(name, data_dir)[0].parent
+    if entry.url:
+        raise UsageError(f"data set {name!r} is not fetched: {way_to_get(name)} into {base_folder(data_dir) / name}")
     if not entry.torchvision:
         raise UsageError(f"data set {name!r} is carried in the package; there is nothing to fetch")
     import torchvision.datasets  # slow to import, and needed here only

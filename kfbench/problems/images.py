@@ -11,16 +11,20 @@ from kfbench.config.problem_table import DatasetEntry
 from kfbench.errors import UsageError
 from kfbench.problems.cifar import read_cifar
 from kfbench.problems.idx import read_idx
+from kfbench.problems.martens import READERS
 from kfbench.problems.svhn import read_svhn
 
 
 def read_images(paths: Sequence[Path], entry: DatasetEntry) -> tuple[list[Tensor], list[Tensor]]:
-    """Of both parts images [n, channels, rows, columns] of bytes, and labels [n], which a set without classes lacks.
+    """Of both parts images [n, channels, rows, columns], and labels [n], which a set without classes lacks.
 
-    ``paths`` are as ``files_of`` names them. UsageError, one sentence, for whatever does not fit.
+    Pixels are bytes, in Martens's files float32. ``paths`` are as ``files_of`` names them. UsageError, one sentence,
+    for whatever does not fit.
     """
     if not entry.md5:
         return _read_idx_parts(paths, entry)
+    if not entry.classes:  # one file with both parts
+        return [torch.from_numpy(images) for images in READERS[paths[0].name](paths[0])], []
     parts = [_read_files(part, entry) for part in (paths[:-1], paths[-1:])]
     return [images for images, _ in parts], [labels for _, labels in parts]
 

@@ -77,7 +77,7 @@ def folders_of(name: str, data_dir: str | None) -> list[Path]:
     entry, base = DATASETS[name], base_folder(data_dir)
     if entry.synthetic:
         return [base / name]  # not base itself: the images of another data set may lie there
-    if not entry.torchvision:
+    if not entry.torchvision and not entry.url:
         return [Path(__file__).parent / name.replace("-", "_")]
     # Ours, torchvision's below it or below the base, or the files themselves.
     theirs = [base / name / entry.folder, base / entry.folder] if entry.folder else []
@@ -93,12 +93,20 @@ def _plain_or_gzipped(path: Path, entry: DatasetEntry) -> Path | None:
     return next((p for p in (path, *zipped) if p.is_file()), None)
 
 
+def way_to_get(name: str) -> str:
+    """The one that works everywhere."""
+    entry = DATASETS[name]
+    if entry.url:
+        return f"download it from {entry.url}"
+    return f"{'generate' if entry.synthetic else 'fetch'} it with 'kfbench data fetch {name}'"
+
+
 def _missing(name: str, folders: list[Path]) -> UsageError:
     entry = DATASETS[name]
-    ways = [f"{'generate' if entry.synthetic else 'fetch'} it with 'kfbench data fetch {name}'"]
+    ways = [way_to_get(name)]
     if entry.debian_package:
         ways.append(f"install Debian's package {entry.debian_package}")
-    kind = f"files {', '.join(entry.md5)}" if entry.md5 else "IDX files"
+    kind = f"file{'s' * (len(entry.md5) > 1)} {', '.join(entry.md5)}" if entry.md5 else "IDX files"
     ways.append(f"point --data-dir or KFBENCH_DATA at a folder with its {kind}")
     looked = ", ".join(str(folder) for folder in folders)
     return UsageError(f"data set {name!r} was not found in {looked}: " + ", or ".join(ways))

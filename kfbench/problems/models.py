@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ HIDDEN_LAYERS = 3
 
 # The autoencoder of Hinton & Salakhutdinov 2006: hidden widths down to the code, and back.
 ENCODER_WIDTHS = (1000, 500, 250, 30)
+FACES_WIDTHS = (2000, 1000, 500, 30)  # theirs for FACES, of 625 pixels
 # The sigmoid is 1/2 + f/4 near 0, so that weights must be 4 times larger for signals to keep their size.
 _SIGMOID_GAIN = 4.0
 
@@ -42,7 +43,7 @@ def autoencoder(input_shape: tuple[int, ...], width: int = ENCODER_WIDTHS[0], bi
     all models of that paper (appendix D); biases are left out as in its other fully connected
     networks (D.5): D.7 does not mention them.
     """
-    return _initialised(_mirrored(input_shape, width, bias, nn.Tanh, activate_code=False))
+    return _initialised(_mirrored(input_shape, ENCODER_WIDTHS, width, bias, nn.Tanh, activate_code=False))
 
 
 def autoencoder_sigmoid(input_shape: tuple[int, ...], width: int = ENCODER_WIDTHS[0], bias: bool = True) -> nn.Module:
@@ -52,16 +53,34 @@ def autoencoder_sigmoid(input_shape: tuple[int, ...], width: int = ENCODER_WIDTH
     Salakhutdinov 2006; weights are Glorot & Bengio's (2010), times 4 for the sigmoid's slope. With
     He's weights Adam stays for some epochs at the loss of the mean image.
     """
-    model = _mirrored(input_shape, width, bias, nn.Sigmoid, activate_code=True)
-    return _initialised(model, lambda weight: nn.init.xavier_normal_(weight, gain=_SIGMOID_GAIN))
+    model = _mirrored(input_shape, ENCODER_WIDTHS, width, bias, nn.Sigmoid, activate_code=True)
+    return _initialised(model, _glorot_for_sigmoid)
+
+
+def autoencoder_faces(input_shape: tuple[int, ...], width: int = FACES_WIDTHS[0], bias: bool = True) -> nn.Module:
+    """d-2000-1000-500-30-500-1000-2000-d with sigmoid units and biases, code and output linear.
+
+    Hinton & Salakhutdinov 2006, Martens 2010. They start from pretrained and from sparse weights; these start as
+    those of ``autoencoder_sigmoid``.
+    """
+    model = _mirrored(input_shape, FACES_WIDTHS, width, bias, nn.Sigmoid, activate_code=False)
+    return _initialised(model, _glorot_for_sigmoid)
 
 
 def _mirrored(
-    input_shape: tuple[int, ...], width: int, bias: bool, activation: type[nn.Module], activate_code: bool
+    input_shape: tuple[int, ...],
+    encoder: Sequence[int],
+    width: int,
+    bias: bool,
+    activation: type[nn.Module],
+    activate_code: bool,
 ) -> nn.Sequential:
-    """Encoder and decoder of mirrored widths, weights untied, output linear; a width is at least 1."""
+    """Encoder and decoder of mirrored widths, weights untied, output linear; a width is at least 1.
+
+    The first of the ``encoder``'s becomes ``width``, the others keep their proportions to it.
+    """
     d = math.prod(input_shape)
-    down = [max(1, round(w * width / ENCODER_WIDTHS[0])) for w in ENCODER_WIDTHS]
+    down = [max(1, round(w * width / encoder[0])) for w in encoder]
     widths = [d, *down, *down[-2::-1], d]  # the code is there once
     layers: list[nn.Module] = [nn.Flatten()]
     for index, (d_in, d_out) in enumerate(pairwise(widths), start=1):
@@ -74,6 +93,11 @@ def _mirrored(
 def _he(weight: Tensor) -> Tensor:
     """He et al. 2015: normal weights of variance 2 / fan-in."""
     return nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+def _glorot_for_sigmoid(weight: Tensor) -> Tensor:
+    """Glorot & Bengio 2010: normal weights of variance 2 / (fan-in + fan-out), times 4."""
+    return nn.init.xavier_normal_(weight, gain=_SIGMOID_GAIN)
 
 
 def _initialised(model: nn.Module, weights: Callable[[Tensor], Tensor] = _he) -> nn.Module:
@@ -91,6 +115,7 @@ _KNOWN: dict[str, Callable[..., nn.Module]] = {
     "logistic": logistic,
     "autoencoder": autoencoder,
     "autoencoder-sigmoid": autoencoder_sigmoid,
+    "autoencoder-faces": autoencoder_faces,
     "convnet": convnet,
     "vgg11": vgg11,
     "resnet18": resnet18,

@@ -163,6 +163,11 @@ _WRONG = [
     (["data", "check", "mnist"], "was not found in"),
     (["data", "fetch", "fashion-mnist-1k"], "nothing to fetch"),
     (["data", "bogus"], "No such command 'bogus'"),
+    (
+        ["data", "check", "faces"],
+        "download it from https://www.cs.toronto.edu/~jmartens/newfaces_rot_single.mat, or po",
+    ),
+    (["data", "fetch", "curves-original", "--data-dir", "d"], "digs3pts_1.mat into d/curves-original"),
     (["data", "check", "curves"], "generate it with 'kfbench data fetch curves'"),
     (["data", "fetch", "curves", "--data-dir", "file"], "file: File exists"),
     (["train", *QUICK], "no method given"),

@@ -258,6 +258,23 @@ _REFUSED = [
         "colour images, which take 'published', 'own' or 'unit'",
     ),
     ("", {"normalize": "published"}, ["sgd"], [], "grey images, which take 'mnist', 'own' or 'unit' as normalize, got"),
+    (
+        "",
+        {"dataset": "faces", "likelihood": "bernoulli"},
+        ["sgd"],
+        [],
+        "'faces' has real-valued ones, which take 'gauss",
+    ),
+    *(
+        (
+            "",
+            {"dataset": "faces", "model": "autoencoder", "normalize": n},
+            ["sgd"],
+            [],
+            f"or 'own' as normalize, got '{n}'",
+        )
+        for n in ("mnist", "unit")
+    ),
     ("", {"model": "autoencoder", "augment": "flip"}, ["sgd"], [], "augment 'flip' varies images that have labels"),
     ("", {"augment": "rotate"}, ["sgd"], [], "augment should be 'none', 'flip', 'crop' or 'flip-crop', got 'rotate'"),
     ("", {"norm": "batch"}, ["sgd"], [], "model 'mlp' has no option 'norm'; it has width, bias"),
@@ -447,6 +464,10 @@ def test_dump_is_read_back_as_the_same(config_file, flags, specs):
         ({"model": "math:sqrt", "likelihood": "bernoulli", "dataset": "curves"}, "bernoulli", "unit"),
         ({"dataset": "cifar10"}, "categorical", "published"),
         ({"dataset": "svhn", "model": "autoencoder"}, "gaussian", "own"),
+        ({"dataset": "faces", "model": "autoencoder-faces"}, "gaussian", "own"),
+        ({"dataset": "faces", "model": "autoencoder-sigmoid"}, "gaussian", "own"),
+        ({"dataset": "faces", "model": "autoencoder", "normalize": "published"}, "gaussian", "published"),
+        ({"dataset": "curves-original", "model": "autoencoder-sigmoid"}, "bernoulli", "unit"),
     ],
 )
 def test_likelihood_is_the_models_and_normalisation_follows(flags, likelihood, normalize):

@@ -1,4 +1,4 @@
-"""Small data sets in the formats in which CIFAR and SVHN are published."""
+"""Small data sets in the formats in which CIFAR, SVHN, FACES and CURVES are published."""
 
 import pickle
 import struct
@@ -70,4 +70,25 @@ def write_svhn(folder, count=12, compressed=True):
     folder.mkdir(parents=True, exist_ok=True)
     for i, file in enumerate(DATASETS["svhn"].md5):
         scipy.io.savemat(folder / file, svhn_variables(count, seed=i), do_compression=compressed)
+    return folder
+
+
+def faces_variables(parts=4, seed=0):
+    """What the file holds: 40 images a part as columns, real numbers, each different."""
+    return {"newfaces_single": np.random.default_rng(seed).normal(size=(625, 40 * parts)).astype(np.float32)}
+
+
+def curves_variables(train=12, test=8, seed=0):
+    """What the file holds: images as rows, numbers from 0 to 1; and targets, which are not read."""
+    random = np.random.default_rng(seed)
+    images = {"bdata": random.uniform(size=(train, 784)), "bdatatest": random.uniform(size=(test, 784))}
+    return {**images, "tdata": np.zeros((train, 6)), "tdatatest": np.zeros((test, 6))}
+
+
+def write_martens(folder, name, variables, compressed=True):
+    """The one file of the data set, faces or curves-original; returns the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (file,) = DATASETS[name].md5
+    scipy.io.savemat(folder / file, variables, do_compression=compressed)
     return folder

@@ -42,6 +42,14 @@ def test_widths_of_the_paper(name):
     assert _widths(build_model(name, IMAGE, 784)) == [784, 1000, 500, 250, 30, 250, 500, 1000, 784]
 
 
+@pytest.mark.parametrize("width", [2000, 200])
+def test_widths_of_the_papers_on_faces(width):
+    model = build_model("autoencoder-faces", (1, 25, 25), 625, width=width)
+    down = [2000 * width // 2000, 1000 * width // 2000, 500 * width // 2000, 30 * width // 2000]
+    assert _widths(model) == [625, *down, *down[-2::-1], 625]
+    assert all(layer.bias is not None for layer in _linear(model))
+
+
 @pytest.mark.parametrize("name", AUTOENCODERS)
 @pytest.mark.parametrize(
     ("width", "hidden"),
@@ -71,11 +79,15 @@ def test_numbers_of_parameters(name, bias, count):
 
 @pytest.mark.parametrize(
     ("name", "activation", "activated"),
-    [("autoencoder", nn.Tanh, [1, 2, 3, 5, 6, 7]), ("autoencoder-sigmoid", nn.Sigmoid, [1, 2, 3, 4, 5, 6, 7])],
+    [
+        ("autoencoder", nn.Tanh, [1, 2, 3, 5, 6, 7]),
+        ("autoencoder-sigmoid", nn.Sigmoid, [1, 2, 3, 4, 5, 6, 7]),
+        ("autoencoder-faces", nn.Sigmoid, [1, 2, 3, 5, 6, 7]),
+    ],
 )
 @pytest.mark.parametrize("shape", [IMAGE, (1, 40, 25)], ids=["784", "as wide as the first layer"])
 def test_what_is_linear(name, activation, activated, shape):
-    """Only the output, and of the tanh autoencoder the code (layer 4)."""
+    """Only the output, and of two autoencoders the code (layer 4)."""
     found, layer = [], 0
     for module in build_model(name, shape, math.prod(shape)):
         layer += isinstance(module, nn.Linear)
@@ -90,6 +102,7 @@ def test_weights_start_as_the_papers_say():
     for name, variance in (
         ("autoencoder", lambda w: 2 / w.shape[1]),
         ("autoencoder-sigmoid", lambda w: 32 / sum(w.shape)),
+        ("autoencoder-faces", lambda w: 32 / sum(w.shape)),
     ):
         for layer in _linear(build_model(name, IMAGE, 784, bias=True)):
             assert float(layer.weight.detach().var()) == pytest.approx(variance(layer.weight), rel=0.05)
