@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kfbench.config.method_table import DEFAULT_S, FACTORS, METHODS
+from kfbench.config.method_table import ADDED_LATER, DEFAULT_S, FOUND_BY_STEP, METHODS
 
 
 def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -18,12 +18,18 @@ def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         differs.setdefault(opt, set()).update(key for key in {*own, *one} if own.get(key) != one.get(key))
     told_apart = []
     for opt, options in methods:
-        # Factors as usual go without saying: beside foof-spatial=sua it is foof.
-        differing = [k for k in options if k in differs[opt] and (k not in FACTORS or options[k] is not None)]
+        differing = [key for key in options if key in differs[opt] and _is_told(key, options)]
         name = opt.replace(":", ".")
         # A value may be a path, or hold spaces.
         told_apart.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))
     return told_apart
+
+
+def _is_told(key: str, options: Mapping[str, Any]) -> bool:
+    """Not what is as usual (beside foof-spatial=sua it is foof), nor what a step rule finds itself."""
+    if options.get("step") is not None and key in FOUND_BY_STEP:
+        return False
+    return key not in ADDED_LATER or options[key] is not None
 
 
 def _chosen(opt: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,18 @@ STEP_OPTIONS: dict[str, Any] = {
 COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
 # Of methods whose direction is known before the step; None: not in force, or the rule's own.
 RULE_OPTIONS = dict.fromkeys(("step", "adapt", "model_damping", "T1", "T2", "tau2"))
+# What a rule that minimises a model decides itself, and what it is then.
+FOUND_BY_STEP: Mapping[str, Any] = {
+    "lr": 1.0,
+    "lr_schedule": "constant",
+    "lr_decay": None,
+    "lr_step_epochs": None,
+    "clip_norm": None,
+    "clip_decay": None,
+    "momentum": 0.0,
+    "momentum_after_epoch": None,
+    "nesterov": False,
+}
 # Updates between looks at lambda, and between trials of gamma (Martens & Grosse 2015, E.5, E.6).
 DEFAULT_T1, DEFAULT_T2 = 5, 20
 SGD_OPTIONS: dict[str, Any] = {

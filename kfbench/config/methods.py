@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kfbench.config.labels import labels
-from kfbench.config.method_table import DEFAULT_S, DEFAULT_T2, METHODS, RULE_OPTIONS, MethodEntry
+from kfbench.config.method_table import DEFAULT_S, DEFAULT_T2, FOUND_BY_STEP, METHODS, RULE_OPTIONS, MethodEntry
 from kfbench.config.problem_table import MODELS
 from kfbench.config.schema import Method, MethodOptions
 from kfbench.config.section import validated
@@ -90,36 +90,22 @@ def _options(
     return options
 
 
-# What a rule that minimises a model decides itself, and what it is then.
-_FOUND = {
-    "lr": 1.0,
-    "lr_schedule": "constant",
-    "lr_decay": None,
-    "lr_step_epochs": None,
-    "clip_norm": None,
-    "clip_decay": None,
-    "momentum": 0.0,
-    "momentum_after_epoch": None,
-    "nesterov": False,
-}
-
-
 def _with_step_rule(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> MethodEntry:
     """The entry where a step rule is chosen; UsageError for options that it leaves nothing to say."""
     step = given.get("step", flags.get("step") if entry.accepts("step") else None)
     if step in (None, "constant") or not isinstance(step, str) or "step" not in entry.options:
         return entry
-    for option in _FOUND:
+    for option in FOUND_BY_STEP:
         value = given.get(option, flags.get(option))
         # What a resolved method says of itself comes back as it was.
-        if value is not None and value != _FOUND[option]:
+        if value is not None and value != FOUND_BY_STEP[option]:
             raise UsageError(f"{opt!r}: step {step!r} finds {option} itself, got {option} {shown(value)}; leave it out")
 
     def rest(options: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in options.items() if key not in _FOUND}
+        return {key: value for key, value in options.items() if key not in FOUND_BY_STEP}
 
     variants = tuple(replace(variant, options=rest(variant.options)) for variant in entry.variants)
-    options, convolutional = {**entry.options, **_FOUND}, rest(entry.convolutional)
+    options, convolutional = {**entry.options, **FOUND_BY_STEP}, rest(entry.convolutional)
     return replace(entry, options=options, variants=variants, convolutional=convolutional)
 
 

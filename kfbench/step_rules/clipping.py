@@ -39,6 +39,11 @@ class NormClipping(NoRule):
         return factor
 
     @property
+    def inner_products(self) -> float:
+        """One, whose size it clips."""
+        return 1.0
+
+    @property
     def acted(self) -> int:
         """In how many updates it clipped."""
         return int(self._clipped)

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from kfbench.curvature.counts import LayerShape
+
 # One number for every entry of every parameter that is trained.
 Vector = Mapping[nn.Parameter, Tensor]
 
@@ -61,6 +63,17 @@ class StepRule(Protocol):
     def damping(self, taken: Taken) -> float | None:
         """The damping from the next update on."""
 
+    @property
+    def candidates_an_update(self) -> float:
+        """How many dampings it tries in an update, on average."""
+
+    @property
+    def inner_products(self) -> float:
+        """How often an update multiplies gradient and direction; each costs a layer's product."""
+
+    def multiply_adds(self, shapes: Sequence[LayerShape], part: float) -> float:
+        """Of whatever else an update takes, with a model that is made from ``part`` of the batch."""
+
     def figures(self) -> Mapping[str, Tensor | float]:
         """Of the last step, by ``columns``; those on the device are read later."""
 
@@ -100,6 +113,20 @@ class NoRule:
     def damping(self, taken: Taken) -> float | None:
         """The same."""
         return taken.damping
+
+    @property
+    def candidates_an_update(self) -> float:
+        """None."""
+        return 0.0
+
+    @property
+    def inner_products(self) -> float:
+        """None."""
+        return 0.0
+
+    def multiply_adds(self, shapes: Sequence[LayerShape], part: float) -> float:
+        """Nothing."""
+        return 0.0
 
     def figures(self) -> Mapping[str, Tensor | float]:
         """None."""

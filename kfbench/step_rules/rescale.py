@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfbench.curvature.counts import LayerShape
 from kfbench.step_rules.contract import NoRule, Proposed, Taken, Vector
 from kfbench.step_rules.greedy_gamma import GreedyGamma
 from kfbench.step_rules.levenberg_marquardt import LevenbergMarquardt
@@ -86,6 +87,30 @@ class Rescaling(NoRule):
         if taken.damping is None or self.gamma_rule is not None or not old:
             return taken.damping
         return taken.damping * (self.model_damping + self.l2) / old
+
+    @property
+    def candidates_an_update(self) -> float:
+        """Two every T2 updates."""
+        return 0.0 if self.gamma_rule is None else 2 / self.gamma_rule.every
+
+    @property
+    def inner_products(self) -> float:
+        """One for each vector, as often as the model is asked; none where a penalty makes the gradient a matrix."""
+        return 0.0 if self.l2 else (2.0 if self.momentum else 1.0) * self._asked
+
+    @property
+    def _asked(self) -> float:
+        """How often an update asks the quadratic model: once, and for every damping that is tried."""
+        return 1.0 if self.gamma_rule is None else 1 + 3 / self.gamma_rule.every
+
+    def multiply_adds(self, shapes: Sequence[LayerShape], part: float) -> float:
+        """Tangents of the output, each with a forward pass of its own, and the loss after a step that is looked at."""
+        forward = sum(shape.product for shape in shapes)
+        # W a' + W' a at every layer but the first, whose input does not move.
+        tangent = sum(shape.product * (1 if shape.first else 2) for shape in shapes)
+        passes = (2 if self.momentum else 1) * self._asked * part
+        looked = 0.0 if self.lambda_rule is None else forward / self.lambda_rule.every
+        return passes * (forward + tangent) + looked
 
     def figures(self) -> Mapping[str, Tensor | float]:
         """alpha, mu, the lambda from now on, and the reduction ratio where it was looked at."""

@@ -267,7 +267,7 @@ class Turn:
             self.refresh()
 
     def refresh(self, damping: float | None = None) -> None:
-        """Everything cubic, with the damping in force, or this from now on; warns, once, of factors that needed more."""
+        """Everything cubic, with the damping in force or this from now on; warns, once, of factors that needed more."""
         self.damping = self.damping if damping is None else damping
         with self._around("inverse"):
             self.method.refresh(self.damping)

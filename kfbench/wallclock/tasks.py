@@ -51,6 +51,11 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     tasks["forward and backward"] = counts.forward_backward(shapes)
     seen = shapes
     # Its own points go forward once more, but backward for their labels alone.
+    # So does a part of the batch that is observed apart.
+    if part := trainee.method.options.get("tau1"):
+        seen = [shape.with_points(max(1, round(part * len(batch[0])))) for shape in shapes]
+        tasks["forward and backward"] += observed * sum(shape.product for shape in seen)
+        counted |= {"statistics": (_counts(turn.traits, seen, vectors, points) or counted)["statistics"]}
     if turn.has_own_points:
         observed, seen = refreshed, [shape.with_points(points) for shape in shapes]
         tasks["forward and backward"] += refreshed * sum(shape.product for shape in seen)
@@ -62,8 +67,12 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     to_same_batch = refreshed if turn.order == "same" else 0.0
     apart = counted["apply"]
     tasks["apply"] = apart + to_same_batch * (counted.get("apply to the same batch", apart) - apart)
-    if trainee.rule.acted is not None and trainee.preconditioning.T is not None:
-        tasks["step"] = sum(shape.product for shape in shapes)  # gradient and direction, multiplied
+    rule, tries = trainee.rule, trainee.rule.candidates_an_update
+    if trainee.preconditioning.T is not None:
+        tasks["inverse"] += tries * counted["refresh"]
+        tasks["apply"] += tries * counted["apply"]
+        tasks["step"] += rule.inner_products * sum(shape.product for shape in shapes)
+    tasks["step"] += rule.multiply_adds(shapes, trainee.method.options.get("tau2") or 1.0)
     return tasks
 
 
