@@ -10,7 +10,7 @@ from typing import Any
 
 from kfbench.config.identity import fingerprint, trajectory
 from kfbench.config.labels import labels
-from kfbench.config.method_table import DEFAULT_S
+from kfbench.config.method_table import DEFAULT_S, FOUND_BY_STEP
 from kfbench.config.methods import resolve_method
 from kfbench.config.problem_table import training_images
 from kfbench.config.schema import Config, Method
@@ -156,7 +156,9 @@ def _check_names(config: Config, parameters: Sequence[str], grids: Mapping[str, 
 
 def _swept(method: Method, config: Config, parameters: Sequence[str]) -> Swept:
     entry = find_method(method.opt)
-    own = [name for name in parameters if entry.accepts(name)]
+    # A step rule finds the length of the step itself.
+    found = FOUND_BY_STEP if method.options.get("step") is not None else ()
+    own = [name for name in parameters if entry.accepts(name) and name not in found]
     relative = "lr" in own and not config.sweep.absolute_lr and entry.accepts("damping")
     axes = tuple(_axis(name, method, config, relative) for name in own)
     fixed = {name: value for name, value in method.options.items() if name not in own}
@@ -189,9 +191,9 @@ def method_label(opt: str, fixed: Mapping[str, Any]) -> str:
 
 
 def _with_as_many(method: Swept, largest: int) -> Swept:
-    """A method that lacks a parameter spends as many trials, on a finer grid of lr."""
+    """A method that lacks a parameter spends as many trials, on a finer grid of lr, or of damping where that is all."""
     names = [axis.name for axis in method.axes]
-    step = next((name for name in (ALPHA, "lr") if name in names), None)
+    step = next((name for name in (ALPHA, "lr", "damping") if name in names), None)
     if not method.left_out or step is None:
         return method
     axis = method.axis(step)
