@@ -20,6 +20,7 @@ from kfbench.updates.build import (
     build_method,
     build_network,
     build_rule,
+    check_chain,
     check_learning_rate,
     check_turn,
     total_updates,
@@ -42,6 +43,7 @@ class Trainee:
             self.method, self.model, stream_seed(seed, LABELS), self.likelihood, self._fisher_batches
         )
         check_turn(self.method, self.preconditioning.turn, self.run, data)
+        check_chain(self.method, self.preconditioning, data)
         self.scheduler = self._make_scheduler()
         self.rule = build_rule(self.method, self.total, device, self.lr)
         self.late_momentum = self._make_late_momentum()
