@@ -19,13 +19,14 @@ def chain(captured: Captured, result: Tensor, layers: Mapping[str, Layer]) -> li
     """The names of ``layers``, first to last, where their calls below ``result`` (losses or output) are a chain.
 
     Each must be fully connected, called once, with one row a sample; gradients must reach it through the next layer
-    alone, and there through an elementwise function alone: activations, dropout, frozen BatchNorm, none at all. What
-    stands before the first and behind the last layer is not looked at, nor what is added to an input but needs no
-    gradient. Needs the graph, and keeps it; ValueError, one sentence, names what is no chain.
+    alone, and there through an elementwise function alone: activations, dropout, frozen BatchNorm, none at all. Calls
+    that the losses do not use count nowhere. What stands before the first and behind the last layer is not looked at,
+    nor what is added to an input but needs no gradient. Needs the graph, and keeps it; ValueError, one sentence, names
+    what is no chain.
     """
     for name, layer in layers.items():
-        _check_layer(name, layer, captured.calls.get(name, []))
-    calls = {name: captured.calls[name][0] for name in layers}
+        _check_layer(name, layer, captured.used(name))
+    calls = {name: captured.used(name)[0] for name in layers}
     of_node = {call.edge.node: name for name, call in calls.items()}
     names: list[str] = []  # from the last to the first
     while above := _first_met(_below(calls[names[-1]].edge.node) if names else [result.grad_fn], of_node):
@@ -43,7 +44,9 @@ def chain(captured: Captured, result: Tensor, layers: Mapping[str, Layer]) -> li
 def _check_layer(name: str, layer: Layer, calls: list[Call]) -> None:
     if not isinstance(layer, LinearLayer):
         raise _no_chain(f"{name!r} is a {type(layer.module).__name__}")
-    if len(calls) != 1:
+    if not calls:
+        raise _no_chain(f"{name!r} does not lead to the loss")
+    if len(calls) > 1:
         raise _no_chain(f"{name!r} is called {len(calls)} times in one forward")
     if calls[0].positions != 1:
         raise _no_chain(f"{name!r} has {calls[0].positions} rows a sample")

@@ -104,6 +104,9 @@ class Coverage:
             self._verify(captured, losses, doubtful, uses)
         elif not self._named:
             self._warn()
+        # A layer that is skipped is nothing to verify, but leaves no chain.
+        if self.chain and (doubtful or not all(captured.used(name) for name in self.layers)):
+            chain(captured, losses, self.layers)
 
     def _verify(
         self, captured: Captured, losses: Tensor, doubtful: list[tuple[str, _Kind]], uses: Mapping[int, int]
@@ -121,8 +124,6 @@ class Coverage:
                 self._verified.setdefault(name, set()).add(kind)
         # Parameters of layers left out just now are plain ones from this very update on.
         captured.plain[:] = self.plain_parameters()
-        if self.chain:
-            chain(captured, losses, self.layers)
         if self.per_sample and not self._warned_of_mixing:
             self._warn_of_mixing(captured, losses)
         self._warn()

@@ -74,7 +74,7 @@ REFUSED = {
     "residual": (_residual, "'a' and 'c' both lead straight to 'last'"),
     "branches": (_branches, "'b' and 'c' both lead straight to 'last'"),
     "twice": (_twice, "'a' is called 2 times in one forward"),
-    "unused": (_unused, "'c' is called 0 times in one forward"),
+    "unused": (_unused, "'c' does not lead to the loss"),
     "two heads": (_two_heads, "'last' and 'c' both lead straight to the loss"),
     "detached": (_detached, "'a' does not lead to the loss"),
     "permuted": (_between(lambda h: h.flip(1)), _ELEMENTWISE),
@@ -137,6 +137,15 @@ def test_one_layer_is_a_chain_and_what_is_frozen_before_or_behind_is_not_looked_
     model[0].requires_grad_(True)
     with pytest.raises(ValueError, match=r"^between '0' and '4' lies more than an elementwise function"):
         _backward(model, torch.randn(3, 4, dtype=F64))
+
+
+def test_a_layer_that_is_skipped_later_is_refused_then():
+    model = Wired(CHAINS["in place"]).double()
+    pre, x = _backward(model, torch.randn(7, 4, dtype=F64)), torch.randn(7, 4, dtype=F64)
+    model.how = _unused
+    with pytest.raises(ValueError, match=r"^'c' does not lead to the loss"), pre.capture():
+        output = model(x)
+        pre.backward(output.square().sum(1), output)
 
 
 def test_random_streams_and_weights_are_left_alone():
