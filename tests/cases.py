@@ -16,6 +16,7 @@ from kfbench.preconditioners.foof_kfac_damping import RESCALES, FOOFWithKFACDamp
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import DAMPING_KINDS, KFAC
+from kfbench.preconditioners.kfac_tridiagonal import TridiagonalKFAC
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.models import autoencoder, autoencoder_sigmoid
@@ -27,7 +28,7 @@ class MethodCase:
     """One row: how to make the method, and the dense definition of its direction from A, B, G, lambda.
 
     Where it is no function of one layer's factors, ``dense`` is None and ``dense_network`` defines the
-    directions of all layers, from the observed batch, its vectors, the gradients and lambda.
+    directions of all layers.
     """
 
     name: str
@@ -48,7 +49,10 @@ class MethodCase:
     # The definition depends on signs of eigenvectors: give it the method's own factors, which the
     # other rows prove, so that LAPACK chooses the same signs.
     own_factors: bool = False
-    dense_network: Callable[["Problem", Tensor, dict[str, Tensor], float], dict[str, Tensor]] | None = None
+    # From (weight, batch, its vectors) of every batch observed, the gradients and lambda.
+    dense_network: Callable[["Observed", dict[str, Tensor], float], dict[str, Tensor]] | None = None
+    # It takes chains of layers alone.
+    chain: bool = False
     # Keeps running averages; otherwise only the newest batch counts, and there is no ema.
     averages: bool = True
     # In order "independent" it draws points of its own at the current weights.
@@ -77,6 +81,9 @@ GOLDEN = {
     "kfac-standard-sampled": 0.8164770002603471,
     "kfac-standard-full": 0.820762872796106,
     "kfac-standard-empirical": 0.8364140801425188,
+    "kfac-tridiagonal-sampled": 1.0051558485781475,
+    "kfac-tridiagonal-full": 0.9923801425104141,
+    "kfac-tridiagonal-empirical": 1.0431913294039554,
     "ekfac-plain-sampled": 0.8080781852699565,
     "ekfac-plain-full": 0.8200605582211138,
     "ekfac-plain-empirical": 0.8401390194259722,
@@ -99,12 +106,23 @@ GOLDEN = {
 }
 
 
-def _dense_natural(p: "Problem", vectors: Tensor, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+Observed = list[tuple[float, "Problem", Tensor]]
+
+
+def _dense_natural(observed: Observed, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    ((_, p, vectors),) = observed
     return dense.damped_solve(dense.fisher(p.model, [p.layers[name] for name in G], p.x, vectors), G, damping)
 
 
-def _dense_block_natural(p: "Problem", vectors: Tensor, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
-    return {name: _dense_natural(p, vectors, {name: matrix}, damping)[name] for name, matrix in G.items()}
+def _dense_block_natural(observed: Observed, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    return {name: _dense_natural(observed, {name: matrix}, damping)[name] for name, matrix in G.items()}
+
+
+def _dense_tridiagonal(observed: Observed, G: dict[str, Tensor], damping: float) -> dict[str, Tensor]:
+    p = observed[0][1]
+    batches = [(weight, batch.x, vectors) for weight, batch, vectors in observed]
+    F, _ = dense.tridiagonal(dense.kronecker_network(p.model, list(p.layers.values()), batches, damping))
+    return dense.damped_solve(F, G, 0.0)
 
 
 METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
@@ -121,6 +139,19 @@ METHODS = [MethodCase("foof", FOOF, dense.foof, golden=GOLDEN["foof"])] + [
         golden=GOLDEN.get(f"kfac-{kind}-{fisher}"),
     )
     for kind in DAMPING_KINDS
+    for fisher in FISHERS
+]
+METHODS += [
+    MethodCase(
+        f"kfac-tridiagonal-{fisher}",
+        TridiagonalKFAC,
+        None,
+        fisher,
+        {"fisher": fisher},
+        dense_network=_dense_tridiagonal,
+        chain=True,
+        golden=GOLDEN.get(f"kfac-tridiagonal-{fisher}"),
+    )
     for fisher in FISHERS
 ]
 METHODS += [
@@ -288,6 +319,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 LAYER_MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "images": (_images, (2, 5, 4)),
 }
+# Those whose layers are a chain: fully connected, one row a sample, elementwise functions between them.
+CHAINS = ("mlp", "mlp-bias", "autoencoder", "autoencoder-sigmoid")
 # Those that reconstruct their input; the others are classifiers.
 _RECONSTRUCT = {"autoencoder": "gaussian", "autoencoder-sigmoid": "bernoulli"}
 # 7 rows lie on both sides of the widths above, so both orders of multiplication are met.

@@ -141,6 +141,57 @@ def factors(model: nn.Module, layer: nn.Module, x: Tensor, vectors: Tensor) -> t
     return A, B
 
 
+def kronecker_network(
+    model: nn.Module, layers: list[nn.Module], batches: list[tuple[float, Tensor, Tensor]], damping: float
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """(B, A) = (E g h', E a b') of every pair of layers that give one row a sample, all of the same vectors [K, N, C].
+
+    Averaged over (weight, x, vectors) by loops; those on the diagonal are damped heuristically.
+    """
+    pairs: list[list[tuple[Tensor, Tensor]]] = [[(0, 0) for _ in layers] for _ in layers]  # type: ignore[misc]
+    for weight, x, vectors in batches:
+        for k, vector in enumerate(vectors):
+            for n in range(len(x)):
+                rows = [Rows(model, layer).one_sample(x[n], vector[n]) for layer in layers]
+                for i, ((a,), (g,)) in enumerate(rows):
+                    for j, ((b,), (h,)) in enumerate(rows):
+                        B, A = pairs[i][j]
+                        A = A + weight * torch.outer(a, b) / len(x) if k == 0 else A
+                        pairs[i][j] = (B + weight * torch.outer(g, h) / len(x), A)
+    for i in range(len(layers)):
+        B, A = pairs[i][i]
+        lambda_A, lambda_B = heuristic_damping(A, B, damping)
+        pairs[i][i] = (B + lambda_B * _eye(len(B), B), A + lambda_A * _eye(len(A), A))
+    return pairs
+
+
+def joined_blocks(blocks: list[list[Tensor]]) -> Tensor:
+    """One matrix."""
+    return torch.cat([torch.cat(row, dim=1) for row in blocks])
+
+
+def tridiagonal(pairs: list[list[tuple[Tensor, Tensor]]]) -> tuple[Tensor, list[int]]:
+    """Martens & Grosse 2015, section 3.3: the covariance of their graphical model, and the size of each layer's block.
+
+    ``Xi^-1 Lambda^-1 Xi^-T`` with ``Psi_l,n = B_l,n B_n^-1 (x) A_l,n A_n^-1`` beside the diagonal of Xi (negative), and
+    ``Sigma_l = B_l (x) A_l - Psi_l,n (B_n (x) A_n) Psi_l,n'``, of the last layer without the latter, in Lambda^-1.
+    """
+    L = len(pairs)
+    full = [[torch.kron(B.contiguous(), A.contiguous()) for B, A in row] for row in pairs]
+    sizes = [len(full[i][i]) for i in range(L)]
+    Xi = [[torch.zeros(sizes[i], sizes[j], dtype=full[0][0].dtype) for j in range(L)] for i in range(L)]
+    Sigma = [[block.clone() for block in row] for row in Xi]
+    for i in range(L):
+        Xi[i][i] = torch.eye(sizes[i], dtype=full[0][0].dtype)
+        Sigma[i][i] = full[i][i]
+        if i + 1 < L:
+            Psi = full[i][i + 1] @ torch.linalg.inv(full[i + 1][i + 1])
+            Xi[i][i + 1] = -Psi
+            Sigma[i][i] = full[i][i] - Psi @ full[i + 1][i + 1] @ Psi.T
+    inverse = torch.linalg.inv(joined_blocks(Xi))
+    return inverse @ joined_blocks(Sigma) @ inverse.T, sizes
+
+
 def gradient(model: nn.Module, layer: nn.Module, losses: Tensor) -> Tensor:
     """The mean gradient of weight and bias in one matrix, by autograd."""
     parameters = [layer.weight] + ([layer.bias] if layer.bias is not None else [])

@@ -4,14 +4,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.moments import MomentOfPairs
 from kfbench.layers.shifts import Shifts
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
@@ -21,6 +24,7 @@ from kfbench.preconditioners.foof_kfac_damping import FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import KFAC
+from kfbench.preconditioners.kfac_tridiagonal import Coupling, TridiagonalKFAC
 from kfbench.preconditioners.natural import NaturalGradient
 
 
@@ -110,6 +114,115 @@ class SwappedPositions(EKFAC):
                 for n, s in statistics.items()
             }
         )
+
+
+class UncoupledChain(TridiagonalKFAC):
+    """K-FAC: the layers do not know each other."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        return self.kfac.apply(gradients)
+
+
+class ForgottenWayBack(TridiagonalKFAC):
+    """No layer is told what the one before it has taken."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        self.couplings = {name: _AlwaysAlone(**vars(coupling)) for name, coupling in self.couplings.items()}
+
+
+class _AlwaysAlone(Coupling):
+    def following(self, S: Tensor) -> Tensor:
+        return torch.zeros(len(self.W_B), len(self.W_A), dtype=S.dtype)
+
+
+class WayBackBeforeTheDivision(TridiagonalKFAC):
+    """The one behind is told what has not been divided by 1 - s_B s_A' yet."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        self.couplings = {name: _ToldEarly(**vars(coupling)) for name, coupling in self.couplings.items()}
+
+
+class _ToldEarly(Coupling):
+    def following(self, S: Tensor) -> Tensor:
+        return super().following(S * self.denominator)
+
+
+class UndampedCorrelations(TridiagonalKFAC):
+    """s_A and s_B are those of the factors before damping."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        for name, following in pairwise(self.kfac.A.means):
+            s = []
+            for own, across in ((self.kfac.B, self.across_B), (self.kfac.A, self.across_A)):
+                # The eigenvectors hardly matter here: what is wrong is how large the eigenvalues are.
+                root = torch.linalg.pinv(own.means[name], rtol=1e-6)
+                X = across.means[name]
+                product = root @ X @ torch.linalg.pinv(own.means[following], rtol=1e-6) @ X.T
+                s.append(torch.linalg.eigvals(product).real.sort().values.clamp(0, 0.9))
+            self.couplings[name] = replace(self.couplings[name], denominator=1 - torch.outer(*s))
+
+
+class OwnDampingForTheNext(TridiagonalKFAC):
+    """The next layer's factors are taken without damping where they stand between two across."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        for name, following in pairwise(self.kfac.A.means):
+            A, X = self.kfac.A.means[following], self.across_A.means[name]
+            W_A = torch.linalg.solve(A + 1e-3 * torch.eye(len(A), dtype=A.dtype), X.T) @ self.couplings[name].K_A
+            self.couplings[name] = replace(self.couplings[name], W_A=W_A)
+
+
+class OtherSamplesAcross(TridiagonalKFAC):
+    """The factors across two layers pair one sample's rows with another's."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.kfac.observe(statistics)
+        for (name, own), (_, other) in pairwise(statistics.items()):
+            a, g = other.inputs.roll(1, 0), other.output_gradients.roll(1, 1)
+            self.across_A.add_moment(name, MomentOfPairs(own.inputs, a), own.samples)
+            self.across_B.add_moment(name, MomentOfPairs(own.output_gradients, g), own.samples)
+
+
+class OtherLabelsAcross(TridiagonalKFAC):
+    """The output gradients of two layers are of different draws of labels: every second one of the other sign."""
+
+    def observe(self, statistics: Statistics) -> None:
+        super().observe(statistics)
+        for (name, own), (_, other) in pairwise(statistics.items()):
+            g = other.output_gradients.clone()
+            g[:, ::2] *= -1
+            self.across_B.forget([name])
+            self.across_B.add_moment(name, MomentOfPairs(own.output_gradients, g), own.samples)
+
+
+class NewestAcross(TridiagonalKFAC):
+    """Factors across two layers are of the newest batch, while those of the layers are averages."""
+
+    def observe(self, statistics: Statistics) -> None:
+        for across in (self.across_A, self.across_B):
+            across.forget(list(across.means))
+        super().observe(statistics)
+
+
+class StaleCouplings(TridiagonalKFAC):
+    """What couples layers stays that of the first refresh."""
+
+    def refresh(self, damping: float) -> None:
+        first = self.couplings
+        super().refresh(damping)
+        self.couplings = first or self.couplings
+
+
+class ForgetfulChain(TridiagonalKFAC):
+    """The averages across layers are not part of the state."""
+
+    def load_state_dict(self, state: dict) -> None:
+        empty = FactorAverages(0.95).state_dict()
+        super().load_state_dict(state | {"across_A": empty, "across_B": empty})
 
 
 class StaleFactor(FOOF):
@@ -625,6 +738,16 @@ MUTANTS: dict[type, str] = {
     SwappedPositions: "ekfac-plain-full",
     StaleFactor: "foof",
     EagerRefresh: "foof",
+    UncoupledChain: "kfac-tridiagonal-full",
+    ForgottenWayBack: "kfac-tridiagonal-full",
+    WayBackBeforeTheDivision: "kfac-tridiagonal-full",
+    UndampedCorrelations: "kfac-tridiagonal-full",
+    OwnDampingForTheNext: "kfac-tridiagonal-full",
+    OtherSamplesAcross: "kfac-tridiagonal-full",
+    OtherLabelsAcross: "kfac-tridiagonal-sampled",
+    NewestAcross: "kfac-tridiagonal-empirical",
+    StaleCouplings: "kfac-tridiagonal-sampled",
+    ForgetfulChain: "kfac-tridiagonal-sampled",
     NoOp: "foof",
     UncorrectedAverage: "foof",
     ForgottenBias: "foof",

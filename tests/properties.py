@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from kfbench.problems.likelihoods import Categorical, Likelihood
 from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
-from tests.cases import BATCHES, MODELS, MethodCase, Problem, problem
+from tests.cases import BATCHES, CHAINS, MODELS, MethodCase, Problem, problem
 from tests.situations import Past, Situation, true_vectors
 
 LAMBDA = 0.3
@@ -91,8 +92,7 @@ def check_against_dense(
     """
     got = directions(p)
     if case.dense_network is not None:
-        ((_, batch, vectors),) = observed
-        solved = case.dense_network(batch, vectors, {name: gradient(p, name) for name in p.layers}, LAMBDA)
+        solved = case.dense_network(observed, {name: gradient(p, name) for name in p.layers}, LAMBDA)
         for name in p.layers:
             assert_close(got[name], solved[name], what=f"{case.name}, {what}, layer {name}")
         return
@@ -115,8 +115,12 @@ def _wanted(case: MethodCase, situation: Situation, what: str) -> Tensor:
 
 
 def check_dense(case: MethodCase, model: str = "mlp-bias", n: int = 7) -> None:
-    """The direction equals the dense solve it stands for."""
+    """The direction equals the dense solve it stands for; a model that is no chain is refused by who takes chains."""
     p = problem(model, n)
+    if case.chain and model not in CHAINS:
+        with pytest.raises(ValueError, match="accepted is a chain alone"):
+            run(case, p)
+        return
     pre = run(case, p)
     check_against_dense(case, pre, p, [(1.0, p, vectors_of(case, p))], f"{model}, N = {n}")
 
@@ -152,7 +156,7 @@ def check_micro_batches(case: MethodCase) -> None:
     """Micro-batches, the last one ragged, are one batch."""
     if case.own_factors:
         return
-    for model in ("mlp-bias", "conv"):
+    for model in ("mlp-bias", "mlp" if case.chain else "conv"):
         p = problem(model, 7)
         run(case, p, likelihood=FixedDraws())
         whole = directions(p)

@@ -36,6 +36,6 @@ def test_mutant_layer_is_caught_by_a_direction(mutant, monkeypatch):
 def _passes(check, case) -> bool:
     try:
         check(case)
-    except AssertionError:
+    except (AssertionError, FloatingPointError):  # the latter where the method itself sees what cannot be
         return False
     return True

@@ -206,6 +206,13 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 Variant({"damping_kind": "standard-as-released"}, {"lr": 0.001, "damping": 0.01}),
             ),
         ),
+        "kfac-tridiagonal": _preconditioned(
+            summary="K-FAC whose inverse couples neighbouring layers of a chain",
+            paper=f"{_MARTENS.partition(';')[0]}, section 3.3, appendices C, E.3, I, K",
+            path="kfac_tridiagonal:TridiagonalKFAC",
+            options={**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001, "fisher": "sampled"},
+            constructor=("ema", "fisher"),
+        ),
         "ekfac": _preconditioned(
             summary="K-FAC's eigenbasis with second moments measured in it, on each batch",
             paper=f"{GEORGE}, Algorithm 1",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.curvature.captured import Captured
+from kfbench.curvature.chain import chain
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.layers.contract import Layer
 from kfbench.layers.finding import batch_mixing, find_layers
@@ -32,11 +33,12 @@ class Coverage:
     """The layers whose captured gradient is autograd's; all methods of one captured forward share it.
 
     ``left_out`` maps the names of all other modules with parameters to the reason. ``per_sample``: a
-    method takes rows for gradients of single samples, so whatever mixes them is worth a warning.
+    method takes rows for gradients of single samples, so whatever mixes them is worth a warning. ``chain``: a method
+    knows chains of layers alone, so that anything else is a ValueError.
     """
 
-    def __init__(self, model: nn.Module, per_sample: bool = False) -> None:
-        self.model, self.per_sample = model, per_sample
+    def __init__(self, model: nn.Module, per_sample: bool = False, chain: bool = False) -> None:
+        self.model, self.per_sample, self.chain = model, per_sample, chain
         self.layers, self.left_out = find_layers(model)
         self._trainable, self._parts = self._fingerprint(), _parts(self.layers)
         self._verified: dict[str, set[_Kind]] = {}
@@ -102,6 +104,9 @@ class Coverage:
             self._verify(captured, losses, doubtful, uses)
         elif not self._named:
             self._warn()
+        # A layer that is skipped is nothing to verify, but leaves no chain.
+        if self.chain and (doubtful or not all(captured.used(name) for name in self.layers)):
+            chain(captured, losses, self.layers)
 
     def _verify(
         self, captured: Captured, losses: Tensor, doubtful: list[tuple[str, _Kind]], uses: Mapping[int, int]

@@ -64,10 +64,17 @@ class DampedInverse:
             self._inverse, self._cholesky = torch.cholesky_inverse(L), None
         if self._inverse is not None:
             return rows @ self._inverse
-        assert L is not None
-        # rows (L L')^-1 = rows L'^-1 L^-1: L' comes first.
-        halfway = torch.linalg.solve_triangular(L.T, rows, upper=True, left=False)
-        return torch.linalg.solve_triangular(L, halfway, upper=False, left=False)
+        return self.rest(self.halfway(rows))  # (L L')^-1 = L'^-1 L^-1: L' comes first
+
+    def halfway(self, rows: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
+        """``rows L'^-1``, while L is held: in the refresh that made it."""
+        assert self._cholesky is not None
+        return torch.linalg.solve_triangular(self._cholesky.T, rows, upper=True, left=False)
+
+    def rest(self, rows: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
+        """``rows L^-1``, likewise."""
+        assert self._cholesky is not None
+        return torch.linalg.solve_triangular(self._cholesky, rows, upper=False, left=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The matrix that is held, and how often it was used."""

@@ -95,6 +95,22 @@ class MomentOfRows:
 
 
 @dataclass(frozen=True)
+class MomentOfPairs:
+    """``sum left right'`` of rows of two layers that belong together, one by one: [d, e]."""
+
+    left: Float[Tensor, "*rows d"]
+    right: Float[Tensor, "*rows e"]
+    form = None
+
+    def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
+        """One product."""
+        left, right = (rows.reshape(-1, rows.shape[-1]) for rows in (self.left, self.right))
+        kept = left.new_zeros(left.shape[1], right.shape[1]) if kept is None else kept
+        with full_precision(left.device):
+            return kept.addmm_(left.T, right, beta=keep, alpha=scale)
+
+
+@dataclass(frozen=True)
 class MomentOfChunks:
     """Of rows that are made a few samples at a time and given up at once: patches."""
 

@@ -87,6 +87,11 @@ class Traits:
     takes_penalty: bool = True
     """False where directions follow from single samples alone, so that a gradient of no sample has none."""
 
+    chain: bool = False
+    """The layers must be a chain (``curvature/chain.py``; ValueError at the first forward where they are none), of
+    which ``observe`` gets all, in the order in which they are called. Where one comes, goes or changes, the next update
+    observes and refreshes before it applies."""
+
     apply_remembers: bool = True
     """False where ``apply`` leaves no trace in the method, so that where directions are wanted only now and
     then (``kfbench similarity``) it is not called in between."""

@@ -15,7 +15,7 @@ from kfbench.similarity.shadow import Shadow
 from kfbench.step_rules.learning_rate import learning_rate_factor
 from kfbench.updates.answers import Direction
 from kfbench.updates.batches import LABELS, Batch, stream_seed
-from kfbench.updates.build import build_method, check_turn
+from kfbench.updates.build import build_method, check_chain, check_turn
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.trainee import Trainee
 from kfbench.updates.turn import Turn
@@ -107,6 +107,7 @@ class Panel:
         _, preconditioning, _ = build_method(method, trainee.model, seed, trainee.likelihood, own_points)
         assert isinstance(preconditioning, Preconditioning), "only preconditioned methods are built here"
         check_turn(method, preconditioning.turn, trainee.run, trainee.data)
+        check_chain(method, preconditioning, trainee.data)
         return preconditioning
 
     def warm_up_counts(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,9 +28,10 @@ from kfbench.step_rules.levenberg_marquardt import LevenbergMarquardt
 from kfbench.step_rules.rescale import Rescaling
 from kfbench.updates.collected import FisherBatches
 from kfbench.updates.evaluation import CHANGES_ITS_INPUT
-from kfbench.updates.isolation import evaluating
+from kfbench.updates.isolation import evaluating, forward_isolated
 from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.shared_forward import SharedForward
 from kfbench.updates.turn import Turn
 
 
@@ -231,6 +233,20 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
         raise UsageError(f"method {method.opt!r}: its check raised {described(error)}") from error
     if points > len(data.train_inputs):
         raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
+
+
+def check_chain(method: Method, update: Preconditioning | PlainUpdate, data: Dataset) -> None:
+    """UsageError where the method knows chains of layers alone and the model is none; its forward leaves no trace."""
+    if not (isinstance(update, Preconditioning) and update.turn.traits.chain):
+        return
+    try:
+        with warnings.catch_warnings(), forward_isolated(update.model):
+            warnings.simplefilter("ignore")  # what is left out is said where training begins, by its own forward
+            forward = SharedForward(update.model, update.likelihood)
+            forward.join(update.turn)
+            forward.of_batch(data.train_inputs[:2].clone(), data.train_targets[:2])
+    except ValueError as error:
+        raise UsageError(f"method {method.opt!r}: {error}") from error
 
 
 def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: Any) -> Any:

@@ -38,6 +38,7 @@ class SharedForward:
         """From now on every captured forward serves this one too."""
         self.turns.append(turn)
         self.coverage.per_sample |= turn.traits.per_sample
+        self.coverage.chain |= turn.traits.chain
 
     @property
     def layers(self) -> dict[str, Layer]:

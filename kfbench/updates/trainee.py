@@ -29,6 +29,7 @@ from kfbench.updates.build import (
     build_method,
     build_network,
     build_rule,
+    check_chain,
     check_learning_rate,
     check_turn,
     on_device,
@@ -58,6 +59,7 @@ class Trainee:
         self.rule = build_rule(self.method, self.model, self.total, device, self.lr)
         self.preconditioning.turn.l2 = self.rule.l2
         check_turn(self.method, self.preconditioning.turn, self.run, data)
+        check_chain(self.method, self.preconditioning, data)
         self.late_momentum = self._make_late_momentum()
         self._around: Watch = lambda task: nullcontext()
         decay = self.method.options.get("average")

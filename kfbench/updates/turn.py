@@ -146,7 +146,7 @@ class Turn:
         if not names:
             return
         self._known -= set(names)
-        if self.traits.newest_only:  # its rows are of the whole network, so none of them fits any more
+        if self.traits.newest_only or self.traits.chain:  # of the whole network, or coupled: nothing fits any more
             self._known, self._refreshed = set(), False
         if self.traits.forget is not None:
             self.traits.forget(names)

@@ -1,3 +1,7 @@
+"""What a sweep tries of which method."""
+
+from kfbench.config.load import load_config
+from kfbench.sweep.plan import plan, trial
 
 
 def test_a_step_rule_leaves_damping_alone_to_be_tuned():

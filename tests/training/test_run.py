@@ -20,6 +20,7 @@ from kfbench.updates.trainee import Trainee
 from tests.runs import epochs, updates
 
 SPECS = ["sgd", "adam", "adamw", "foof:T=3,S=2", "kfac:T=3", "kfac:T=2,damping_kind=standard", "kfac:ema=0,fisher=full"]
+SPECS += ["kfac-tridiagonal:T=3,S=2"]
 SPECS += ["ekfac:T=6", "ekfac:T=6,S=4,fisher=sampled,order=independent", "ekfac-ra:T=6,S=2"]
 SPECS += ["foof-kfac-damping:T=3", "foof-centred:T=3,S=2", "foof-per-sample"]
 SPECS += ["natural:T=3,lr=0.05,damping=1,fisher_data=30"]
