@@ -183,7 +183,7 @@ def _combined(alpha: Tensor, direction: Tensor, mu: Tensor, last: Tensor | None)
 def _dots(vectors: Sequence[Vector]) -> Tensor:
     """``v_i' v_j`` [V, V]."""
     rows = [
-        [torch.stack([(v[p] * w[p]).sum() for p in v]).double().sum() for w in vectors[: i + 1]]
+        [torch.stack([v[p].reshape(-1).dot(w[p].reshape(-1)) for p in v]).double().sum() for w in vectors[: i + 1]]
         for i, v in enumerate(vectors)
     ]
     lower = torch.stack([torch.stack([*row, *[row[0] * 0] * (len(vectors) - len(row))]) for row in rows])
