@@ -16,6 +16,7 @@ from kfbench.preconditioners.foof_kfac_damping import RESCALES, FOOFWithKFACDamp
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import DAMPING_KINDS, KFAC
+from kfbench.preconditioners.kflr import KFLR
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.models import autoencoder, autoencoder_sigmoid
@@ -77,6 +78,9 @@ GOLDEN = {
     "kfac-standard-sampled": 0.8164770002603471,
     "kfac-standard-full": 0.820762872796106,
     "kfac-standard-empirical": 0.8364140801425188,
+    "kflr": 0.9697127206724196,
+    "kflr-1-column": 0.9776857377450568,
+    "kflr-5-columns": 0.9738338612770466,
     "ekfac-plain-sampled": 0.8080781852699565,
     "ekfac-plain-full": 0.8200605582211138,
     "ekfac-plain-empirical": 0.8401390194259722,
@@ -147,6 +151,14 @@ METHODS += [
         golden=GOLDEN[f"ekfac-ra-{fisher}"],
     )
     for fisher in ("empirical", "sampled")
+]
+METHODS += [
+    MethodCase(name, KFLR, dense.kfac_heuristic, fisher, options, golden=GOLDEN[name])
+    for name, fisher, options in (
+        ("kflr", "full", {}),
+        ("kflr-1-column", "columns", {"fisher_columns": 1}),
+        ("kflr-5-columns", "columns", {"fisher_columns": 5}),
+    )
 ]
 _DENSE_D9 = {"lambda_B": dense.foof_by_lambda_B, "kfac-norm": dense.foof_with_kfac_norm}
 METHODS += [

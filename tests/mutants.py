@@ -12,6 +12,7 @@ from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.moments import MeasuredMoment
 from kfbench.layers.shifts import Shifts
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
@@ -21,6 +22,7 @@ from kfbench.preconditioners.foof_kfac_damping import FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import KFAC
+from kfbench.preconditioners.kflr import KFLR
 from kfbench.preconditioners.natural import NaturalGradient
 
 
@@ -178,6 +180,52 @@ class ForgetfulState(FOOF):
     def state_dict(self) -> dict:
         state = super().state_dict()
         return state | {"A": {"means": state["A"]["means"], "weights": {}}}
+
+
+class PrintedSides(KFLR):
+    """Each factor on the other side, as Algorithm 1 is printed; what does not fit there is left as it was."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        return {name: self._swapped(name, G.dense()) for name, G in gradients.items()}
+
+    def _swapped(self, name: str, G: Tensor) -> Tensor:
+        left, right = (inverse(torch.eye(d).to(G)) for inverse, d in zip(self.inverses[name], G.shape, strict=True))
+        d, G = min(G.shape), G.clone()
+        G[:d, :d] = right[:d, :d] @ G[:d, :d] @ left[:d, :d]
+        return G
+
+
+class DampingOfTheWrongRoot(KFLR):
+    """k = sqrt(gamma) + eta, as Algorithm 1 is printed, with lambda = gamma + eta in equal parts."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(((damping / 2) ** 0.5 + damping / 2) ** 2)
+
+
+class WholeDampingOnBoth(KFLR):
+    """lambda itself on both sides, not its root."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping**2)
+
+
+class SummedHessians(KFLR):
+    """B is not divided by N."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        for name, s in statistics.items():
+            self.B.add_moment(name, s.output_moment(), 1)
+
+
+class ColumnsTooLong(KFLR):
+    """The random combinations are not divided by sqrt(k)."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        for name, s in statistics.items():
+            longer = MeasuredMoment(s.output_moment().add_to(None, 0.0, self.fisher_columns))
+            self.B.add_moment(name, longer, s.counted_rows(self.estimate))
 
 
 class TransposedScales(EKFAC):
@@ -630,6 +678,11 @@ MUTANTS: dict[type, str] = {
     ForgottenBias: "foof",
     WrongSide: "foof",
     ForgetfulState: "foof",
+    PrintedSides: "kflr",
+    DampingOfTheWrongRoot: "kflr",
+    WholeDampingOnBoth: "kflr",
+    SummedHessians: "kflr",
+    ColumnsTooLong: "kflr-5-columns",
     TransposedScales: "ekfac-plain-full",
     StaleScales: "ekfac-plain-full",
     EarlierScales: "ekfac-plain-empirical",

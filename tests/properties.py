@@ -64,9 +64,19 @@ def vectors_of(case: MethodCase, p: Problem, seed: int = 0, likelihood: Likeliho
     likelihood = likelihood or p.likelihood
     if case.fisher in ("none", "full"):
         return likelihood.full_vectors(output)
+    if case.fisher == "columns":
+        return combined_columns(likelihood.full_vectors(output), case.options["fisher_columns"], seed)
     if case.fisher == "sampled":
         return likelihood.sampled_vectors(output, torch.Generator().manual_seed(seed))
     return true_vectors(p)
+
+
+def combined_columns(columns: Tensor, k: int, seed: int) -> Tensor:
+    """[k, N, C]: k sums of the columns [K, N, C], each column of each sample with a sign of its own, over sqrt(k)."""
+    K, N, _ = columns.shape
+    signs = 2 * torch.randint(2, (k, N, K), generator=torch.Generator().manual_seed(seed)).to(columns.dtype) - 1
+    sums = [[sum(signs[j, n, i] * columns[i, n] for i in range(K)) for n in range(N)] for j in range(k)]
+    return torch.stack([torch.stack(of_samples) for of_samples in sums]) / k**0.5
 
 
 def gradient(p: Problem, name: str) -> Tensor:
@@ -132,6 +142,9 @@ class FixedDraws(Categorical):
     def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         p = output.softmax(dim=-1)
         return (p - torch.nn.functional.one_hot(p.argmin(-1), p.shape[-1]))[None]
+
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        return super().root_times(output, torch.ones_like(weights))
 
 
 def check_duplicated_batch(case: MethodCase) -> None:

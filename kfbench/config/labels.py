@@ -6,6 +6,9 @@ from typing import Any
 
 from kfbench.config.method_table import DEFAULT_S, FACTORS, METHODS
 
+# Where they are None they go without saying: beside foof-spatial=sua it is foof.
+_UNSAID = (*FACTORS, "fisher_columns")
+
 
 def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """NAME plus -key=value for every option in which the SPECs of that NAME differ; it also names a folder."""
@@ -18,8 +21,7 @@ def labels(methods: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         differs.setdefault(opt, set()).update(key for key in {*own, *one} if own.get(key) != one.get(key))
     told_apart = []
     for opt, options in methods:
-        # Factors as usual go without saying: beside foof-spatial=sua it is foof.
-        differing = [k for k in options if k in differs[opt] and (k not in FACTORS or options[k] is not None)]
+        differing = [k for k in options if k in differs[opt] and (k not in _UNSAID or options[k] is not None)]
         name = opt.replace(":", ".")
         # A value may be a path, or hold spaces.
         told_apart.append(re.sub(r"[\s/\\]", "_", "-".join([name, *(f"{key}={options[key]}" for key in differing)])))

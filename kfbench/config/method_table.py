@@ -96,6 +96,8 @@ _MARTENS = (
     "Grosse & Martens 2016, A Kronecker-factored approximate Fisher matrix for convolution layers, ICML"
 )
 
+_BOTEV = "Botev, Ritter & Barber 2017, Practical Gauss-Newton Optimisation for Deep Learning, ICML"
+
 GEORGE = (
     "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
     "Kronecker-factored Eigenbasis, NeurIPS"
@@ -179,6 +181,20 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 Variant({"damping_kind": "standard", "fisher": "empirical"}, {"lr": 0.001, "damping": 0.01}),
                 Variant({"damping_kind": "standard-as-released"}, {"lr": 0.001, "damping": 0.01}),
             ),
+        ),
+        "kflr": _preconditioned(
+            summary="K-FAC with the exact output Hessian, or random columns of it",
+            paper=f"{_BOTEV}, appendix B.1",
+            path="kflr:KFLR",
+            options={
+                **PRECONDITIONED_OPTIONS,
+                "lr": 0.003,
+                "damping": 0.001,
+                "fisher_columns": None,
+                **_FACTOR_OPTIONS,
+            },
+            constructor=("ema", "fisher_columns", *FACTORS),
+            convolutional={"lr": 0.001, "damping": 0.01, "momentum": 0.9},
         ),
         "ekfac": _preconditioned(
             summary="K-FAC's eigenbasis with second moments measured in it, on each batch",

@@ -2,7 +2,8 @@
 
 The Fisher of one sample's output f is ``E[grad_f log p(y|f) grad_f log p(y|f)']`` over labels y
 drawn from the model. It is handed on as K vectors per sample whose outer products sum to it, or
-for sampled labels to an unbiased estimate of it. Samples lie along the first dimension; whatever
+for sampled labels to an unbiased estimate of it; ``problems/output_fisher.py`` makes whatever else
+methods ask for. Samples lie along the first dimension; whatever
 else an output holds (tokens, pixels) are independent labels of the same sample, over which its
 loss is a sum.
 """
@@ -17,7 +18,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 
 class Likelihood(Protocol):
-    """``-log p(target | output)`` and its Fisher, for outputs with samples along the first dimension."""
+    """``-log p(target | output)`` and its Fisher, for outputs with samples along the first dimension.
+
+    ``root_times`` and ``fisher_sum``, which those below have, may be missing: ``full_vectors`` says it all, at K times
+    the memory.
+    """
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:
         """Per-sample loss, never reduced over samples."""
@@ -93,6 +98,18 @@ class Categorical:
             vectors[q, :, :, q] = columns[:, q].permute(2, 0, 1)
         return self._like(vectors.flatten(0, 1), output)
 
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        """The same root times ``weights`` [k, *output.shape]: no column is formed."""
+        p, w = self._logits(output).softmax(dim=-1), torch.stack([self._logits(each) for each in weights])
+        root = p.sqrt()
+        return self._like(root * w - p * (root * w).sum(dim=-1, keepdim=True), output)
+
+    def fisher_sum(self, output: Float[Tensor, "N C"], scale: Float[Tensor, "N C"]) -> Float[Tensor, "C C"]:
+        """``sum_n D_n F_n D_n``, F_n the Fisher of sample n's output and D_n = diag(scale_n)."""
+        p = output.softmax(dim=-1)
+        scaled = p * scale
+        return (scaled * scale).sum(0).diag() - scaled.T @ scaled
+
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
         """Whether the most likely class is the true one, at every position."""
         right = self._logits(output).argmax(dim=-1) == target.reshape(len(target), -1)
@@ -118,6 +135,14 @@ class Gaussian:
         # A view: every sample has the same vectors.
         return identity.view(width, 1, *output.shape[1:]).expand(-1, *output.shape)
 
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        """The identity times ``weights`` [k, *output.shape]."""
+        return weights
+
+    def fisher_sum(self, output: Float[Tensor, "N C"], scale: Float[Tensor, "N C"]) -> Float[Tensor, "C C"]:
+        """``sum_n D_n F_n D_n``, F_n the Fisher of sample n's output and D_n = diag(scale_n)."""
+        return scale.square().sum(0).diag()
+
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Regression has no accuracy."""
         return None
@@ -141,9 +166,21 @@ class Bernoulli:
         return (p - (uniform < p).to(p.dtype))[None]
 
     def full_vectors(self, output: Tensor) -> Tensor:
-        """Columns of ``diag(sqrt(p (1 - p)))``; ``1 - p`` is the sigmoid of ``-f``, which loses no digits."""
-        root = (output.sigmoid() * (-output).sigmoid()).sqrt().reshape(len(output), -1)
+        """Columns of ``diag(sqrt(p (1 - p)))``."""
+        root = self._variance(output).sqrt().reshape(len(output), -1)
         return torch.diag_embed(root).permute(2, 0, 1).reshape(-1, *output.shape)
+
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        """The same root times ``weights`` [k, *output.shape]: no column is formed."""
+        return self._variance(output).sqrt() * weights
+
+    def fisher_sum(self, output: Float[Tensor, "N C"], scale: Float[Tensor, "N C"]) -> Float[Tensor, "C C"]:
+        """``sum_n D_n F_n D_n``, F_n the Fisher of sample n's output and D_n = diag(scale_n)."""
+        return (self._variance(output) * scale.square()).sum(0).diag()
+
+    def _variance(self, output: Tensor) -> Tensor:
+        # 1 - p is the sigmoid of -f, which loses no digits.
+        return output.sigmoid() * (-output).sigmoid()
 
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Reconstruction has no accuracy."""

@@ -40,6 +40,7 @@ LOOKS = {
     "foof-centred": Look(_BLUE, _DASH_DOT),
     "foof-per-sample": Look(_BLUE, _DOTTED),
     "kfac": Look(_RED, _SOLID),
+    "kflr": Look(_RED, _DASHED),
     "ekfac": Look(_GREEN, _SOLID),
     "ekfac-ra": Look(_GREEN, _DASHED),
     "natural": Look(_SKY, _SOLID),

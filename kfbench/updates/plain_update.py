@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kfbench.preconditioners.plain import PlainGradient
+from kfbench.problems.likelihoods import Gaussian
+from kfbench.problems.output_fisher import OutputFisher
 from kfbench.updates.preconditioning import Scale, scale_gradients, squared_norm
 from kfbench.updates.schedule import Always
 from kfbench.updates.turn import Turn, Watch
@@ -20,7 +22,7 @@ class PlainUpdate:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         # Never taken: it tells what an update costs and repeats after to whoever times or counts it.
-        self.turn = Turn(PlainGradient(), 0.0, 1, 1, None, lambda output, fisher: output[None], None)
+        self.turn = Turn(PlainGradient(), 0.0, 1, 1, None, OutputFisher(Gaussian()), None)
         self.turn.reschedule(Always(observing=False, refreshing=False))
 
     def begin(self) -> None:

@@ -14,7 +14,8 @@ from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
 from kfbench.layers.contract import by_parameter
 from kfbench.layers.estimate import Estimate
-from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
+from kfbench.preconditioners.contract import FISHER_KINDS, Preconditioner, Traits
+from kfbench.problems.output_fisher import OutputFisher
 from kfbench.updates.collected import (
     check_directions,
     first_not_finite,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets
 FisherBatches = Callable[[int], Batches]  # number of a refresh -> the points that a method draws for itself
-# (output [N, ...], sampled or full) -> the vectors [K, N, ...] that are backpropagated for the Fisher.
-Vectors = Callable[[Tensor, str], Tensor]
 # What each parameter is to move against; None where the loss does not use it.
 Direction = Mapping[nn.Parameter, Tensor | None]
 # The name of a task of an update -> a block around its work.
@@ -55,7 +54,7 @@ class Turn:
         T: int,
         S: int | None,
         order: str | None,
-        vectors: Vectors,
+        output_fisher: OutputFisher,
         fisher_batches: FisherBatches | None,
         on_nonfinite: str = "skip",
     ) -> None:
@@ -63,8 +62,8 @@ class Turn:
             raise ValueError(f"damping must be at least 0, got {damping}")
         self.method, self.damping = method, damping
         self.traits = Traits.of(method)
-        if self.traits.fisher not in ("none", *FISHERS):
-            accepted = ", ".join(("none", *FISHERS))
+        if self.traits.fisher not in FISHER_KINDS:
+            accepted = ", ".join(FISHER_KINDS)
             raise ValueError(f"fisher of the method must be one of {accepted}, got {self.traits.fisher or None!r}")
         self.schedule: Schedule = Amortisation.of(T, 1 if S is None and self.traits.newest_only else S)
         self.order = order or self.traits.orders[0]
@@ -75,11 +74,10 @@ class Turn:
             raise ValueError("in order 'independent' the method draws points of its own: give fisher_batches, got None")
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
-        self._fisher_batches, self._vectors, self._on_nonfinite = fisher_batches, vectors, on_nonfinite
+        self._fisher_batches, self._output_fisher, self._on_nonfinite = fisher_batches, output_fisher, on_nonfinite
         self.step = self.refreshes = self.skipped_batches = 0
         self._known: set[str] = set()  # layers whose statistics are part of the last refresh
-        self._answered = False
-        self._refreshed = self._warned_of_retries = False
+        self._answered = self._refreshed = self._warned_of_retries = False
         self._listener: Callable[[Direction], None] | None = None
         self._around: Watch = lambda task: _UNWATCHED
         # Of the micro-batches since the last turn.
@@ -165,8 +163,11 @@ class Turn:
         ``moments``: of all that do, or none where one of them asks for single rows.
         """
         if self.observing:
-            with self._around("label backward"):
-                captured.draw(self.traits.fisher, output, self._vectors, losses, moments)
+            self._draw(captured, losses, output, moments)
+
+    def _draw(self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]) -> None:
+        with self._around("label backward"):
+            captured.draw(self.traits.kind, output, self._output_fisher.vectors, losses, moments)
 
     def collect(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
         """Gradients of one micro-batch, and its statistics; frees the graph unless it is to be kept."""
@@ -174,16 +175,15 @@ class Turn:
         self._plain.append((len(losses), captured.plain_gradients(losses)))
         if self.observing:
             # Only now is known which calls the losses reach.
-            self._statistics.append(captured.statistics(self.traits.fisher))
+            self._statistics.append(captured.statistics(self.traits.kind))
 
     def statistics_of(
         self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]
     ) -> dict[str, LayerStatistics]:
         """What the method would observe of one captured forward that no update is made of."""
         self.traits.want(captured.wanted, observing=True)
-        with self._around("label backward"):
-            captured.draw(self.traits.fisher, output, self._vectors, losses, moments)
-        return captured.statistics(self.traits.fisher)
+        self._draw(captured, losses, output, moments)
+        return captured.statistics(self.traits.kind)
 
     def observe(self, statistics: dict[str, LayerStatistics]) -> bool:
         """Hand them to the method, unless they are not finite; returns whether it got them.
