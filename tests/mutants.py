@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
+from kfbench.curvature.recursion import Link, recursion
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.convolution_layer import ConvolutionLayer
 from kfbench.layers.moments import MeasuredMoment
@@ -23,6 +24,7 @@ from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.preconditioners.kflr import KFLR
+from kfbench.preconditioners.kfra import KFRA
 from kfbench.preconditioners.natural import NaturalGradient
 
 
@@ -226,6 +228,73 @@ class ColumnsTooLong(KFLR):
         for name, s in statistics.items():
             longer = MeasuredMoment(s.output_moment().add_to(None, 0.0, self.fisher_columns))
             self.B.add_moment(name, longer, s.counted_rows(self.estimate))
+
+
+class _MutantLinks(KFRA):
+    """Whatever leads from layer to layer is changed before the recursion."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        for name, B in recursion(self.changed({name: s.link for name, s in statistics.items()})).items():
+            self.B.add_moment(name, MeasuredMoment(B), 1)
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        raise NotImplementedError
+
+
+class SlopesOfAnotherLayer(_MutantLinks):
+    """phi is that of the layer before, as far as there is one of that width."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        found, before = {}, None
+        for name, link in links.items():
+            slopes = link.slopes.clone()
+            if before is not None:
+                d = min(before.shape[1], slopes.shape[1])
+                slopes[:, :d] = before[:, :d]
+            else:
+                slopes = slopes.roll(1, dims=1)
+            found[name], before = replace(link, slopes=slopes), link.slopes
+        return found
+
+
+class MeanSlopes(_MutantLinks):
+    """The outer product of mean slopes in place of the mean outer product."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        return {n: replace(k, slopes=k.slopes.mean(0).expand_as(k.slopes).contiguous()) for n, k in links.items()}
+
+
+class SummedSlopes(_MutantLinks):
+    """phi' phi is not divided by N."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        N = {name: len(link.slopes) for name, link in links.items()}
+        return {n: k if k.onward is None else replace(k, slopes=k.slopes * N[n] ** 0.5) for n, k in links.items()}
+
+
+class SummedLastHessians(_MutantLinks):
+    """B of the last layer is not divided by N, and so none is."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        return {
+            name: link if link.hessian is None else replace(link, hessian=link.hessian * len(link.slopes))
+            for name, link in links.items()
+        }
+
+
+class RecursionOfMicroBatches(KFRA):
+    """Each micro-batch has a recursion of its own, whose B are averaged."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        parts = list(zip(*(getattr(s, "_parts", [s]) for s in statistics.values()), strict=True))
+        sums = dict.fromkeys(statistics, 0)
+        for part in parts:
+            for name, B in recursion({n: s.link for n, s in zip(statistics, part, strict=True)}).items():
+                sums[name] = sums[name] + B * part[0].samples
+        for name, total in sums.items():
+            self.B.add_moment(name, MeasuredMoment(total), statistics[name].samples)
 
 
 class TransposedScales(EKFAC):
@@ -683,6 +752,11 @@ MUTANTS: dict[type, str] = {
     WholeDampingOnBoth: "kflr",
     SummedHessians: "kflr",
     ColumnsTooLong: "kflr-5-columns",
+    SlopesOfAnotherLayer: "kfra",
+    MeanSlopes: "kfra",
+    SummedSlopes: "kfra",
+    SummedLastHessians: "kfra",
+    RecursionOfMicroBatches: "kfra",
     TransposedScales: "ekfac-plain-full",
     StaleScales: "ekfac-plain-full",
     EarlierScales: "ekfac-plain-empirical",

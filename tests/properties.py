@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from kfbench.problems.likelihoods import Categorical, Likelihood
 from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
-from tests.cases import BATCHES, MODELS, MethodCase, Problem, problem
+from tests.cases import BATCHES, CHAINS, MODELS, MethodCase, Problem, problem
 from tests.situations import Past, Situation, true_vectors
 
 LAMBDA = 0.3
@@ -125,10 +125,24 @@ def _wanted(case: MethodCase, situation: Situation, what: str) -> Tensor:
 
 
 def check_dense(case: MethodCase, model: str = "mlp-bias", n: int = 7) -> None:
-    """The direction equals the dense solve it stands for."""
+    """The direction equals the dense solve it stands for; what the method cannot take, it refuses."""
     p = problem(model, n)
+    if case.chains_only and model not in CHAINS:
+        assert_refused(case, p)
+        return
     pre = run(case, p)
     check_against_dense(case, pre, p, [(1.0, p, vectors_of(case, p))], f"{model}, N = {n}")
+
+
+def assert_refused(case: MethodCase, p: Problem) -> None:
+    """One sentence, before anything is written into ``.grad``."""
+    try:
+        run(case, p)
+    except ValueError as error:
+        assert "chain of fully connected layers" in str(error), error
+        assert all(q.grad is None for q in p.model.parameters())
+    else:
+        raise AssertionError(f"{case.name} takes what it cannot")
 
 
 def check_positions(case: MethodCase) -> None:
@@ -165,7 +179,7 @@ def check_micro_batches(case: MethodCase) -> None:
     """Micro-batches, the last one ragged, are one batch."""
     if case.own_factors:
         return
-    for model in ("mlp-bias", "conv"):
+    for model in ("mlp-bias",) if case.chains_only else ("mlp-bias", "conv"):
         p = problem(model, 7)
         run(case, p, likelihood=FixedDraws())
         whole = directions(p)

@@ -196,6 +196,13 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             constructor=("ema", "fisher_columns", *FACTORS),
             convolutional={"lr": 0.001, "damping": 0.01, "momentum": 0.9},
         ),
+        "kfra": _preconditioned(
+            summary="K-FAC whose B goes from layer to layer: (W' B W) o (phi' phi / N)",
+            paper=f"{_BOTEV}, Algorithm 1, appendix B.1",
+            path="kfra:KFRA",
+            options={**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001, "order": "same"},
+            constructor=("ema",),
+        ),
         "ekfac": _preconditioned(
             summary="K-FAC's eigenbasis with second moments measured in it, on each batch",
             paper=f"{GEORGE}, Algorithm 1",

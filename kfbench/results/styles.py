@@ -41,6 +41,7 @@ LOOKS = {
     "foof-per-sample": Look(_BLUE, _DOTTED),
     "kfac": Look(_RED, _SOLID),
     "kflr": Look(_RED, _DASHED),
+    "kfra": Look(_RED, _DASH_DOT),
     "ekfac": Look(_GREEN, _SOLID),
     "ekfac-ra": Look(_GREEN, _DASHED),
     "natural": Look(_SKY, _SOLID),

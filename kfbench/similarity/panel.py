@@ -105,7 +105,7 @@ class Panel:
         seed = stream_seed(trainee.seed, LABELS)
         _, preconditioning, _ = build_method(method, trainee.model, seed, trainee.likelihood, own_points)
         assert isinstance(preconditioning, Preconditioning), "only preconditioned methods are built here"
-        check_turn(method, preconditioning.turn, trainee.run, trainee.data)
+        check_turn(method, preconditioning, trainee.run, trainee.data)
         return preconditioning
 
     def warm_up_counts(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,10 +23,11 @@ from kfbench.problems.models import build_model
 from kfbench.step_rules.clipping import NormClipping
 from kfbench.step_rules.contract import NoRule, StepRule
 from kfbench.updates.evaluation import CHANGES_ITS_INPUT
-from kfbench.updates.isolation import evaluating
+from kfbench.updates.isolation import evaluating, forward_isolated
 from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
-from kfbench.updates.turn import FisherBatches, Turn
+from kfbench.updates.shared_forward import SharedForward
+from kfbench.updates.turn import FisherBatches
 
 
 def prepare_torch(run: Run) -> torch.device:
@@ -186,8 +188,9 @@ def check_learning_rate(method: Method, lr: float | None, option: str) -> None:
         raise UsageError(f"method {method.opt!r} has no learning rate for {option} {value!r} to change")
 
 
-def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
-    """UsageError where the points and vectors of a refresh are not to be had, or too many for the method."""
+def check_turn(method: Method, preconditioning: Preconditioning | PlainUpdate, run: Run, data: Dataset) -> None:
+    """UsageError where the method cannot work on these points, vectors or layers."""
+    turn = preconditioning.turn
     check_own_points(method.opt, turn.traits.own_points)
     points = turn.points_of_a_refresh(run.batch_size)
     own = turn.traits.own_points or 0
@@ -206,6 +209,20 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
         raise UsageError(f"method {method.opt!r}: its check raised {described(error)}") from error
     if points > len(data.train_inputs):
         raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
+    if isinstance(preconditioning, Preconditioning) and turn.traits.fisher == "recursion":
+        _check_chain(method, preconditioning, data)
+
+
+def _check_chain(method: Method, preconditioning: Preconditioning, data: Dataset) -> None:
+    """UsageError where the layers are no chain, from a forward of two samples that leaves no trace."""
+    probe = SharedForward(preconditioning.model, preconditioning.likelihood)
+    probe.join(preconditioning.turn)
+    with forward_isolated(preconditioning.model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers left out the first update will warn
+        try:
+            probe.of_batch(data.train_inputs[:2], data.train_targets[:2])
+        except ValueError as error:
+            raise UsageError(f"method {method.opt!r}: {error}") from error
 
 
 def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: Any) -> Any:

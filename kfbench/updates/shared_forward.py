@@ -36,6 +36,7 @@ class SharedForward:
         """From now on every captured forward serves this one too."""
         self.turns.append(turn)
         self.coverage.per_sample |= turn.traits.per_sample
+        self.coverage.chain |= turn.traits.fisher == "recursion"
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -78,7 +79,7 @@ class SharedForward:
         try:
             with exact(losses.device):
                 before = set(self.layers)
-                self.coverage.verify(captured, losses)
+                self.coverage.verify(captured, losses, output)
                 for turn in self.turns:
                     turn.forget(before - self.layers.keys())
                     turn.meet(captured.calls.keys())
@@ -102,7 +103,7 @@ class SharedForward:
             output = self.model(x)
         losses = self.likelihood.loss(output, y)
         captured.wanted = Wanted(matrices=False)
-        self.coverage.verify(captured, losses)
+        self.coverage.verify(captured, losses, output)
         return captured, losses, output
 
     def warm_up(self, batches: Iterable[tuple[Tensor, Tensor]], counts: Sequence[int] | None = None) -> None:

@@ -41,7 +41,7 @@ class Trainee:
         self.optimizer, self.preconditioning, self.weight_decay = build_method(
             self.method, self.model, stream_seed(seed, LABELS), self.likelihood, self._fisher_batches
         )
-        check_turn(self.method, self.preconditioning.turn, self.run, data)
+        check_turn(self.method, self.preconditioning, self.run, data)
         self.scheduler = self._make_scheduler()
         self.rule = build_rule(self.method, self.total, device, self.lr)
         self.late_momentum = self._make_late_momentum()

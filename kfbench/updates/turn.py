@@ -74,7 +74,7 @@ class Turn:
             raise ValueError("in order 'independent' the method draws points of its own: give fisher_batches, got None")
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
-        self._fisher_batches, self._output_fisher, self._on_nonfinite = fisher_batches, output_fisher, on_nonfinite
+        self._fisher_batches, self._fisher, self._on_nonfinite = fisher_batches, output_fisher, on_nonfinite
         self.step = self.refreshes = self.skipped_batches = 0
         self._known: set[str] = set()  # layers whose statistics are part of the last refresh
         self._answered = self._refreshed = self._warned_of_retries = False
@@ -167,7 +167,7 @@ class Turn:
 
     def _draw(self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]) -> None:
         with self._around("label backward"):
-            captured.draw(self.traits.kind, output, self._output_fisher.vectors, losses, moments)
+            captured.draw(self.traits.kind, output, self._fisher.vectors, losses, moments, self._fisher.sum)
 
     def collect(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
         """Gradients of one micro-batch, and its statistics; frees the graph unless it is to be kept."""

@@ -30,3 +30,34 @@ def exact_B(p, layer):
     hessians = output_hessians(p)
     pairs = [(jacobian(p, layer, x), H) for x, H in zip(p.x, hessians, strict=True)]
     return sum(J.T @ H @ J for J, H in pairs) / len(p.x)
+
+
+def recursive_B(p):
+    """name -> B by the recursion of Algorithm 1, layer by layer, with the derivatives written out.
+
+    For models whose layers lie in one ``nn.Sequential``: Linear, Tanh, Sigmoid, ReLU, Flatten.
+    """
+    modules = [(name, m) for name, m in p.model.named_modules() if not list(m.children())]
+    values, h = [], p.x
+    for _, module in modules:
+        values.append(h)  # what the module is given
+        h = module(h).detach()
+    found, B, phi = {}, output_hessians(p).mean(0), None
+    for (name, module), given in reversed(list(zip(modules, values, strict=True))):
+        if isinstance(module, torch.nn.Linear):
+            if phi is not None:
+                B = B * sum(torch.outer(f, f) for f in phi) / len(p.x)
+            found[name], W = B, module.weight.detach()
+            B, phi = W.T @ B @ W, torch.ones(len(p.x), W.shape[1], dtype=W.dtype)
+        elif not isinstance(module, torch.nn.Flatten):
+            phi = phi * _slopes(module, given)
+    return found
+
+
+def _slopes(module, h):
+    if isinstance(module, torch.nn.Tanh):
+        return 1 / torch.cosh(h) ** 2
+    if isinstance(module, torch.nn.Sigmoid):
+        return torch.exp(-h) / (1 + torch.exp(-h)) ** 2
+    assert isinstance(module, torch.nn.ReLU), module
+    return (h > 0).to(h.dtype)
