@@ -13,6 +13,8 @@ from kfbench.preconditioners.kfac import KFAC
 class KFLR(KFAC):
     """``(B + lambda_B I)^-1 G (A + lambda_A I)^-1`` with B of the exact output Hessian, or of random columns."""
 
+    per_sample = True  # behind batch norm B is right in the mean alone, see ``problems/output_fisher.py``
+
     def __init__(
         self,
         ema: float = 0.95,

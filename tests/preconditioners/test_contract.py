@@ -36,4 +36,6 @@ def test_what_ours_say():
 
 
 def test_vectors_of_every_fisher():
-    assert [vectors_of(fisher, 10) for fisher in ("none", "empirical", "sampled", "full")] == [0, 1, 1, 10]
+    assert [vectors_of(fisher, 10) for fisher in ("none", "recursion", "empirical", "sampled", "full")] == [
+        *(0, 0, 1, 1, 10)
+    ]

@@ -122,6 +122,14 @@ def test_factors_agree_with_backpack(model, n):
         assert_close(method.B.means[name], B, what=f"B of {name}")
 
 
+@pytest.mark.parametrize("columns", [None, 2])
+def test_behind_batch_norm_it_says_that_B_is_right_in_the_mean_alone(columns):
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+    p = Problem(model, torch.randn(6, 5).double(), torch.randint(3, (6,)))
+    with pytest.warns(UserWarning, match="'1' normalise by the batch"):
+        _observed(p, KFLR(fisher_columns=columns))
+
+
 def test_columns_are_named_by_the_label():
     specs = ["kflr", "kflr:fisher_columns=3", "kflr:fisher_columns=1"]
     labels = [method.label for method in resolve_methods(specs, {})]
