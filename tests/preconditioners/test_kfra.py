@@ -211,13 +211,33 @@ def test_a_model_that_stops_being_a_chain_is_refused_then():
         backward(pre, p)
 
 
-def test_micro_batches_that_go_different_ways_are_refused():
-    class Choice(nn.Sequential):
-        def forward(self, x):
-            h = torch.tanh(self[0](x))
-            return self[2](h if x[0, 0] > 0 else torch.tanh(self[1](h)))
+class Choice(nn.Sequential):
+    """Two layers or three, by the first number that it is given."""
 
-    p = _of(Choice(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 3)), 4)
+    def __init__(self):
+        super().__init__(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+
+    def forward(self, x):
+        h = torch.tanh(self[0](x))
+        return self[2](h if x[0, 0] > 0 else torch.tanh(self[1](h)))
+
+
+def test_a_layer_that_a_batch_skips_keeps_its_B():
+    p = _of(Choice(), 6)
+    p.x[0, 0] = -1
+    pre = Preconditioning(p.model, KFRA(ema=0.0), damping=LAMBDA, T=1)
+    backward(pre, p)
+    kept = pre.method.B.means["1"].clone()
+    p.x[0, 0] = 1
+    backward(pre, p)
+    phi = 1 - torch.tanh(p.model[0](p.x)).detach() ** 2
+    W, B = p.model[2].weight.detach(), pre.method.B.means
+    assert torch.equal(B["1"], kept) and not p.model[1].weight.grad.any()
+    assert_close(B["0"], (W.T @ B["2"] @ W) * (phi.T @ phi / 6))
+
+
+def test_micro_batches_that_go_different_ways_are_refused():
+    p = _of(Choice(), 4)
     p.x[:2, 0], p.x[2:, 0] = 1, -1
     with pytest.raises(ValueError, match="micro-batches"):
         _observed(p, micro=2)
