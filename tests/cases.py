@@ -17,6 +17,8 @@ from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import DAMPING_KINDS, KFAC
 from kfbench.preconditioners.kfac_tridiagonal import TridiagonalKFAC
+from kfbench.preconditioners.kflr import KFLR
+from kfbench.preconditioners.kfra import KFRA
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.models import autoencoder, autoencoder_sigmoid
@@ -57,6 +59,8 @@ class MethodCase:
     averages: bool = True
     # In order "independent" it draws points of its own at the current weights.
     own_points: bool = False
+    # Takes chains of fully connected layers alone: ``CHAINS``.
+    chains_only: bool = False
     # The loss after ``properties.golden_loss``; None where it is not portable.
     golden: float | None = None
 
@@ -84,6 +88,10 @@ GOLDEN = {
     "kfac-tridiagonal-sampled": 1.0051558485781475,
     "kfac-tridiagonal-full": 0.9923801425104141,
     "kfac-tridiagonal-empirical": 1.0431913294039554,
+    "kflr": 0.9697127206724196,
+    "kflr-1-column": 0.9776857377450568,
+    "kflr-5-columns": 0.9738338612770466,
+    "kfra": 0.9692102282235234,
     "ekfac-plain-sampled": 0.8080781852699565,
     "ekfac-plain-full": 0.8200605582211138,
     "ekfac-plain-empirical": 0.8401390194259722,
@@ -178,6 +186,24 @@ METHODS += [
         golden=GOLDEN[f"ekfac-ra-{fisher}"],
     )
     for fisher in ("empirical", "sampled")
+]
+METHODS += [
+    MethodCase(name, KFLR, dense.kfac_heuristic, fisher, options, golden=GOLDEN[name])
+    for name, fisher, options in (
+        ("kflr", "full", {}),
+        ("kflr-1-column", "columns", {"fisher_columns": 1}),
+        ("kflr-5-columns", "columns", {"fisher_columns": 5}),
+    )
+]
+METHODS += [
+    MethodCase(
+        "kfra",
+        KFRA,
+        dense_of=situations.kfra,
+        fisher="full",
+        chains_only=True,
+        golden=GOLDEN["kfra"],
+    )
 ]
 _DENSE_D9 = {"lambda_B": dense.foof_by_lambda_B, "kfac-norm": dense.foof_with_kfac_norm}
 METHODS += [
@@ -315,6 +341,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "autoencoder": (_autoencoder(autoencoder), (1, 2, 3)),
     "autoencoder-sigmoid": (_autoencoder(autoencoder_sigmoid), (1, 2, 3)),
 }
+CHAINS = ("mlp", "mlp-bias", "autoencoder", "autoencoder-sigmoid")
 # Looked at by few methods: there is one a layer type, not one a method.
 LAYER_MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "images": (_images, (2, 5, 4)),

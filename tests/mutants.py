@@ -12,9 +12,10 @@ from torch import Tensor
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
+from kfbench.curvature.recursion import Link, recursion
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.convolution_layer import ConvolutionLayer
-from kfbench.layers.moments import MomentOfPairs
+from kfbench.layers.moments import MeasuredMoment, MomentOfPairs
 from kfbench.layers.shifts import Shifts
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
@@ -25,6 +26,8 @@ from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.preconditioners.kfac_tridiagonal import Coupling, TridiagonalKFAC
+from kfbench.preconditioners.kflr import KFLR
+from kfbench.preconditioners.kfra import KFRA
 from kfbench.preconditioners.natural import NaturalGradient
 
 
@@ -291,6 +294,119 @@ class ForgetfulState(FOOF):
     def state_dict(self) -> dict:
         state = super().state_dict()
         return state | {"A": {"means": state["A"]["means"], "weights": {}}}
+
+
+class PrintedSides(KFLR):
+    """Each factor on the other side, as Algorithm 1 is printed; what does not fit there is left as it was."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        return {name: self._swapped(name, G.dense()) for name, G in gradients.items()}
+
+    def _swapped(self, name: str, G: Tensor) -> Tensor:
+        left, right = (inverse(torch.eye(d).to(G)) for inverse, d in zip(self.inverses[name], G.shape, strict=True))
+        d, G = min(G.shape), G.clone()
+        G[:d, :d] = right[:d, :d] @ G[:d, :d] @ left[:d, :d]
+        return G
+
+
+class DampingOfTheWrongRoot(KFLR):
+    """k = sqrt(gamma) + eta, as Algorithm 1 is printed, with lambda = gamma + eta in equal parts."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(((damping / 2) ** 0.5 + damping / 2) ** 2)
+
+
+class WholeDampingOnBoth(KFLR):
+    """lambda itself on both sides, not its root."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping**2)
+
+
+class SummedHessians(KFLR):
+    """B is not divided by N."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        for name, s in statistics.items():
+            self.B.add_moment(name, s.output_moment(), 1)
+
+
+class ColumnsTooLong(KFLR):
+    """The random combinations are not divided by sqrt(k)."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        for name, s in statistics.items():
+            longer = MeasuredMoment(s.output_moment().add_to(None, 0.0, self.fisher_columns))
+            self.B.add_moment(name, longer, s.counted_rows(self.estimate))
+
+
+class _MutantLinks(KFRA):
+    """Whatever leads from layer to layer is changed before the recursion."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        for name, B in recursion(self.changed({name: s.link for name, s in statistics.items()})).items():
+            self.B.add_moment(name, MeasuredMoment(B), 1)
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        raise NotImplementedError
+
+
+class SlopesOfAnotherLayer(_MutantLinks):
+    """phi is that of the layer before, as far as there is one of that width."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        found, before = {}, None
+        for name, link in links.items():
+            slopes = link.slopes.clone()
+            if before is not None:
+                d = min(before.shape[1], slopes.shape[1])
+                slopes[:, :d] = before[:, :d]
+            else:
+                slopes = slopes.roll(1, dims=1)
+            found[name], before = replace(link, slopes=slopes), link.slopes
+        return found
+
+
+class MeanSlopes(_MutantLinks):
+    """The outer product of mean slopes in place of the mean outer product."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        return {n: replace(k, slopes=k.slopes.mean(0).expand_as(k.slopes).contiguous()) for n, k in links.items()}
+
+
+class SummedSlopes(_MutantLinks):
+    """phi' phi is not divided by N."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        N = {name: len(link.slopes) for name, link in links.items()}
+        return {n: k if k.onward is None else replace(k, slopes=k.slopes * N[n] ** 0.5) for n, k in links.items()}
+
+
+class SummedLastHessians(_MutantLinks):
+    """B of the last layer is not divided by N, and so none is."""
+
+    def changed(self, links: dict[str, Link]) -> dict[str, Link]:
+        return {
+            name: link if link.hessian is None else replace(link, hessian=link.hessian * len(link.slopes))
+            for name, link in links.items()
+        }
+
+
+class RecursionOfMicroBatches(KFRA):
+    """Each micro-batch has a recursion of its own, whose B are averaged."""
+
+    def observe(self, statistics: Statistics) -> None:
+        self.A.add_inputs(statistics)
+        parts = list(zip(*(getattr(s, "_parts", [s]) for s in statistics.values()), strict=True))
+        sums = dict.fromkeys(statistics, 0)
+        for part in parts:
+            for name, B in recursion({n: s.link for n, s in zip(statistics, part, strict=True)}).items():
+                sums[name] = sums[name] + B * part[0].samples
+        for name, total in sums.items():
+            self.B.add_moment(name, MeasuredMoment(total), statistics[name].samples)
 
 
 class TransposedScales(EKFAC):
@@ -753,6 +869,16 @@ MUTANTS: dict[type, str] = {
     ForgottenBias: "foof",
     WrongSide: "foof",
     ForgetfulState: "foof",
+    PrintedSides: "kflr",
+    DampingOfTheWrongRoot: "kflr",
+    WholeDampingOnBoth: "kflr",
+    SummedHessians: "kflr",
+    ColumnsTooLong: "kflr-5-columns",
+    SlopesOfAnotherLayer: "kfra",
+    MeanSlopes: "kfra",
+    SummedSlopes: "kfra",
+    SummedLastHessians: "kfra",
+    RecursionOfMicroBatches: "kfra",
     TransposedScales: "ekfac-plain-full",
     StaleScales: "ekfac-plain-full",
     EarlierScales: "ekfac-plain-empirical",

@@ -65,9 +65,19 @@ def vectors_of(case: MethodCase, p: Problem, seed: int = 0, likelihood: Likeliho
     likelihood = likelihood or p.likelihood
     if case.fisher in ("none", "full"):
         return likelihood.full_vectors(output)
+    if case.fisher == "columns":
+        return combined_columns(likelihood.full_vectors(output), case.options["fisher_columns"], seed)
     if case.fisher == "sampled":
         return likelihood.sampled_vectors(output, torch.Generator().manual_seed(seed))
     return true_vectors(p)
+
+
+def combined_columns(columns: Tensor, k: int, seed: int) -> Tensor:
+    """[k, N, C]: k sums of the columns [K, N, C], each column of each sample with a sign of its own, over sqrt(k)."""
+    K, N, _ = columns.shape
+    signs = 2 * torch.randint(2, (k, N, K), generator=torch.Generator().manual_seed(seed)).to(columns.dtype) - 1
+    sums = [[sum(signs[j, n, i] * columns[i, n] for i in range(K)) for n in range(N)] for j in range(k)]
+    return torch.stack([torch.stack(of_samples) for of_samples in sums]) / k**0.5
 
 
 def gradient(p: Problem, name: str) -> Tensor:
@@ -115,14 +125,28 @@ def _wanted(case: MethodCase, situation: Situation, what: str) -> Tensor:
 
 
 def check_dense(case: MethodCase, model: str = "mlp-bias", n: int = 7) -> None:
-    """The direction equals the dense solve it stands for; a model that is no chain is refused by who takes chains."""
+    """The direction equals the dense solve it stands for; what the method cannot take, it refuses."""
     p = problem(model, n)
     if case.chain and model not in CHAINS:
         with pytest.raises(ValueError, match="accepted is a chain alone"):
             run(case, p)
         return
+    if case.chains_only and model not in CHAINS:
+        assert_refused(case, p)
+        return
     pre = run(case, p)
     check_against_dense(case, pre, p, [(1.0, p, vectors_of(case, p))], f"{model}, N = {n}")
+
+
+def assert_refused(case: MethodCase, p: Problem) -> None:
+    """One sentence, before anything is written into ``.grad``."""
+    try:
+        run(case, p)
+    except ValueError as error:
+        assert "chain of fully connected layers" in str(error), error
+        assert all(q.grad is None for q in p.model.parameters())
+    else:
+        raise AssertionError(f"{case.name} takes what it cannot")
 
 
 def check_positions(case: MethodCase) -> None:
@@ -136,6 +160,9 @@ class FixedDraws(Categorical):
     def sampled_vectors(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
         p = output.softmax(dim=-1)
         return (p - torch.nn.functional.one_hot(p.argmin(-1), p.shape[-1]))[None]
+
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        return super().root_times(output, torch.ones_like(weights))
 
 
 def check_duplicated_batch(case: MethodCase) -> None:
@@ -156,7 +183,7 @@ def check_micro_batches(case: MethodCase) -> None:
     """Micro-batches, the last one ragged, are one batch."""
     if case.own_factors:
         return
-    for model in ("mlp-bias", "mlp" if case.chain else "conv"):
+    for model in ("mlp-bias",) if case.chains_only else ("mlp-bias", "mlp" if case.chain else "conv"):
         p = problem(model, 7)
         run(case, p, likelihood=FixedDraws())
         whole = directions(p)

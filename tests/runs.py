@@ -20,6 +20,8 @@ STEPS = {
     "foof-per-sample": {"lr": 10.0, "damping": 1.0},
     "kfac": {"lr": 0.003, "damping": 0.01},
     "kfac-tridiagonal": {"lr": 0.003, "damping": 0.01},
+    "kflr": {"lr": 0.003, "damping": 0.01},
+    "kfra": {"lr": 0.003, "damping": 0.01},
     "ekfac": {"lr": 0.001, "damping": 0.001},
     "ekfac-ra": {"lr": 0.001, "damping": 0.001},
     "natural": {"lr": 3e-4, "damping": 0.01},

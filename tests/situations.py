@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import dense
+from tests.preconditioners import botev
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,13 @@ def ekfac_ra(s: Situation) -> Tensor:
     for p in s.past.applied:
         S = decay * S + (1 - decay) * len(p.x) * (U.T @ s.gradient(p).reshape(-1)) ** 2
     return dense.in_basis(U, S + s.damping, s.gradient())
+
+
+def kfra(s: Situation) -> Tensor:
+    """K-FAC's direction with B of the recursion, averaged as the past says."""
+    A = s.factors[0]
+    B = sum(w * botev.recursive_B(batch)[s.name] for w, batch, _ in s.past.averaged)
+    return dense.kfac_heuristic(A, B, s.gradient(), s.damping)
 
 
 def foof_centred(s: Situation) -> Tensor:

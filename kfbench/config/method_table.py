@@ -25,25 +25,13 @@ COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
 RULE_OPTIONS = dict.fromkeys(("step", "adapt", "model_damping", "T1", "T2", "tau2"))
 # What a rule that minimises a model decides itself, and what it is then.
 FOUND_BY_STEP: Mapping[str, Any] = {
-    "lr": 1.0,
-    "lr_schedule": "constant",
-    "lr_decay": None,
-    "lr_step_epochs": None,
-    "clip_norm": None,
-    "clip_decay": None,
-    "momentum": 0.0,
-    "momentum_after_epoch": None,
-    "nesterov": False,
+    **{"lr": 1.0, "lr_schedule": "constant", "momentum": 0.0, "nesterov": False},
+    **dict.fromkeys(("lr_decay", "lr_step_epochs", "clip_norm", "clip_decay", "momentum_after_epoch")),
 }
 # Updates between looks at lambda, and between trials of gamma (Martens & Grosse 2015, E.5, E.6).
 DEFAULT_T1, DEFAULT_T2 = 5, 20
-SGD_OPTIONS: dict[str, Any] = {
-    **COMMON_OPTIONS,
-    **RULE_OPTIONS,
-    "momentum": 0.0,
-    "momentum_after_epoch": None,
-    "nesterov": False,
-}
+_MOMENTUM = {"momentum": 0.0, "momentum_after_epoch": None, "nesterov": False}
+SGD_OPTIONS: dict[str, Any] = {**COMMON_OPTIONS, **RULE_OPTIONS, **_MOMENTUM}
 # S where none is given is min(T, 50): beyond that the average of m = 0.95 forgets anyway (FOOF paper, D.3).
 DEFAULT_S = 50
 PRECONDITIONED_OPTIONS: dict[str, Any] = {
@@ -60,7 +48,8 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-ADDED_LATER = (*FACTORS, "momentum_after_epoch", "average", "tau1", *RULE_OPTIONS)
+ADDED_LATER = (*FACTORS, "momentum_after_epoch", "average", "tau1", "fisher_columns", *RULE_OPTIONS)
+_KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
     "lr": 3e-4,
@@ -121,6 +110,8 @@ _MARTENS = (
     "Martens & Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, ICML; "
     "Grosse & Martens 2016, A Kronecker-factored approximate Fisher matrix for convolution layers, ICML"
 )
+
+_BOTEV = "Botev, Ritter & Barber 2017, Practical Gauss-Newton Optimisation for Deep Learning, ICML"
 
 GEORGE = (
     "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
@@ -189,14 +180,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="Kronecker-factored Fisher: (B + lambda_B I)^-1 G (A + lambda_A I)^-1",
             paper=_MARTENS,
             path="kfac:KFAC",
-            options={
-                **PRECONDITIONED_OPTIONS,
-                "lr": 0.003,
-                "damping": 0.001,
-                "damping_kind": "heuristic",
-                "fisher": "sampled",
-                **_FACTOR_OPTIONS,
-            },
+            options={**_KFAC_OPTIONS, "damping_kind": "heuristic", "fisher": "sampled", **_FACTOR_OPTIONS},
             constructor=("ema", "damping_kind", "fisher", *FACTORS),
             convolutional={"lr": 0.001, "damping": 0.01, "momentum": 0.9},
             # Of the swept ones those that did not diverge at width 1000 either (docs/defaults.md).
@@ -210,8 +194,23 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="K-FAC whose inverse couples neighbouring layers of a chain",
             paper=f"{_MARTENS.partition(';')[0]}, section 3.3, appendices C, E.3, I, K",
             path="kfac_tridiagonal:TridiagonalKFAC",
-            options={**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001, "fisher": "sampled"},
+            options={**_KFAC_OPTIONS, "fisher": "sampled"},
             constructor=("ema", "fisher"),
+        ),
+        "kflr": _preconditioned(
+            summary="K-FAC with the exact output Hessian, or random columns of it",
+            paper=f"{_BOTEV}, appendix B.1",
+            path="kflr:KFLR",
+            options={**_KFAC_OPTIONS, "fisher_columns": None, **_FACTOR_OPTIONS},
+            constructor=("ema", "fisher_columns", *FACTORS),
+            convolutional={"lr": 0.001, "damping": 0.01, "momentum": 0.9},
+        ),
+        "kfra": _preconditioned(
+            summary="K-FAC whose B goes from layer to layer: (W' B W) o (phi' phi / N)",
+            paper=f"{_BOTEV}, Algorithm 1, appendix B.1",
+            path="kfra:KFRA",
+            options={**_KFAC_OPTIONS, "order": "same"},
+            constructor=("ema",),
         ),
         "ekfac": _preconditioned(
             summary="K-FAC's eigenbasis with second moments measured in it, on each batch",

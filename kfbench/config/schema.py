@@ -70,6 +70,9 @@ class MethodOptions(Section):
         None, description="how lambda enters EKFAC: alone, or as damping of both factors would"
     )
     fisher: Literal["sampled", "full", "empirical"] | None = Field(None, description="labels of the Fisher")
+    fisher_columns: Int | None = Field(
+        None, ge=1, description="random combinations of the outputs' Fisher that stand for all its columns"
+    )
     fisher_data: Int | None = Field(None, ge=1, description="points of the Fisher (default: as many as a batch)")
     block_diagonal: bool | None = Field(None, description="curvature of each layer alone, not of the whole network")
     tolerance: Float | None = Field(

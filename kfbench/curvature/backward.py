@@ -20,13 +20,17 @@ Moments = dict[str, dict[Estimate, Tensor]]
 
 @dataclass(eq=False)
 class Call:
-    """One call of a layer: its input (shared, not copied), that input's version, its output's edge, N and P."""
+    """One call of a layer: its input (shared, not copied), that input's version, its output's edge, N and P.
+
+    ``input_edge``: where its input came from, None of one without a gradient.
+    """
 
     input: Tensor
     version: int
     samples: int
     edge: GradientEdge
     positions: int
+    input_edge: GradientEdge | None = None
 
 
 @dataclass

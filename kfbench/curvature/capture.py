@@ -49,7 +49,8 @@ class capture:
             x = args[0] if args else kwargs["input"]
             # A layer used twice has two. Detaching keeps memory and version counter, so a later change is noticed.
             samples, positions = output.shape[0], output.numel() // max(1, output.shape[0] * width)
-            call = Call(x.detach(), x._version, samples, get_gradient_edge(output), positions)
+            came_from = get_gradient_edge(x) if x.requires_grad else None
+            call = Call(x.detach(), x._version, samples, get_gradient_edge(output), positions, came_from)
             calls.setdefault(name, []).append(call)
             return replaced  # None leaves what the layer returned
 

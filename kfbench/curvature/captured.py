@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kfbench.curvature.backward import Backpropagated, Call, Moments, backpropagate, nodes_below
 from kfbench.curvature.gradient import LayerGradient
+from kfbench.curvature.recursion import Link, check_chain, links_of
 from kfbench.curvature.statistics import CapturedStatistics, LayerStatistics
 from kfbench.layers.contract import Layer, full
 from kfbench.layers.estimate import Estimate
@@ -60,6 +61,7 @@ class Captured:
     _true: Backpropagated | None = None
     _inputs: dict[str, Tensor] = field(default_factory=dict)
     _labels: dict[str, list[Backpropagated]] = field(default_factory=dict)
+    _links: dict[str, Link] = field(default_factory=dict)
 
     def exclude(self, name: str) -> None:
         """Forget a layer: its parameters are then treated as plain ones, by the caller."""
@@ -125,15 +127,20 @@ class Captured:
         vectors: Callable[[Tensor, str], Tensor] | None,
         losses: Tensor,
         moments: Collection[Estimate] = (),
+        fisher_sum: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         """Backpropagate what a Fisher of this kind needs, keeping the graph; once for all who ask.
 
         ``vectors(output, fisher)`` gives the K vectors [K, *output.shape] of the likelihood for sampled and
-        full; empirical uses the true labels' gradients. ``moments``: where nobody asks for rows of output gradients,
-        all that is asked for, so that each row may be given up when it has been added to them.
+        full; empirical uses the true labels' gradients; recursion asks ``fisher_sum`` and follows the layers,
+        ValueError where they are no chain. ``moments``: where nobody asks for rows of output gradients, all that is
+        asked for, so that each row may be given up when it has been added to them.
         """
         if fisher == "empirical":
             self._backpropagate_losses(losses, keep_graph=True)
+        elif fisher == "recursion":
+            assert fisher_sum is not None, "the recursion needs a likelihood"
+            self._links = self._links or links_of(self.layers, self._calls_used, output, fisher_sum)
         elif fisher != "none" and fisher not in self._labels:
             assert vectors is not None, f"fisher {fisher!r} needs a likelihood"
             # Detached: labels are drawn from the output, not differentiated through it.
@@ -145,8 +152,12 @@ class Captured:
                 backpropagate(*given, vector, kept=kept, moments=sums, estimates=moments) for vector in drawn
             ]
 
+    def check_chain(self, output: Tensor) -> None:
+        """ValueError where the recursion would not be of this model."""
+        check_chain(self.layers, self._calls_used, output)
+
     def statistics(self, fisher: str) -> dict[str, LayerStatistics]:
-        """Those of every layer that was used, for ``fisher`` none | sampled | full | empirical, after ``draw``."""
+        """Those of every layer that was used, for the ``fisher`` given to ``draw``; without any draw for "none"."""
         found: dict[str, LayerStatistics] = {}
         for name in self.calls:
             layer, used = self.layers[name], self.used(name)
@@ -172,6 +183,7 @@ class Captured:
                 vectors=len(passes),
                 output_gradients=rows,
                 output_moments=moments,
+                link=self._links.get(name) if fisher == "recursion" else None,
             )
         return found
 

@@ -44,6 +44,7 @@ class Coverage:
         self._verified: dict[str, set[_Kind]] = {}
         self._named: set[str] = set()
         self._warned_of_mixing = False
+        self.recursion = False  # whether some method hands its Fisher from layer to layer
         if not self.layers:
             raise ValueError(f"no layer of the model can be preconditioned: {_listed(self.left_out)}")
 
@@ -83,13 +84,14 @@ class Coverage:
         """Believe nothing that was verified: the losses of what comes may hold more."""
         self._verified.clear()
 
-    def verify(self, captured: Captured, losses: Tensor) -> None:
+    def verify(self, captured: Captured, losses: Tensor, output: Tensor) -> None:
         """Leave out every layer whose captured gradient is not autograd's; warn of those not named before.
 
         This finds, whatever the reason, weights that are also used past the layer's own forward
         (tied weights, penalties inside the loss, modules that bypass hooks) and batches that do
         not lie along the first dimension. It costs a backward pass, and is done where a layer is called, or its
-        parameters are used in the graph, in a way that was not seen before; what tells is cheap.
+        parameters are used in the graph, in a way that was not seen before; what tells is cheap. ValueError where a
+        chain of layers is wanted and there is none.
         """
         uses, doubtful = captured.reach(losses), []
         for name, layer in self.layers.items():
@@ -102,6 +104,8 @@ class Coverage:
                 doubtful.append((name, kind))
         if doubtful:
             self._verify(captured, losses, doubtful, uses)
+            if self.recursion:
+                captured.check_chain(output)
         elif not self._named:
             self._warn()
         # A layer that is skipped is nothing to verify, but leaves no chain.

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kfbench.curvature.recursion import Link
 from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.moments import JoinedMoment, MeasuredMoment, Moment, MomentOfRows
 from kfbench.layers.sample_rows import SampleRows, with_ones
@@ -24,8 +25,11 @@ class LayerStatistics:
     ``inputs`` [N, P, d_in]. ``output_gradients`` [K, N, P, d_out] or None where the method needs no
     Fisher: the gradients of K vectors per sample whose outer products sum to (an estimate of) the
     Fisher of the output. K = 1 for true or once-sampled labels, the number of classes for "full".
-    ``has_bias``: the last column of the inputs is the bias's, all ones.
+    ``has_bias``: the last column of the inputs is the bias's, all ones. ``link``: how the layer leads on, for methods
+    whose Fisher is "recursion".
     """
+
+    link: Link | None = None
 
     def __init__(
         self, inputs: Tensor | SampleRows, output_gradients: Tensor | None = None, has_bias: bool = False
@@ -90,8 +94,8 @@ class CapturedStatistics(LayerStatistics):
     """The same of a captured layer whose rows are made when asked for.
 
     ``rows`` make its inputs, ``moment(ones, estimate)`` their moment; of the output gradients either rows
-    [K, N, P, d_out] or the ``output_moments`` that were summed up while they were there. ``raw``: what the layer
-    was given.
+    [K, N, P, d_out] or the ``output_moments`` that were summed up while they were there, or a ``link`` in place of
+    both. ``raw``: what the layer was given.
     """
 
     def __init__(
@@ -103,8 +107,10 @@ class CapturedStatistics(LayerStatistics):
         vectors: int,
         output_gradients: Tensor | None,
         output_moments: Mapping[Estimate, Tensor] | None,
+        link: Link | None = None,
     ) -> None:
         super().__init__(rows, output_gradients, has_bias)
+        self.link = link
         self.vectors = vectors  # also where their gradients were not kept
         self._moment, self._raw, self._output_moments = moment, raw, output_moments
 
@@ -127,7 +133,8 @@ class CapturedStatistics(LayerStatistics):
     def to_check(self) -> list[Tensor]:
         """Inputs as they were given, not as patches."""
         moments = (self._output_moments or {}).values()
-        return [t for t in (*self._raw, self._output_gradients, *moments) if t is not None]
+        linked = self.link.tensors if self.link is not None else []
+        return [t for t in (*self._raw, self._output_gradients, *moments, *linked) if t is not None]
 
 
 Statistics = Mapping[str, LayerStatistics]
@@ -147,6 +154,7 @@ class _JoinedStatistics(LayerStatistics):
         self._parts, first = parts, parts[0]
         self.samples = sum(part.samples for part in parts)
         self.positions, self.has_bias, self.vectors = first.positions, first.has_bias, first.vectors
+        self.link = Link.joined([part.link for part in parts])
 
     def sample_rows(self) -> SampleRows:
         """Joined where they lie in memory."""

@@ -61,7 +61,7 @@ class Form(ABC):
         """Its trace [], without it."""
 
     def describe(self) -> list[object]:
-        """Plain values from which ``curvature/inverses.form_of`` makes it again."""
+        """Plain values from which ``curvature/averages.form_of`` makes it again."""
         return [self.kind, *(getattr(self, field.name) for field in fields(self))]  # type: ignore[arg-type]
 
 

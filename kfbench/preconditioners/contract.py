@@ -17,6 +17,8 @@ from kfbench.layers.estimate import EXACT, Estimate
 
 # Whose labels the Fisher is made from, in a method that has one; "none" in the others.
 FISHERS = ("sampled", "full", "empirical")
+# All that ``fisher`` may be; "recursion" goes from layer to layer instead (``curvature/recursion.py``).
+FISHER_KINDS = ("none", *FISHERS, "recursion")
 
 
 class Preconditioner(Protocol):
@@ -27,7 +29,8 @@ class Preconditioner(Protocol):
     """
 
     fisher: str
-    """Whose output gradients ``observe`` needs: none | sampled | full | empirical."""
+    """Whose output gradients ``observe`` needs: none | sampled | full | empirical; "recursion" needs ``link`` of every
+    layer in their place."""
 
     orders: tuple[str, ...]
     """The orders it supports, the default first: independent (apply, observe, refresh), so that
@@ -58,6 +61,10 @@ class Traits:
 
     fisher: str = ""
     orders: tuple[str, ...] = ()
+
+    fisher_columns: int | None = None
+    """With fisher "full": so many random combinations of the columns of the output Fisher's root stand for all of
+    them (None: the columns themselves). Their outer products are right in the mean."""
 
     own_points: int | None = None
     """In order "independent" each refresh is made from so many points of the method's own (None: as many
@@ -123,6 +130,20 @@ class Traits:
     """Whether that matrix is in force from one refresh to the next, though what it is made from goes on."""
 
     @property
+    def knows_chains_alone(self) -> bool:
+        """Whether a model whose layers are no chain is refused."""
+        return self.chain or self.fisher == "recursion"
+
+    @property
+    def kind(self) -> str:
+        """What is made of a captured forward; methods of one kind share it."""
+        return self.fisher if self.fisher_columns is None else f"{self.fisher_columns} columns"
+
+    def vectors(self, outputs: int) -> int:
+        """How many vectors are backpropagated for each point."""
+        return self.fisher_columns or vectors_of(self.fisher, outputs)
+
+    @property
     def moments(self) -> frozenset[Estimate]:
         """Which moments of output gradients it observes; none where it wants the rows themselves."""
         return frozenset([self.estimate]) if self.moments_only else frozenset()
@@ -146,4 +167,4 @@ class Traits:
 
 def vectors_of(fisher: str, outputs: int) -> int:
     """How many vectors are backpropagated for each point."""
-    return {"none": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]
+    return {"none": 0, "recursion": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]

@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kfbench.curvature.averages import FactorAverages
+from kfbench.curvature.averages import BlockInverse, FactorAverages, inverse_from_state
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.inverses import BlockInverse, inverse_from_state
 from kfbench.curvature.linalg import DampedInverse
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.estimate import Estimate

@@ -19,11 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
-from kfbench.curvature.averages import FactorAverages, joint_eigenbases
+from kfbench.curvature.averages import BlockInverse, FactorAverages, inverse_from_state, joint_eigenbases
 from kfbench.curvature.counts import LayerShape, cholesky, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.inverses import BlockInverse, inverse_from_state
 from kfbench.curvature.linalg import DampedInverse, factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.estimate import Estimate

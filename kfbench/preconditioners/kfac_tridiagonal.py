@@ -30,10 +30,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
-from kfbench.curvature.averages import FactorAverages
+from kfbench.curvature.averages import BlockInverse, FactorAverages
 from kfbench.curvature.counts import LayerShape, eigh
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.inverses import BlockInverse
 from kfbench.curvature.linalg import DampedInverse, eigenbasis
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.moments import MomentOfPairs

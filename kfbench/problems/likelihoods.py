@@ -2,13 +2,15 @@
 
 The Fisher of one sample's output f is ``E[grad_f log p(y|f) grad_f log p(y|f)']`` over labels y
 drawn from the model. It is handed on as K vectors per sample whose outer products sum to it, or
-for sampled labels to an unbiased estimate of it. Samples lie along the first dimension; whatever
+for sampled labels to an unbiased estimate of it; ``problems/output_fisher.py`` makes whatever else
+methods ask for. Samples lie along the first dimension; whatever
 else an output holds (tokens, pixels) are independent labels of the same sample, over which its
 loss is a sum.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,8 +18,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 
+@runtime_checkable
 class Likelihood(Protocol):
-    """``-log p(target | output)`` and its Fisher, for outputs with samples along the first dimension."""
+    """``-log p(target | output)`` and its Fisher, for outputs with samples along the first dimension.
+
+    ``root_times`` and ``fisher_sum``, which those below have, may be missing: ``full_vectors`` says it all, at K times
+    the memory.
+    """
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:
         """Per-sample loss, never reduced over samples."""
@@ -98,6 +105,18 @@ class Categorical:
         p, rows = self._logits(output).softmax(dim=-1), self._logits(v)
         return self._like((p * (rows - (p * rows).sum(-1, keepdim=True)))[None], output)[0]
 
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        """The same root times ``weights`` [k, *output.shape]: no column is formed."""
+        p, w = self._logits(output).softmax(dim=-1), torch.stack([self._logits(each) for each in weights])
+        root = p.sqrt()
+        return self._like(root * w - p * (root * w).sum(dim=-1, keepdim=True), output)
+
+    def fisher_sum(self, output: Float[Tensor, "N C"], scale: Float[Tensor, "N C"]) -> Float[Tensor, "C C"]:
+        """``sum_n D_n F_n D_n``, F_n the Fisher of sample n's output and D_n = diag(scale_n)."""
+        p = output.softmax(dim=-1)
+        scaled = p * scale
+        return (scaled * scale).sum(0).diag() - scaled.T @ scaled
+
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
         """Whether the most likely class is the true one, at every position."""
         right = self._logits(output).argmax(dim=-1) == target.reshape(len(target), -1)
@@ -127,6 +146,14 @@ class Gaussian:
         """The output Fisher of every sample times v, both [N, ...]: v itself."""
         return v
 
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        """The identity times ``weights`` [k, *output.shape]."""
+        return weights
+
+    def fisher_sum(self, output: Float[Tensor, "N C"], scale: Float[Tensor, "N C"]) -> Float[Tensor, "C C"]:
+        """``sum_n D_n F_n D_n``, F_n the Fisher of sample n's output and D_n = diag(scale_n)."""
+        return scale.square().sum(0).diag()
+
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Regression has no accuracy."""
         return None
@@ -150,13 +177,25 @@ class Bernoulli:
         return (p - (uniform < p).to(p.dtype))[None]
 
     def full_vectors(self, output: Tensor) -> Tensor:
-        """Columns of ``diag(sqrt(p (1 - p)))``; ``1 - p`` is the sigmoid of ``-f``, which loses no digits."""
-        root = (output.sigmoid() * (-output).sigmoid()).sqrt().reshape(len(output), -1)
+        """Columns of ``diag(sqrt(p (1 - p)))``."""
+        root = self._variance(output).sqrt().reshape(len(output), -1)
         return torch.diag_embed(root).permute(2, 0, 1).reshape(-1, *output.shape)
 
     def fisher_product(self, output: Tensor, v: Tensor) -> Tensor:
         """The output Fisher of every sample times v, both [N, ...]: ``p (1 - p) v``."""
-        return output.sigmoid() * (-output).sigmoid() * v
+        return self._variance(output) * v
+
+    def root_times(self, output: Tensor, weights: Tensor) -> Tensor:
+        """The same root times ``weights`` [k, *output.shape]: no column is formed."""
+        return self._variance(output).sqrt() * weights
+
+    def fisher_sum(self, output: Float[Tensor, "N C"], scale: Float[Tensor, "N C"]) -> Float[Tensor, "C C"]:
+        """``sum_n D_n F_n D_n``, F_n the Fisher of sample n's output and D_n = diag(scale_n)."""
+        return (self._variance(output) * scale.square()).sum(0).diag()
+
+    def _variance(self, output: Tensor) -> Tensor:
+        # 1 - p is the sigmoid of -f, which loses no digits.
+        return output.sigmoid() * (-output).sigmoid()
 
     def correct(self, output: Tensor, target: Tensor) -> None:
         """Reconstruction has no accuracy."""
@@ -168,3 +207,60 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,
     "bernoulli": Bernoulli,
 }
+
+
+class OutputFisher:
+    """Of one likelihood; labels and signs are drawn from ``generator``.
+
+    ``columns``: in place of the K columns of the Fisher's root V so many random combinations of them,
+    ``V R / sqrt(columns)`` with independent signs R for every sample, whose outer products have the Fisher for their
+    mean. ``mixes`` says whether samples see each other in the model, as behind batch norm.
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        generator: torch.Generator | None = None,
+        columns: int | None = None,
+        mixes: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.likelihood, self.generator, self._columns, self._mixes = likelihood, generator, columns, mixes
+        # A user's own likelihood need not have these.
+        self._root_times = getattr(likelihood, "root_times", None)
+        self._fisher_sum = getattr(likelihood, "fisher_sum", None)
+
+    def vectors(self, output: Tensor, fisher: str) -> Tensor:
+        """[K, *output.shape]: what is backpropagated, of "sampled" labels or, for any other kind, of the exact root."""
+        if fisher == "sampled":
+            return self.likelihood.sampled_vectors(output, self.generator)
+        if self._columns is not None:
+            return self._combined(output, self._columns)
+        vectors = self.likelihood.full_vectors(output)
+        if not self._mixes():
+            return vectors
+        # Each sample's vector times a random sign: behind batch norm it reaches the rows of all other samples. Products
+        # of two samples' vectors then vanish in the mean, as they do for sampled labels, and B is unbiased.
+        return vectors * _like_vectors(self._signs(vectors, *vectors.shape[:2]), vectors)
+
+    def _combined(self, output: Tensor, columns: int) -> Tensor:
+        if self._root_times is not None:
+            return self._root_times(output, self._signs(output, columns, *output.shape)) / columns**0.5
+        vectors = self.likelihood.full_vectors(output)
+        signs = self._signs(output, columns, *vectors.shape[:2])
+        return torch.stack([(vectors * _like_vectors(each, vectors)).sum(0) for each in signs]) / columns**0.5
+
+    def _signs(self, like: Tensor, *shape: int) -> Tensor:
+        bits = torch.randint(2, shape, generator=self.generator, device=like.device)
+        return (2 * bits - 1).to(like.dtype)
+
+    def sum(self, output: Tensor, scale: Tensor) -> Tensor:
+        """``sum_n D_n F_n D_n`` [C, C] of outputs [N, C], D_n = diag(scale_n): no sample's own Fisher is formed."""
+        if self._fisher_sum is not None:
+            return self._fisher_sum(output, scale)
+        vectors = (self.likelihood.full_vectors(output) * scale).flatten(0, 1)
+        return vectors.T @ vectors
+
+
+def _like_vectors(signs: Tensor, vectors: Tensor) -> Tensor:
+    """Signs [K, N] beside vectors [K, N, ...]."""
+    return signs.view(*signs.shape, *[1] * (vectors.dim() - 2))

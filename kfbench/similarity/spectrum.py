@@ -114,7 +114,7 @@ class Spectrum:
         self._observers: dict[str, Preconditioning] = {}
         self._first_use: dict[str, int] = {}
         for tracked in self.tracked.values():
-            fisher, batch_size = tracked.turn.traits.fisher, trainee.run.batch_size
+            fisher, batch_size = _exact(tracked.turn), trainee.run.batch_size
             # Two Fishers are formed: of the current batch, and by some methods of their own points.
             points = max(batch_size, tracked.turn.points_of_a_refresh(batch_size))
             _check_rows(points * vectors_of(fisher, trainee.data.outputs), fisher)
@@ -168,7 +168,7 @@ class Spectrum:
             # One for all methods with these labels: it keeps its norm and eigenvalues.
             fishers = {f: SampleFisher(k.statistics[name]) for f, k in self.keepers.items() if name in k.statistics}
             for label, tracked in self.tracked.items():
-                fisher = fishers.get(tracked.turn.traits.fisher)
+                fisher = fishers.get(_exact(tracked.turn))
                 approximation = tracked.in_force.get(name)
                 if fisher is None or approximation is None:  # turned out not to be captured; a warning said so
                     continue
@@ -191,6 +191,11 @@ class Spectrum:
         for fisher, observer in self._observers.items():
             statistics = self.panel.leader.forward.statistics_of_others(observer.turn, lambda: [batch])
             self.keepers[fisher].statistics = statistics or {}
+
+
+def _exact(turn: Turn) -> str:
+    """The labels of the Fisher that a method's curvature stands for: of a recursion all of them."""
+    return "full" if turn.traits.fisher == "recursion" else turn.traits.fisher
 
 
 def _check_rows(rows: int, fisher: str) -> None:

@@ -16,7 +16,7 @@ from kfbench.config.problem_table import MODEL_OPTIONS
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
 from kfbench.errors import UsageError, described, shown
-from kfbench.preconditioners.contract import Preconditioner, vectors_of
+from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.datasets import Dataset, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.locations import file_states
@@ -224,7 +224,7 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
             "'same' takes them; use order 'independent'"
         )
     try:
-        turn.traits.check(turn.damping, points, vectors_of(turn.traits.fisher, data.outputs))
+        turn.traits.check(turn.damping, points, turn.traits.vectors(data.outputs))
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
     except KeyboardInterrupt:
@@ -237,7 +237,7 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
 
 def check_chain(method: Method, update: Preconditioning | PlainUpdate, data: Dataset) -> None:
     """UsageError where the method knows chains of layers alone and the model is none; its forward leaves no trace."""
-    if not (isinstance(update, Preconditioning) and update.turn.traits.chain):
+    if not (isinstance(update, Preconditioning) and update.turn.traits.knows_chains_alone):
         return
     try:
         with warnings.catch_warnings(), forward_isolated(update.model):

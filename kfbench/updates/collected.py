@@ -13,8 +13,6 @@ from kfbench.layers.contract import Layer, full
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets
 FisherBatches = Callable[[int], Batches]  # number of a refresh -> the points that a method draws for itself
-# (output [N, ...], sampled or full) -> the vectors [K, N, ...] that are backpropagated for the Fisher.
-Vectors = Callable[[Tensor, str], Tensor]
 
 
 class Collected:

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.step_rules.contract import Vector
-from kfbench.step_rules.output_fisher import fisher_products, tangents
+from kfbench.step_rules.tangents import fisher_products, tangents
 from kfbench.updates.isolation import evaluating, forward_isolated
 
 # Large enough for efficient products, small enough that activations stay in tens of megabytes: those of convolutions,

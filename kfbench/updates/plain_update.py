@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.preconditioners.plain import PlainGradient
+from kfbench.problems.likelihoods import Gaussian, OutputFisher
 from kfbench.step_rules.contract import Vector
 from kfbench.updates.preconditioning import Rate, Redirect, set_gradients, squared_norm
 from kfbench.updates.schedule import Always
@@ -23,7 +24,7 @@ class PlainUpdate:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         # Never taken: it tells what an update costs and repeats after to whoever times or counts it.
-        self.turn = Turn(PlainGradient(), 0.0, 1, 1, None, lambda output, fisher: output[None], None)
+        self.turn = Turn(PlainGradient(), 0.0, 1, 1, None, OutputFisher(Gaussian()), None)
         self.turn.reschedule(Always(observing=False, refreshing=False))
 
     def begin(self) -> None:

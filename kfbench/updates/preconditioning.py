@@ -15,8 +15,8 @@ from kfbench.curvature.captured import Captured
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.layers.contract import Layer
 from kfbench.layers.finding import batch_mixing
-from kfbench.preconditioners.contract import Preconditioner
-from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
+from kfbench.preconditioners.contract import Preconditioner, Traits
+from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood, OutputFisher
 from kfbench.step_rules.contract import Vector
 from kfbench.updates.answers import Matrices
 from kfbench.updates.collected import FisherBatches
@@ -83,14 +83,18 @@ class Preconditioning:
             )
         self.model = model
         self.method: Preconditioner = make_preconditioner(method, **options) if isinstance(method, str) else method
-        self.turn = Turn(self.method, damping, T, S, order, self._vectors, fisher_batches, on_nonfinite)
         if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         self.likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
-        self.forward = SharedForward(model, self.likelihood)
-        self.forward.join(self.turn)
         self.device = next(model.parameters()).device
         self.label_generator = torch.Generator(self.device).manual_seed(seed)
+        columns = Traits.of(self.method).fisher_columns
+        self.output_fisher = OutputFisher(
+            self.likelihood, self.label_generator, columns, lambda: bool(batch_mixing(model))
+        )
+        self.turn = Turn(self.method, damping, T, S, order, self.output_fisher, fisher_batches, on_nonfinite)
+        self.forward = SharedForward(model, self.likelihood)
+        self.forward.join(self.turn)
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -248,21 +252,6 @@ class Preconditioning:
         for name, shape in state.get("shapes", {}).items():
             if list(shape) != (mine := [self.layers[name].d_out, self.layers[name].d_in]):
                 raise ValueError(f"the state is of a layer {name} of shape {list(shape)}, here it has {mine}")
-
-    def _vectors(self, output: Tensor, fisher: str) -> Tensor:
-        if fisher == "full":
-            vectors = self.likelihood.full_vectors(output)
-            return self._with_signs(vectors) if batch_mixing(self.model) else vectors
-        return self.likelihood.sampled_vectors(output, self.label_generator)
-
-    def _with_signs(self, vectors: Tensor) -> Tensor:
-        """Each sample's vector times a random sign: behind batch norm it reaches the rows of all other samples.
-
-        Products of two samples' vectors then vanish in the mean, as they do for sampled labels, and B is unbiased.
-        """
-        shape = vectors.shape[:2]
-        bits = torch.randint(2, shape, generator=self.label_generator, device=vectors.device)
-        return vectors * (2 * bits - 1).to(vectors.dtype).view(*shape, *[1] * (vectors.dim() - 2))
 
 
 def squared_norm(gradients: list[Tensor]) -> Tensor:

@@ -39,6 +39,7 @@ class SharedForward:
         self.turns.append(turn)
         self.coverage.per_sample |= turn.traits.per_sample
         self.coverage.chain |= turn.traits.chain
+        self.coverage.recursion |= turn.traits.fisher == "recursion"
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -81,7 +82,7 @@ class SharedForward:
         try:
             with exact(losses.device):
                 before = set(self.layers)
-                self.coverage.verify(captured, losses)
+                self.coverage.verify(captured, losses, output)
                 for turn in self.turns:
                     turn.forget(before - self.layers.keys())
                     turn.meet(captured.calls.keys())
@@ -105,7 +106,7 @@ class SharedForward:
             output = self.model(x)
         losses = self.likelihood.loss(output, y)
         captured.wanted = Wanted(matrices=False)
-        self.coverage.verify(captured, losses)
+        self.coverage.verify(captured, losses, output)
         return captured, losses, output
 
     def statistics_of_others(self, turn: Turn, draw: Callable[[], Batches]) -> dict[str, LayerStatistics] | None:

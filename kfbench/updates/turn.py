@@ -14,10 +14,11 @@ from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
 from kfbench.layers.contract import by_parameter
 from kfbench.layers.estimate import Estimate
-from kfbench.preconditioners.contract import FISHERS, Preconditioner, Traits
+from kfbench.preconditioners.contract import FISHER_KINDS, Preconditioner, Traits
+from kfbench.problems.likelihoods import OutputFisher
 from kfbench.step_rules.greedy_gamma import least
 from kfbench.updates.answers import Answers, Direction, Judge, Matrices, Write
-from kfbench.updates.collected import Batches, Collected, FisherBatches, Vectors, first_not_finite
+from kfbench.updates.collected import Batches, Collected, FisherBatches, first_not_finite
 from kfbench.updates.schedule import Amortisation, Schedule
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Turn:
         T: int,
         S: int | None,
         order: str | None,
-        vectors: Vectors,
+        output_fisher: OutputFisher,
         fisher_batches: FisherBatches | None,
         on_nonfinite: str = "skip",
     ) -> None:
@@ -52,8 +53,8 @@ class Turn:
             raise ValueError(f"damping must be at least 0, got {damping}")
         self.method, self.damping = method, damping
         self.traits = Traits.of(method)
-        if self.traits.fisher not in ("none", *FISHERS):
-            accepted = ", ".join(("none", *FISHERS))
+        if self.traits.fisher not in FISHER_KINDS:
+            accepted = ", ".join(FISHER_KINDS)
             raise ValueError(f"fisher of the method must be one of {accepted}, got {self.traits.fisher or None!r}")
         self.schedule: Schedule = Amortisation.of(T, 1 if S is None and self.traits.newest_only else S)
         self.order = order or self.traits.orders[0]
@@ -64,7 +65,7 @@ class Turn:
             raise ValueError("in order 'independent' the method draws points of its own: give fisher_batches, got None")
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
-        self._fisher_batches, self._vectors, self._on_nonfinite = fisher_batches, vectors, on_nonfinite
+        self._fisher_batches, self._fisher, self._on_nonfinite = fisher_batches, output_fisher, on_nonfinite
         self.l2 = 0.0  # eta: the gradient is that of ``eta / 2 |theta|^2`` too
         self.step = self.refreshes = self.skipped_batches = 0
         self._known: set[str] = set()  # layers whose statistics are part of the last refresh
@@ -161,24 +162,26 @@ class Turn:
         ``moments``: of all that do, or none where one of them asks for single rows.
         """
         if self.observing:
-            with self._around("label backward"):
-                captured.draw(self.traits.fisher, output, self._vectors, losses, moments)
+            self._draw(captured, losses, output, moments)
+
+    def _draw(self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]) -> None:
+        with self._around("label backward"):
+            captured.draw(self.traits.kind, output, self._fisher.vectors, losses, moments, self._fisher.sum)
 
     def collect(self, captured: Captured, losses: Tensor, keep_graph: bool) -> None:
         """Gradients of one micro-batch, and its statistics; frees the graph unless it is to be kept."""
         self._collected.add(captured, losses, keep_graph)
         if self.observing:
             # Only now is known which calls the losses reach.
-            self._collected.add_statistics(captured.statistics(self.traits.fisher))
+            self._collected.add_statistics(captured.statistics(self.traits.kind))
 
     def statistics_of(
         self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]
     ) -> dict[str, LayerStatistics]:
         """What the method would observe of one captured forward that no update is made of."""
         self.traits.want(captured.wanted, observing=True)
-        with self._around("label backward"):
-            captured.draw(self.traits.fisher, output, self._vectors, losses, moments)
-        return captured.statistics(self.traits.fisher)
+        self._draw(captured, losses, output, moments)
+        return captured.statistics(self.traits.kind)
 
     def observe(self, statistics: dict[str, LayerStatistics]) -> bool:
         """Hand them to the method, unless they are not finite; returns whether it got them.

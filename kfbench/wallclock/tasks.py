@@ -9,7 +9,7 @@ from kfbench.curvature.capture import capture
 from kfbench.curvature.counts import LayerShape
 from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.finding import find_layers
-from kfbench.preconditioners.contract import Traits, vectors_of
+from kfbench.preconditioners.contract import Traits
 from kfbench.updates.batches import Batch
 from kfbench.updates.spent import synchronise
 from kfbench.updates.timed import TraineeContestant
@@ -43,7 +43,7 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     shapes = layer_shapes(trainee, batch, turn.traits.estimate)
     observed, refreshed = turn.schedule.S / turn.schedule.T, 1 / turn.schedule.T
     points = turn.points_of_a_refresh(len(batch[0]))
-    vectors = vectors_of(turn.traits.fisher, trainee.data.outputs)
+    vectors = turn.traits.vectors(trainee.data.outputs)
     counted = _counts(turn.traits, shapes, vectors, points)
     if counted is None:
         return None

@@ -347,6 +347,7 @@ _OUT_OF_RANGE = [
     *(("adam", key, value) for key, value in (("clip_decay", "0"), ("clip_decay", "1.1"), ("lr_step_epochs", "0"))),
     *(("kfac", "fisher", value) for value in ("none", "true", "1", "Sampled")),
     ("kfac", "damping_kind", "adjusted"),
+    *(("kflr", "fisher_columns", value) for value in ("0", "1.5", "true")),
     *(("ekfac", "damping_init", "pi"), ("ekfac-ra", "scale_decay", "1"), ("foof-kfac-damping", "rescale", "norm")),
     *(("sgd", key, "0") for key in ("seeds", "epochs", "updates", "batch_size", "micro_batch_size", "threads")),
     *(("sgd", key, "0") for key in ("width", "train_samples", "eval_samples", "pad_to")),

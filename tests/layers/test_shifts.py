@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-from kfbench.curvature.inverses import form_of
+from kfbench.curvature.averages import form_of
 from kfbench.layers import shifts as shifting
 from kfbench.layers.shifts import Shifts
 from tests import dense

@@ -4,6 +4,7 @@ from kfbench.preconditioners.contract import Traits, vectors_of
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.kfac import KFAC
+from kfbench.preconditioners.kflr import KFLR
 from kfbench.preconditioners.natural import NaturalGradient
 
 
@@ -26,10 +27,15 @@ def test_what_ours_say():
     kfac = Traits.of(KFAC(fisher="full"))
     assert kfac.fisher == "full" and kfac.approximation_of_refresh
     assert Traits.of(EKFAC()).needs_rows and not Traits.of(EKFAC(fisher="sampled")).needs_rows
+    assert kfac.kind == "full" and kfac.vectors(10) == 10
+    columns = Traits.of(KFLR(fisher_columns=3))
+    assert (columns.fisher, columns.kind, columns.vectors(10)) == ("full", "3 columns", 3)
     natural = Traits.of(NaturalGradient())
     assert natural.draws_points and natural.own_points is None, "as many as a batch"
     assert Traits.of(NaturalGradient(fisher_data=7)).own_points == 7
 
 
 def test_vectors_of_every_fisher():
-    assert [vectors_of(fisher, 10) for fisher in ("none", "empirical", "sampled", "full")] == [0, 1, 1, 10]
+    assert [vectors_of(fisher, 10) for fisher in ("none", "recursion", "empirical", "sampled", "full")] == [
+        *(0, 0, 1, 1, 10)
+    ]

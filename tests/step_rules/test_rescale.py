@@ -12,15 +12,15 @@ from torch import nn
 from kfbench.errors import UsageError
 from kfbench.step_rules.contract import Proposed
 from kfbench.step_rules.levenberg_marquardt import LevenbergMarquardt
-from kfbench.step_rules.output_fisher import fisher_products, tangents
 from kfbench.step_rules.rescale import Rescaling
+from kfbench.step_rules.tangents import fisher_products, tangents
 from kfbench.updates.build import build_data
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.trainee import Trainee
 from tests import dense
 from tests.cases import METHODS, Problem, problem
 from tests.properties import LAMBDA, assert_close
-from tests.step_rules.test_output_fisher import _flat
+from tests.step_rules.test_tangents import _flat
 
 CPU = torch.device("cpu")
 ETA = 0.01

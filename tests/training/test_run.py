@@ -22,6 +22,7 @@ from tests.runs import epochs, updates
 SPECS = ["sgd", "adam", "adamw", "foof:T=3,S=2", "kfac:T=3", "kfac:T=2,damping_kind=standard", "kfac:ema=0,fisher=full"]
 SPECS += ["kfac-tridiagonal:T=3,S=2"]
 SPECS += ["ekfac:T=6", "ekfac:T=6,S=4,fisher=sampled,order=independent", "ekfac-ra:T=6,S=2"]
+SPECS += ["kflr:T=3", "kflr:T=2,fisher_columns=2", "kfra:T=3"]
 SPECS += ["foof-kfac-damping:T=3", "foof-centred:T=3,S=2", "foof-per-sample"]
 SPECS += ["natural:T=3,lr=0.05,damping=1,fisher_data=30"]
 SPECS += ["natural:T=2,lr=0.1,damping=1,order=same,fisher=full,block_diagonal=true"]

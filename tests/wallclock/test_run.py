@@ -60,6 +60,13 @@ COUNTS = [
     ("kfac:T=1", "inverse", (1741 + 1500) / 3, 4.31),
     ("kfac:T=100,S=10", "label backward", 20.1, 1.88),
     ("kfac:T=100,S=10,damping_kind=standard", "inverse", 5 * 32.41, 9.20),
+    ("kflr:T=1", "label backward", 10 * 201, 10.24),
+    ("kflr:T=100,S=10", "statistics", 0.1 * (362 + 10 * 300), 2.47),
+    ("kflr:T=1,fisher_columns=2", "statistics", 362 + 2 * 300, 4.97),
+    ("kflr:T=1,fisher_columns=2", "label backward", 2 * 201, 4.97),
+    # Slopes of three layers and the output's Hessian (300), two products a weight but the first (4010).
+    ("kfra:T=1", "statistics", 362 + 300 + 4010, 9.32),
+    ("kfra:T=100,S=10", "statistics", 0.1 * (362 + 300 + 4010), 2.38),
     # The formulas' 9.54 multiplies the last layer's right factor in dense order; its scales need the rows.
     ("ekfac:T=100,S=10", "apply", 272 + 90 + 300 + 279 + 5409, 9.67),
     ("ekfac:T=100,S=10", "statistics", 0.1 * (362 + 300), 9.67),

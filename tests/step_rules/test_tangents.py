@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kfbench.step_rules.output_fisher import fisher_products, tangents
+from kfbench.step_rules.tangents import fisher_products, tangents
 from tests import dense
 from tests.cases import MODELS, problem
 from tests.properties import assert_close
