@@ -57,7 +57,7 @@ WRONG = [
     (["--progress-lr", "best"], "progress_lr should be 'given' or 'search', got 'best'"),
     (["--opt", "foof", "--opt", "foof"], "method 'foof' is given twice with the same options"),
     (["--opt", "kfac"], "similarity compares two methods or more, got kfac alone"),
-    (["--follow", "kfca"], "did you mean 'kfac'?"),
+    (["--follow", "kfacc"], "did you mean 'kfac'?"),
     (["--against", "sdg"], "did you mean 'sgd'?"),
     (["--follow", "kfac", "--follow", "foof"], "similarity takes one value of --follow"),
 ]
