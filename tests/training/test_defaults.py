@@ -23,7 +23,8 @@ def _kinds(option):
     return names or ([True, False] if bool in given else [])
 
 
-# How a run goes on, or how far its steps, not what the method is; how factors are estimated, which fully connected layers do not show.
+# How a run goes on, or how far its steps, not what the method is; how factors are estimated, which fully connected
+# layers do not show.
 _OF_RUNS = ("lr_schedule", "order", "nesterov", "warm_start", "step", "adapt", *FACTORS)
 
 
