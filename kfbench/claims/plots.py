@@ -28,7 +28,11 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         return
     shown = [x for _, part, _ in parts for x in (part["ratio"], part[side_of(part)], 1.0)]
     left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
-    figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 0.27 * len(parts)), layout="constrained")
+    compared = [(id, part["measure"].replace("_", " "), pair) for id, part, pair in reversed(parts)]
+    names = [f"{id}: {', '.join(filter(None, what))}" for id, *what in compared]
+    # Beside the longest name there must be room for the axis, or the layout gives up.
+    size = max(9.5, 4.5 + 0.08 * max(map(len, names))), 1.2 + 0.27 * len(parts)
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     for row, (_, part, _) in enumerate(reversed(parts)):  # upwards, so that the first one ends on top
         colour = next(c for outcome, c in _COLOURS.items() if part["outcome"].startswith(outcome))  # reasons follow
         if part["low"] is not None and part["high"] is not None:
@@ -40,8 +44,7 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.annotate(f"\N{LEFTWARDS ARROW} {part['ratio']:.3g}", (left, row), color=colour, va="center")
         side = side_of(part)
         axes.plot(part[side], row, marker=SIDES[side], color="black", markersize=6, fillstyle="none")
-    compared = [(id, part["measure"].replace("_", " "), pair) for id, part, pair in reversed(parts)]
-    axes.set_yticks(range(len(parts)), [f"{id}: {', '.join(filter(None, what))}" for id, *what in compared])
+    axes.set_yticks(range(len(parts)), names)
     axes.set_ylim(-0.7, len(parts) - 0.3)
     axes.set(xscale="log", xlabel="measured ratio, 95 % interval; hollow: the claimed side of its threshold")
     axes.set_xlim(left, right)
