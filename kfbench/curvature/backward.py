@@ -132,3 +132,22 @@ def _leads_to(node: Any, goals: set[Any]) -> bool:
                 seen.add(following)
                 waiting.append(following)
     return False
+
+
+def first_met(nodes: list[Any], of_node: Mapping[Any, str]) -> set[str]:
+    """The layers whose outputs are met first on all ways down, these nodes of the graph included."""
+    met, seen, waiting = set(), set(nodes), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in of_node:
+            met.add(of_node[node])
+            continue
+        new = [following for following in below(node) if following not in seen]
+        seen.update(new)
+        waiting += new
+    return met
+
+
+def below(node: Any) -> list[Any]:
+    """The nodes of the graph that this one follows from."""
+    return [] if node is None else [following for following, _ in node.next_functions if following is not None]

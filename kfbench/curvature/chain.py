@@ -1,12 +1,11 @@
 """Whether the layers are a chain: fully connected, each fed by an elementwise function of the one before."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kfbench.curvature.backward import Call
+from kfbench.curvature.backward import Call, below, first_met
 from kfbench.curvature.captured import Captured
 from kfbench.layers.contract import Layer
 from kfbench.layers.linear_layer import LinearLayer
@@ -29,7 +28,7 @@ def chain(captured: Captured, result: Tensor, layers: Mapping[str, Layer]) -> li
     calls = {name: captured.used(name)[0] for name in layers}
     of_node = {call.edge.node: name for name, call in calls.items()}
     names: list[str] = []  # from the last to the first
-    while above := _first_met(_below(calls[names[-1]].edge.node) if names else [result.grad_fn], of_node):
+    while above := first_met(below(calls[names[-1]].edge.node) if names else [result.grad_fn], of_node):
         if len(above) > 1:
             both = " and ".join(repr(name) for name in layers if name in above)
             raise _no_chain(f"{both} both lead straight to {repr(names[-1]) if names else 'the loss'}")
@@ -57,24 +56,6 @@ def _no_chain(why: str) -> ValueError:
         f"{why}, but accepted is a chain alone: fully connected layers, each called once with one row a sample, and "
         "elementwise functions between them"
     )
-
-
-def _first_met(nodes: list[Any], of_node: Mapping[Any, str]) -> set[str]:
-    """The layers whose outputs are met first on all ways down, these nodes of the graph included."""
-    met, seen, waiting = set(), set(nodes), list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node in of_node:
-            met.add(of_node[node])
-            continue
-        new = [following for following in _below(node) if following not in seen]
-        seen.update(new)
-        waiting += new
-    return met
-
-
-def _below(node: Any) -> list[Any]:
-    return [] if node is None else [following for following, _ in node.next_functions if following is not None]
 
 
 def _is_elementwise(before: Call, after: Call, layer: Layer) -> bool:

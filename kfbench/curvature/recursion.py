@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from kfbench.curvature.backward import Call
+from kfbench.curvature.backward import Call, below, first_met
 from kfbench.layers.contract import Layer, full
 from kfbench.layers.linear_layer import LinearLayer
 from kfbench.layers.moments import MomentOfRows, full_precision
@@ -174,7 +173,7 @@ def _segments(layers: Mapping[str, Layer], calls: Mapping[str, Sequence[Call]], 
             (get_gradient_edge(output), output) if following is None else (following.input_edge, following.input)
         )
         segment = _Segment(name, layers[name], call, onward, end or call.edge, like)
-        reached = set() if end is None else _layers_below(end.node, places)
+        reached = set() if end is None else first_met([end.node], places)
         if reached != {name}:
             fed = " and ".join(map(repr, sorted(reached))) or "no layer"
             what = "the output" if onward is None else f"layer {onward!r} ({type(layers[onward].module).__name__})"
@@ -184,27 +183,12 @@ def _segments(layers: Mapping[str, Layer], calls: Mapping[str, Sequence[Call]], 
         yield segment
 
 
-def _layers_below(node: Any, places: Mapping[Any, str]) -> set[str]:
-    """The layers whose output is met first on the ways down from this node."""
-    found, seen, waiting = set(), {node}, [node]
-    while waiting:
-        node = waiting.pop()
-        if node in places:
-            found.add(places[node])
-            continue
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return found
-
-
 def _not_elementwise(segment: _Segment) -> ValueError:
     nodes, node, names = [segment.end.node], segment.end.node, []
     while nodes:
         node = nodes.pop()
         if node != segment.call.edge.node and not node.name().endswith("AccumulateGrad"):
             names.append(node.name().rstrip("0123456789").removesuffix("Backward"))
-            nodes += [following for following, _ in node.next_functions if following is not None]
+            nodes += below(node)
     what = ", ".join(dict.fromkeys(reversed(names))) or "nothing"
     return ValueError(f"{_CHAIN}; what leads from {segment.description} ({what}) is not elementwise")

@@ -2,7 +2,7 @@
 
 The Fisher of one sample's output f is ``E[grad_f log p(y|f) grad_f log p(y|f)']`` over labels y
 drawn from the model. It is handed on as K vectors per sample whose outer products sum to it, or
-for sampled labels to an unbiased estimate of it; ``problems/output_fisher.py`` makes whatever else
+for sampled labels to an unbiased estimate of it; ``OutputFisher`` makes whatever else
 methods ask for. Samples lie along the first dimension; whatever
 else an output holds (tokens, pixels) are independent labels of the same sample, over which its
 loss is a sum.
@@ -22,8 +22,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 class Likelihood(Protocol):
     """``-log p(target | output)`` and its Fisher, for outputs with samples along the first dimension.
 
-    ``root_times`` and ``fisher_sum``, which those below have, may be missing: ``full_vectors`` says it all, at K times
-    the memory.
+    ``root_times``, ``fisher_sum`` and ``fisher_product``, which those below have, may be missing: ``full_vectors`` says
+    it all, at K times the memory.
     """
 
     def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, "N"]:

@@ -182,9 +182,8 @@ def _combined(alpha: Tensor, direction: Tensor, mu: Tensor, last: Tensor | None)
 
 def _dots(vectors: Sequence[Vector]) -> Tensor:
     """``v_i' v_j`` [V, V]."""
-    rows = [
-        [torch.stack([v[p].reshape(-1).dot(w[p].reshape(-1)) for p in v]).double().sum() for w in vectors[: i + 1]]
-        for i, v in enumerate(vectors)
-    ]
-    lower = torch.stack([torch.stack([*row, *[row[0] * 0] * (len(vectors) - len(row))]) for row in rows])
-    return lower + lower.tril(-1).T
+
+    def dot(v: Vector, w: Vector) -> Tensor:
+        return torch.stack([v[p].reshape(-1).dot(w[p].reshape(-1)) for p in v]).double().sum()
+
+    return torch.stack([torch.stack([dot(v, w) for w in vectors]) for v in vectors])
