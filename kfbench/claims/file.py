@@ -30,7 +30,7 @@ _NOT_HASHED = ("source", "says", "notes", "small", "published", "ask")
 RULES = 3
 # What a method that is asked takes from the followed one unless its SPEC says otherwise.
 SHARED = ("lr", "damping", "T", "S")
-_OF_TIME = {"seconds_per_update", "seconds_to_loss"}
+OF_TIME = {"seconds_per_update", "seconds_to_loss"}
 # Whose blocks a claim's configuration has; that of `similarity` names methods as they are tuned, so it stands apart.
 _COMMANDS = ("sweep", "wallclock")
 
@@ -131,7 +131,7 @@ class ClaimFile:
             asked["sweep"] = {k: v for k, v in self.config.sweep.model_dump().items() if k not in unsaid}
             if self.config.sweep.final_epochs == run.epochs:
                 asked["sweep"]["final_epochs"] = None
-        if self.measures & _OF_TIME:  # what only counts losses may be judged anywhere
+        if self.measures & OF_TIME:  # what only counts losses may be judged anywhere
             asked["machine"] = [run.device, run.threads]
         return fingerprint(
             {

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from kfbench.claims.directions import asked_config, check_directions, check_followed
 from kfbench.claims.evidence import Evidence, Figures
-from kfbench.claims.file import RULES, ClaimFile
+from kfbench.claims.file import OF_TIME, RULES, ClaimFile
 from kfbench.claims.measures import DIRECTIONS, FINISHED, TUNED, figures
 from kfbench.claims.toy import toy_losses
 from kfbench.claims.verdicts import judge, verdict
@@ -169,10 +170,12 @@ def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings,
     with shared_folder(None, "sweep", file.config, overwrite=False) as folder:
         # Before the sweeps, which then find these trials ended.
         adopted = adopt(folder, earlier / "trials.csv")
-        summaries = [_swept(_fixed(file, spec), folder, around) for spec in file.claim.published]
+        # What only counts losses may have been trained anywhere.
+        swept = partial(_swept, folder=folder, around=around, any_device=not file.measures & OF_TIME)
+        summaries = [swept(_fixed(file, spec)) for spec in file.claim.published]
         evidence.published = {label: m for summary in summaries for label, m in summary["methods"].items()}
         # The tuned ones last: summary.json and best.yaml of the folder are those of its last sweep.
-        summaries.append(_swept(file.config, folder, around))
+        summaries.append(swept(file.config))
         evidence.tuning = summaries[-1]["methods"]
         kept = _final_epochs(folder, evidence.tuning, (directory, earlier))
         evidence.epochs = _by_seed(kept)
@@ -191,8 +194,8 @@ def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings,
     }
 
 
-def _swept(config: Config, folder: Path, around: Surroundings) -> dict[str, Any]:
-    summary = sweep(config, folder, around.sweep)
+def _swept(config: Config, folder: Path, around: Surroundings, any_device: bool) -> dict[str, Any]:
+    summary = sweep(config, folder, around.sweep, any_device=any_device)
     if summary["status"] == "interrupted":
         raise ClaimInterruptedError
     return summary
