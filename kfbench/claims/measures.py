@@ -126,6 +126,11 @@ def _cost_ratio(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     return Figures(list(of), list(to))
 
 
+def _inverse_error(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """Of an approximate inverse of the whole Kronecker-factored Fisher, by seed."""
+    return paired(*(looked_up(evidence.inverses, part[side]) for side in ("of", "to")))
+
+
 def _toy_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """The loss of the named point of the toy, or of both: "sgd, point 2"."""
     return Figures([_toy(part["of"], evidence)], [_toy(part["to"], evidence)])
@@ -157,6 +162,7 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
     "spectrum_distance": _spectral("spectrum_distance"),
     "error_growth": _error_growth,
     "seconds_per_update": _cost_ratio,
+    "inverse_error": _inverse_error,
     "toy_loss": _toy_loss,
 }
 # Which records each measure needs.

@@ -13,6 +13,7 @@ import torch
 from kfbench.claims.directions import asked_config, check_directions, check_followed
 from kfbench.claims.evidence import Evidence, Figures
 from kfbench.claims.file import OF_TIME, RULES, ClaimFile
+from kfbench.claims.inverses import LABELS, inverse_errors
 from kfbench.claims.measures import DIRECTIONS, FINISHED, TUNED, figures
 from kfbench.claims.toy import toy_losses
 from kfbench.claims.verdicts import judge, verdict
@@ -87,6 +88,8 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
         record["similarity"] = _follow(file, directory, around, evidence)
     if "seconds_per_update" in measures:
         record["wallclock"] = _time(file, directory, around, evidence)
+    if "inverse_error" in measures:
+        evidence.inverses = record["inverses"] = inverse_errors(file.config)
     if "toy_loss" in measures:
         evidence.toy = record["toy"] = toy_losses()
     parts = _parts(file, evidence)
@@ -132,6 +135,7 @@ def check_claim(file: ClaimFile) -> None:
             raise UsageError(f"{file.path.name}: published gives {label!r} twice")
     if file.measures & set(DIRECTIONS):
         check_directions(file)
+    _check_labels(file, ("inverse_error",), LABELS)
     _check_labels(file, ("seconds_per_update",), [method.label for method in settings.methods])
 
 
