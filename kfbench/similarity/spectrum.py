@@ -194,8 +194,8 @@ class Spectrum:
 
 
 def _exact(turn: Turn) -> str:
-    """The labels of the Fisher that a method's curvature stands for: of a recursion all of them."""
-    return "full" if turn.traits.fisher == "recursion" else turn.traits.fisher
+    """The labels of the Fisher that a method's curvature stands for: of a recursion all, of gradients the true ones."""
+    return {"recursion": "full", "gradients": "empirical"}.get(turn.traits.fisher, turn.traits.fisher)
 
 
 def _check_rows(rows: int, fisher: str) -> None:
