@@ -158,8 +158,11 @@ def soap(s: Situation) -> Tensor:
 
     The basis is the method's own, which must be one of L and R: at their eigenvalue 0 any other would be as good.
     """
-    bases, G = [], s.gradient()
-    for own, M, d in zip((s.method.Q_L, s.method.Q_R), _gradient_factors(s), G.shape, strict=True):
+    bases, G, factors = [], s.gradient(), s.method.factors
+    for own, M, d, side in zip(
+        (s.method.Q_L, s.method.Q_R), _gradient_factors(s), G.shape, ("left", "right"), strict=True
+    ):
+        assert (s.name in own) == (factors.sides in ("both", side) and d <= factors.max_dim), f"which sides, {side}"
         Q = own.get(s.name, torch.eye(d, dtype=G.dtype))
         torch.testing.assert_close(Q.T @ Q, torch.eye(d, dtype=G.dtype), rtol=0, atol=1e-12)
         if s.name in own and s.method.basis == "eigh":

@@ -113,8 +113,8 @@ _MARTENS = (
 _BOTEV = "Botev, Ritter & Barber 2017, Practical Gauss-Newton Optimisation for Deep Learning, ICML"
 
 GEORGE = (
-    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
-    "Kronecker-factored Eigenbasis, NeurIPS"
+    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a Kronecker-"
+    "factored Eigenbasis, NeurIPS"
 )
 
 
@@ -135,7 +135,8 @@ def _preconditioned(
 
 def _of_gradients(row: Mapping[str, Any]) -> MethodEntry:
     """One that learns from mean gradients alone; its lr is no multiple of a damping."""
-    entry = _preconditioned(**{**row, "options": {**COMMON_OPTIONS, **row["options"]}})
+    variants = tuple(Variant(*variant) for variant in row.get("variants", ()))
+    entry = _preconditioned(**{**row, "options": {**COMMON_OPTIONS, **row["options"]}, "variants": variants})
     return replace(entry, lr_range=(1e-4, 0.1), lr_follows_damping=False)
 
 
@@ -289,8 +290,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "lr": 0.012,
                 "damping": 8.5e-4,
                 "T": 1,
-                "order": "same",  # the only one it knows
-                "block_diagonal": False,
+                **{"order": "same", "block_diagonal": False},  # the only order it knows
                 **{"tolerance": 1e-3, "max_iterations": 10, "warm_start": True},
             },
             constructor=("block_diagonal", "tolerance", "max_iterations", "warm_start"),

@@ -56,7 +56,8 @@ class DescendantOptions(Section):
 _REST = {**REST_OPTIONS, "rest": "adamw"}  # as their papers move biases, norms and embeddings
 _SCHEDULED = {"T": 10, "ema": 0.95, "sides": "both"}
 
-# name -> the arguments of its entry; to ``options`` come those that every optimizer has.
+# name -> the arguments of its entry; to ``options`` come those that every optimizer has. ``variants``: who chooses
+# these options has those defaults.
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "shampoo": {
         "summary": "roots of second moments of gradients on both sides: L^-p G R^-p",
@@ -64,13 +65,15 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
         "Algorithm 1; Anil, Gupta, Koren, Regan & Singer 2020, Scalable Second Order Optimization for Deep Learning",
         "path": "from_gradients.shampoo:Shampoo",
         "options": {
-            **{"lr": 0.03, "damping": 1e-6, "order": "same", "warmup_batches": 0},
+            **{"lr": 0.001, "damping": 1e-6, "order": "same", "warmup_batches": 0},
             **{"momentum": 0.9, "momentum_after_epoch": None, "nesterov": False},
             **_SCHEDULED,
             **{"exponent": None, "accumulate": "ema", "graft": "none", "beta2": None},
             **_REST,
         },
         "constructor": ("ema", "accumulate", "exponent", "sides", "graft", "beta2"),
+        # As long as steps of these.
+        "variants": (({"graft": "sgd"}, {"lr": 0.012}), ({"graft": "adam"}, {"lr": 3e-4})),
     },
     # Momentum is theirs, so the outer one, which would be a second, is no option of theirs.
     "soap": {
@@ -92,10 +95,11 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
         "neural networks; Liu et al. 2025, Muon is Scalable for LLM Training",
         "path": "from_gradients.muon:Muon",
         "options": {
-            **{"lr": 0.003, "beta1": 0.95, "muon_nesterov": True},
+            **{"lr": 0.01, "beta1": 0.95, "muon_nesterov": True},
             **{"orthogonalise": "newton-schulz", "muon_scale": "original"},
             **_REST,
         },
         "constructor": ("beta1", "muon_nesterov", "orthogonalise", "muon_scale"),
+        "variants": (({"muon_scale": "match-rms-adamw"}, {"lr": 0.003}),),
     },
 }
