@@ -46,7 +46,8 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-ADDED_LATER = (*FACTORS, *REST_OPTIONS, "momentum_after_epoch", "average", "tau1", "fisher_columns", *RULE_OPTIONS)
+_LATER = ("momentum_after_epoch", "average", "tau1", "fisher_columns", "exponent", "beta2")
+ADDED_LATER = (*FACTORS, *REST_OPTIONS, *_LATER, *RULE_OPTIONS)
 _KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
@@ -111,7 +112,6 @@ _MARTENS = (
 )
 
 _BOTEV = "Botev, Ritter & Barber 2017, Practical Gauss-Newton Optimisation for Deep Learning, ICML"
-
 GEORGE = (
     "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a Kronecker-"
     "factored Eigenbasis, NeurIPS"
