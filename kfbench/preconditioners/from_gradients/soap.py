@@ -75,7 +75,8 @@ class SOAP:
         V, M = self.V.add(name, rotated.square()), self.M.add(name, G.dense())
         M = M if Q_L is None else Q_L.T @ M
         M = M if Q_R is None else M @ Q_R
-        N = M / (V.sqrt() + self.damping)
+        # A gradient that is not finite shows in this direction, and in no later one.
+        N = M / (V.sqrt() + self.damping) + 0 * rotated.sum()
         N = N if Q_L is None else Q_L @ N
         return N if Q_R is None else N @ Q_R.T
 
