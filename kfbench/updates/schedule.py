@@ -84,19 +84,20 @@ class Always:
 
 @dataclass(frozen=True)
 class AtLooks:
-    """Observes the first of every T updates, where somebody looks, and has nothing to refresh."""
+    """The first of every T updates observes, where somebody looks, and refreshes if there is anything to refresh."""
 
     T: int
     S: int = 1
+    refreshing: bool = False
 
     def observes(self, step: int) -> bool:
         """Where there is a look."""
         return step % self.T == 0
 
     def begins(self, step: int) -> bool:
-        """Never."""
-        return False
+        """Where there is a look."""
+        return self.refreshing and self.observes(step)
 
     def refreshes(self, step: int) -> bool:
-        """Never."""
-        return False
+        """Where there is a look."""
+        return self.refreshing and self.observes(step)

@@ -51,7 +51,8 @@ class Shampoo:
         if not 0 < self.exponent <= 1:
             raise ValueError(f"exponent must be above 0 and at most 1, got {exponent}")
         self.graft, self.V = graft, RunningMean(_BETA2 if beta2 is None else beta2, "beta2")
-        self.apply_remembers = graft == "adam"
+        # Sums remember every gradient, whatever ``ema`` says: without this, ema 0 would look like the newest one alone.
+        self.apply_remembers = graft == "adam" or accumulate == "sum"
         self.left: dict[str, Tensor] = {}  # (L + lambda I)^-p
         self.right: dict[str, Tensor] = {}
         self._samples: dict[str, int] = {}
