@@ -13,7 +13,7 @@ from kfbench.errors import UsageError, unknown
 from kfbench.similarity.run import check
 from kfbench.sweep.plan import method_label, plan
 
-_OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
+_OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance", "fisher_cosine_distance")
 
 
 def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:

@@ -48,6 +48,7 @@ Measure = Literal[
     "frobenius_error",
     "error_growth",
     "spectrum_distance",
+    "fisher_cosine_distance",
     "inverse_error",
     "toy_loss",
 ]

@@ -160,6 +160,7 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
     "progress": _progress,
     "frobenius_error": _spectral("frobenius_error"),
     "spectrum_distance": _spectral("spectrum_distance"),
+    "fisher_cosine_distance": _spectral("fisher_cosine_distance"),
     "error_growth": _error_growth,
     "seconds_per_update": _cost_ratio,
     "inverse_error": _inverse_error,
@@ -169,4 +170,11 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
 TUNED = ("final_train_loss", "test_error", "seconds_to_loss", "least_damping", "stable_share")
 OF_FRESH_SEEDS = ("final_train_loss", "test_error", "seconds_to_loss")
 FINISHED = (*OF_FRESH_SEEDS, "stable_share")
-DIRECTIONS = ("cosine_distance", "progress", "frobenius_error", "error_growth", "spectrum_distance")
+DIRECTIONS = (
+    "cosine_distance",
+    "progress",
+    "frobenius_error",
+    "error_growth",
+    "spectrum_distance",
+    "fisher_cosine_distance",
+)

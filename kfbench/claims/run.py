@@ -53,7 +53,7 @@ _EPOCHS = ("method", "run_dir", "seed", *_NUMBERS)
 # Of a method in a sweep's summary, what would only make a verdict long: trials.csv has it.
 _NOT_TOLD = ("losses", "losses_by_seed", "per_epoch")
 # Of spectrum.csv, which a claim reads back.
-_COUNTS, _ERRORS = ("seed", "update", "updates_since_refresh"), ("frobenius_error", "spectrum_distance")
+_COUNTS, _ERRORS = ("seed", "update", "updates_since_refresh"), SPECTRUM_COLUMNS[-3:]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from kfbench.config.families.descendants import REST_OPTIONS, ROWS
+
 # Options that each kind of method understands, with the defaults of that kind.
 SGD_CONSTRUCTOR = ("lr", "momentum", "nesterov")
 # Those that act on any torch optimizer, a user's own too; None: not in force.
@@ -36,23 +38,16 @@ SGD_OPTIONS: dict[str, Any] = {**COMMON_OPTIONS, **RULE_OPTIONS, **_MOMENTUM}
 DEFAULT_S = 50
 PRECONDITIONED_OPTIONS: dict[str, Any] = {
     **SGD_OPTIONS,
-    "damping": 1.0,
-    "T": 100,
-    "S": None,
-    "ema": 0.95,
-    "warmup_batches": 50,
-    "order": "independent",
-    "tau1": None,
-    "early_refreshes": None,
+    **REST_OPTIONS,
+    **{"damping": 1.0, "T": 100, "S": None, "ema": 0.95},
+    **{"warmup_batches": 50, "order": "independent", "tau1": None, "early_refreshes": None},
 }
 # How the factors of convolutions and sequences are estimated; None: from all samples, expand, exact, in one group.
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-ADDED_LATER = (
-    *(*FACTORS, "momentum_after_epoch", "average", "tau1", "early_refreshes", "fisher_columns"),
-    *RULE_OPTIONS,
-)
+_LATER = ("momentum_after_epoch", "average", "tau1", "early_refreshes", "fisher_columns", "exponent", "beta2")
+ADDED_LATER = (*FACTORS, *REST_OPTIONS, *_LATER, *RULE_OPTIONS)
 _KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
@@ -93,6 +88,7 @@ class MethodEntry:
     variants: tuple[Variant, ...] = ()  # of those that fit, the last wins
     convolutional: Mapping[str, Any] = field(default_factory=dict)  # what is another default for convolutional models
     lr_range: tuple[float, float] = (1e-5, 1.0)  # where `kfbench sweep` looks, in half decades, without a damping
+    lr_follows_damping: bool = True  # for large damping directions tend to G / damping, so lr is swept relative to it
 
     def accepts(self, option: str) -> bool:
         """Whether this method has that option."""
@@ -116,10 +112,9 @@ _MARTENS = (
 )
 
 _BOTEV = "Botev, Ritter & Barber 2017, Practical Gauss-Newton Optimisation for Deep Learning, ICML"
-
 GEORGE = (
-    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
-    "Kronecker-factored Eigenbasis, NeurIPS"
+    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a Kronecker-"
+    "factored Eigenbasis, NeurIPS"
 )
 
 
@@ -136,6 +131,13 @@ def _preconditioned(
     path = f"kfbench.preconditioners.{path}"
     entry = MethodEntry(summary, paper, _SGD, path, options, SGD_CONSTRUCTOR, constructor, variants=variants)
     return replace(entry, convolutional=convolutional or {})
+
+
+def _of_gradients(row: Mapping[str, Any]) -> MethodEntry:
+    """One that learns from mean gradients alone; its lr is no multiple of a damping."""
+    variants = tuple(Variant(*variant) for variant in row.get("variants", ()))
+    entry = _preconditioned(**{**row, "options": {**COMMON_OPTIONS, **row["options"]}, "variants": variants})
+    return replace(entry, lr_range=(1e-4, 0.1), lr_follows_damping=False)
 
 
 # Learning rates and dampings are those of committed sweeps: docs/defaults.md, docs/methods.md, docs/convolutions.md.
@@ -263,7 +265,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="FOOF applied to each sample alone, then averaged",
             paper=f"{BENZING}, appendix F",
             path="foof_per_sample:PerSampleFOOF",
-            options={**SGD_OPTIONS, "lr": 47.0, "damping": 190.0},  # nothing is averaged: no schedule
+            options={**SGD_OPTIONS, **REST_OPTIONS, "lr": 47.0, "damping": 190.0},  # nothing is averaged: no schedule
         ),
         "natural": _preconditioned(
             summary="exact natural gradient of a sub-sampled Fisher: (F + lambda I)^-1 grad",
@@ -288,13 +290,11 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "lr": 0.012,
                 "damping": 8.5e-4,
                 "T": 1,
-                "order": "same",  # the only one it knows
-                "block_diagonal": False,
-                "tolerance": 1e-3,
-                "max_iterations": 10,
-                "warm_start": True,
+                **{"order": "same", "block_diagonal": False},  # the only order it knows
+                **{"tolerance": 1e-3, "max_iterations": 10, "warm_start": True},
             },
             constructor=("block_diagonal", "tolerance", "max_iterations", "warm_start"),
         ),
     }
+    | {name: _of_gradients(row) for name, row in ROWS.items()}
 )

@@ -83,6 +83,10 @@ def _options(
     # What the optimizer's constructor takes is not ours, even where it has the name of one of ours.
     options |= {key: None for key in ("step", "adapt") if options.get(key) in ("constant", "none")}
     _check_step_rule(opt, options)
+    if "rest" in entry.options and "rest" not in (*entry.constructor, *entry.optimizer_options):
+        # Where nothing else is usual, "plain" is as if it were not said.
+        options |= {"rest": None} if options["rest"] == "plain" and entry.options["rest"] is None else {}
+        _check_rest(opt, options)
     _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
     for option in ("nesterov", "momentum_after_epoch"):
         if options.get(option) and "momentum" in options and not options["momentum"]:
@@ -136,6 +140,25 @@ def _check_adaptation(opt: str, options: Mapping[str, Any]) -> None:
     T, T2 = options.get("T", 1), options.get("T2") or DEFAULT_T2
     if T2 % T:
         raise UsageError(f"{opt!r}: T2 must be a multiple of T = {T}, got {T2}")
+
+
+def _check_rest(opt: str, options: Mapping[str, Any]) -> None:
+    """UsageError for options of a second optimizer that does not fit."""
+    rest = options["rest"]
+    if rest in (None, "plain"):
+        if options["rest_lr"] is not None:
+            got = f"got rest_lr {options['rest_lr']} with rest {rest or 'plain'!r}"
+            raise UsageError(f"{opt!r}: rest_lr needs rest 'adamw' or 'sgd', {got}")
+        return
+    for option, what in (
+        ("step", "finds one step for all parameters"),
+        ("clip_norm", "is of one step of all parameters"),
+    ):
+        if options.get(option) is not None:
+            raise UsageError(
+                f"{opt!r}: {option} {what}, and rest {rest!r} takes another for some; use rest 'plain', or leave "
+                f"{option} out, got {option} {shown(options[option])}"
+            )
 
 
 def _check_step_options(opt: str, options: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
+from kfbench.config.families.descendants import DescendantOptions
 from kfbench.config.section import Section
 from kfbench.config.values import MOST_PIXELS, MOST_SEEDS, MOST_THREADS, Float, Int, Seed, Text, Width
 
@@ -58,7 +59,7 @@ class Problem(Section):
     )
 
 
-class MethodOptions(Section):
+class MethodOptions(DescendantOptions):
     """How the gradient becomes an update. Which of these a method has, and their defaults: `kfbench list`."""
 
     lr: Float | None = Field(None, gt=0, description="learning rate")

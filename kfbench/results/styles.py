@@ -47,6 +47,9 @@ LOOKS = {
     "ekfac-ra": Look(_GREEN, _DASHED),
     "natural": Look(_SKY, _SOLID),
     "gn-cg": Look(_SKY, _DASHED),
+    "shampoo": Look(_ORANGE, _DASH_DOT),
+    "soap": Look(_ORANGE, _DASHED),
+    "muon": Look(_ORANGE, _DOTTED),
 }
 # A user's methods: three more colours (Tol 2021, the muted scheme), by name, so that one keeps its own too.
 _OTHERS = ("#882255", "#999933", "#777777")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
-from kfbench.config.method_table import DEFAULT_T1, DEFAULT_T2
+from kfbench.config.method_table import DEFAULT_T1, DEFAULT_T2, METHODS
 from kfbench.config.problem_table import MODEL_OPTIONS
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
@@ -26,6 +26,7 @@ from kfbench.step_rules.contract import NoRule, StepRule
 from kfbench.step_rules.greedy_gamma import GreedyGamma
 from kfbench.step_rules.levenberg_marquardt import LevenbergMarquardt
 from kfbench.step_rules.rescale import Rescaling
+from kfbench.step_rules.rest import RESTS, WithRest
 from kfbench.updates.collected import FisherBatches
 from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating, forward_isolated
@@ -136,11 +137,25 @@ def build_method(
         preconditioner = _build_preconditioner(method, entry.constructor, entry.preconditioner)
         update = _build_preconditioning(method, preconditioner, model, seed, likelihood, fisher_batches)
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
+    if entry.preconditioner and options.get("rest") in RESTS:
+        optimizer = _with_rest(optimizer, options, update)
     # An optimizer that takes weight_decay itself decays in its own way.
     # With a step rule it is a part of the gradient.
     theirs = "weight_decay" in names or options.get("step") is not None
     decay = 0.0 if theirs else float(options.get("weight_decay") or 0.0)
     return optimizer, update, decay
+
+
+def _with_rest(
+    optimizer: torch.optim.Optimizer, options: Mapping[str, Any], update: Preconditioning | PlainUpdate
+) -> WithRest:
+    """With a second optimizer, as ``--opt`` of its name has it, for what the method does not precondition."""
+    entry = METHODS[options["rest"]]
+    arguments = {name: entry.options[name] for name in entry.optimizer_options}
+    if options.get("rest_lr") is not None:
+        arguments["lr"] = options["rest_lr"]
+    other = _construct(options["rest"], entry.optimizer, arguments, list(update.model.parameters()))
+    return WithRest(optimizer, other, update.plain_parameters)
 
 
 def build_rule(method: Method, model: nn.Module, total: int, device: torch.device, lr: float | None) -> StepRule:
@@ -188,7 +203,7 @@ def _build_preconditioning(
         preconditioning = Preconditioning(
             model,
             preconditioner,
-            damping=method.options["damping"],
+            damping=method.options.get("damping", 0.0),  # Muon has none
             T=method.options.get("T", 1),  # a method that averages nothing has no schedule
             S=method.options.get("S"),
             order=method.options.get("order"),

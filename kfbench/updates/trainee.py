@@ -15,6 +15,7 @@ from kfbench.problems.datasets import Dataset
 from kfbench.step_rules.contract import Proposed, Taken, Vector
 from kfbench.step_rules.learning_rate import learning_rate_factor
 from kfbench.step_rules.momentum import LateMomentum
+from kfbench.step_rules.rest import main_of, moved
 from kfbench.updates.batches import (
     LABELS,
     Batch,
@@ -83,7 +84,8 @@ class Trainee:
         options = self.method.options
         if options.get("momentum_after_epoch") is None:
             return None
-        return LateMomentum(self.optimizer, options["momentum"], options["momentum_after_epoch"] * self.per_epoch)
+        first = options["momentum_after_epoch"] * self.per_epoch
+        return LateMomentum(main_of(self.optimizer), options["momentum"], first)
 
     @property
     def lr(self) -> float | None:
@@ -227,9 +229,8 @@ class Trainee:
     @torch.no_grad()
     def _decay_weights(self) -> None:
         if self.weight_decay:
-            for group in self.optimizer.param_groups:
-                trained = [p for p in group["params"] if p.grad is not None]  # frozen ones keep their values
-                torch._foreach_mul_(trained, 1 - group["lr"] * self.weight_decay)
+            for lr, trained in moved(self.optimizer):  # frozen ones keep their values
+                torch._foreach_mul_(trained, 1 - lr * self.weight_decay)
 
     def evaluate(self) -> dict[str, float | None]:
         """Losses and accuracies on training and test set, or on their first ``eval_samples``."""

@@ -220,7 +220,7 @@ def test_plain_yaml_knows_the_number_without_quotes(config_file):
     }
 
 
-_BOOLEAN_OPTIONS = ("nesterov", "block_diagonal", "warm_start")
+_BOOLEAN_OPTIONS = ("nesterov", "block_diagonal", "warm_start", "muon_nesterov")
 _NOT_BOOLEAN = [
     *(("problem", key) for key in Problem.model_fields if key != "bias"),
     *(("run", key) for key in Run.model_fields if key not in ("deterministic", "quick")),

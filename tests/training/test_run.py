@@ -25,6 +25,7 @@ SPECS += ["ekfac:T=6", "ekfac:T=6,S=4,fisher=sampled,order=independent", "ekfac-
 SPECS += ["kflr:T=3", "kflr:T=2,fisher_columns=2", "kfra:T=3"]
 SPECS += ["foof-kfac-damping:T=3", "foof-centred:T=3,S=2", "foof-per-sample"]
 SPECS += ["natural:T=3,lr=0.05,damping=1,fisher_data=30"]
+SPECS += ["shampoo:T=3", "shampoo:T=2,graft=adam,sides=right,accumulate=sum", "soap:T=3", "muon"]
 SPECS += ["natural:T=2,lr=0.1,damping=1,order=same,fisher=full,block_diagonal=true"]
 SPECS += ["gn-cg:T=2,momentum=0.5,nesterov=true,lr=0.03"]
 CPU = torch.device("cpu")
