@@ -16,6 +16,7 @@ STEP_OPTIONS: dict[str, Any] = {
     "lr_schedule": "constant",
     "lr_decay": 0.1,
     "lr_step_epochs": None,
+    "warmup_updates": None,
     "clip_norm": None,
     "clip_decay": None,
     "average": None,
@@ -26,7 +27,8 @@ RULE_OPTIONS = dict.fromkeys(("step", "adapt", "model_damping", "T1", "T2", "tau
 # What a rule that minimises a model decides itself, and what it is then.
 FOUND_BY_STEP: Mapping[str, Any] = {
     **{"lr": 1.0, "lr_schedule": "constant", "momentum": 0.0, "nesterov": False},
-    **dict.fromkeys(("lr_decay", "lr_step_epochs", "clip_norm", "clip_decay", "momentum_after_epoch")),
+    **dict.fromkeys(("lr_decay", "lr_step_epochs", "warmup_updates")),
+    **dict.fromkeys(("clip_norm", "clip_decay", "momentum_after_epoch")),
 }
 # Updates between looks at lambda, and between trials of gamma (Martens & Grosse 2015, E.5, E.6).
 DEFAULT_T1, DEFAULT_T2 = 5, 20
@@ -48,7 +50,7 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-ADDED_LATER = (*FACTORS, "momentum_after_epoch", "average", "tau1", "fisher_columns", *RULE_OPTIONS)
+ADDED_LATER = (*FACTORS, "momentum_after_epoch", "warmup_updates", "average", "tau1", "fisher_columns", *RULE_OPTIONS)
 _KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,

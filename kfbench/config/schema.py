@@ -118,8 +118,11 @@ class MethodOptions(Section):
     )
     nesterov: bool | None = Field(None, description="Nesterov momentum")
     weight_decay: Float | None = Field(None, ge=0, description="decoupled: p *= 1 - lr * weight_decay")
-    lr_schedule: Literal["constant", "step", "cosine", "exp"] | None = Field(
-        None, description="how lr falls over the run"
+    lr_schedule: Literal["constant", "step", "cosine", "exp", "linear-warmup-cosine"] | None = Field(
+        None, description="how lr falls over the run, or first rises and then falls"
+    )
+    warmup_updates: Int | None = Field(
+        None, ge=1, description="updates over which linear-warmup-cosine rises to lr (it has no default)"
     )
     lr_decay: Float | None = Field(
         None, gt=0, le=1, description="factor of step (at 1/2 and 3/4) and exp (at the end) (default: 0.1)"

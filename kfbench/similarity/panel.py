@@ -12,7 +12,7 @@ from kfbench.config.specs import find_method
 from kfbench.layers.contract import Layer
 from kfbench.preconditioners.plain import PlainGradient
 from kfbench.similarity.shadow import Shadow
-from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.step_rules.learning_rate import learning_rate_schedule
 from kfbench.updates.answers import Direction
 from kfbench.updates.batches import LABELS, Batch, stream_seed
 from kfbench.updates.build import build_method, check_chain, check_turn
@@ -36,12 +36,8 @@ class Asked:
         options, lr = self.method.options, self.method.options.get("lr")
         if lr is None:
             return None
-        epochs = options.get("lr_step_epochs")
-        period = None if epochs is None else epochs * trainee.per_epoch
-        schedule = options.get("lr_schedule") or "constant"
-        return float(lr) * learning_rate_factor(
-            schedule, options.get("lr_decay") or 1.0, trainee.step, trainee.total, period
-        )
+        made_of = self.method.opt, options, trainee.total, trainee.per_epoch, trainee.run.quick
+        return float(lr) * learning_rate_schedule(*made_of)(trainee.step)
 
 
 class Panel:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from kfbench.config.schema import Config
 from kfbench.problems.datasets import Dataset
 from kfbench.step_rules.contract import Proposed, Taken, Vector
-from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.step_rules.learning_rate import learning_rate_schedule
 from kfbench.step_rules.momentum import LateMomentum
 from kfbench.updates.batches import (
     LABELS,
@@ -71,13 +71,11 @@ class Trainee:
         self._seen: Seen | None = None  # the batch of the coming step, for rules that look at it
 
     def _make_scheduler(self) -> LambdaLR | None:
-        options = self.method.options
-        schedule, decay, epochs = options["lr_schedule"], options["lr_decay"], options["lr_step_epochs"]
-        if schedule == "constant":
+        if self.method.options["lr_schedule"] == "constant":
             return None
         check_learning_rate(self.method, self.lr, "lr_schedule")
-        period = None if epochs is None else epochs * self.per_epoch
-        return LambdaLR(self.optimizer, lambda step: learning_rate_factor(schedule, decay, step, self.total, period))
+        made_of = self.method.opt, self.method.options, self.total, self.per_epoch, self.run.quick
+        return LambdaLR(self.optimizer, learning_rate_schedule(*made_of))
 
     def _make_late_momentum(self) -> LateMomentum | None:
         options = self.method.options

@@ -66,6 +66,7 @@ def _assert_same_run(folder, whole):
     [
         *SPECS,
         "adam:lr_schedule=cosine",
+        "kfac:T=4,lr_schedule=linear-warmup-cosine,warmup_updates=7",
         "foof:T=4,momentum=0.9,lr=0.01",
         "foof:T=4,momentum=0.9,nesterov=true,momentum_after_epoch=2,lr=0.01",
         "foof:T=4,lr_schedule=step,lr_step_epochs=2,clip_norm=1e-3,clip_decay=0.1",
