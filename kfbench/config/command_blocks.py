@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from kfbench.config.section import Section
-from kfbench.config.values import MOST_SECONDS, MOST_SEEDS, MOST_THREADS, MOST_TRIALS, Float, Int, Text
+from kfbench.config.section import MOST_SECONDS, MOST_SEEDS, MOST_THREADS, MOST_TRIALS, Float, Int, Section, Text
 
 
 def _as_list(value: Any) -> Any:

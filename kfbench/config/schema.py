@@ -8,20 +8,24 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
-from kfbench.config.section import Section
-from kfbench.config.values import MOST_PIXELS, MOST_SEEDS, MOST_THREADS, Float, Int, Seed, Text, Width
+from kfbench.config.section import MOST_PIXELS, MOST_SEEDS, MOST_THREADS, Float, Int, Section, Seed, Text, Width
 
 
 class Problem(Section):
     """What is trained."""
 
-    dataset: Text = Field("fashion-mnist-1k", description="data set, see `kfbench list`")
+    dataset: Text = Field(
+        "fashion-mnist-1k", description="data set, see `kfbench list`; package.module:function, or a .npz file"
+    )
+    dataset_digest: Text | None = Field(
+        None, description="digest of your own data set's content: another one is refused (default: as it is found)"
+    )
     data_dir: Text | None = Field(None, description="folder with data files (default: KFBENCH_DATA, or the cache)")
-    normalize: Literal["mnist", "published", "own", "unit"] | None = Field(
+    normalize: Literal["mnist", "published", "own", "unit", "none"] | None = Field(
         None,
         description="mean and deviation: MNIST's, as in the FOOF paper, those published for each channel, the data "
-        "set's own, or pixels from 0 to 1 (default: by likelihood, categorical mnist, or published where images have "
-        "colours, gaussian own, bernoulli unit)",
+        "set's own, pixels from 0 to 1, or none, for your own data set (default: there none, else by likelihood, "
+        "categorical mnist, or published where images have colours, gaussian own, bernoulli unit)",
     )
     train_samples: Int | None = Field(None, ge=1, description="train on the first N of a fixed shuffle (default: all)")
     eval_samples: Int | None = Field(

@@ -10,7 +10,7 @@ from typing import Any
 
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, STEP_OPTIONS, MethodEntry
-from kfbench.config.values import BEYOND_NUMBERS
+from kfbench.config.section import BEYOND_NUMBERS
 from kfbench.errors import UsageError, described, shown, unknown
 
 # Asked of the class, hence without ``fisher``, which a constructor may set: ``updates/turn.py`` looks at that.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import DEFAULT_T1, DEFAULT_T2
-from kfbench.config.problem_table import MODEL_OPTIONS
+from kfbench.config.problem_table import MODEL_OPTIONS, is_own
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
 from kfbench.errors import UsageError, described, shown
@@ -21,6 +21,7 @@ from kfbench.problems.datasets import Dataset, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
+from kfbench.problems.own.dataset import digest, load_own
 from kfbench.step_rules.clipping import NormClipping
 from kfbench.step_rules.contract import NoRule, StepRule
 from kfbench.step_rules.greedy_gamma import GreedyGamma
@@ -58,28 +59,38 @@ _MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples",
 def build_data(config: Config, device: torch.device) -> Dataset:
     """The data set on the device, cut to ``train_samples``, checked against the batch size.
 
-    Its targets are class indices for the categorical likelihood, else the inputs, flattened. The last one
-    made in this process is remembered, until its files change.
+    Its targets are class indices for the categorical likelihood, else the inputs, flattened, or a user's own. The
+    last one made in this process is remembered, until its files change.
     """
     global _last
     problem, run = config.problem, config.run
-    assert problem.normalize is not None
     # Without the device: what was preloaded on the CPU is the same data, and is moved.
-    key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, file_states(problem.dataset, problem.data_dir))
+    key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, _content(problem))
     if _last is None or _last[0] != key:
         _last = None  # freed first, so that no two are held at once
-        dtype = getattr(torch, run.dtype)
-        data = load_dataset(
-            problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0
-        )
-        data = replace(data.first(problem.train_samples), augment=problem.augment)
-        data = data if problem.likelihood == "categorical" else data.reconstruction()
+        data = _loaded(problem, device, getattr(torch, run.dtype))
         # Asked again: a synthetic data set has only now been generated.
-        _last = ((*key[:-1], file_states(problem.dataset, problem.data_dir)), data)
+        _last = ((*key[:-1], _content(problem)), data)
     data = _last[1].to(device)
     _last = (_last[0], data)  # where it is now, so that it moves once
     check_sizes(config, data)
     return data
+
+
+def _loaded(problem: Problem, device: torch.device, dtype: torch.dtype) -> Dataset:
+    if is_own(problem.dataset):
+        return load_own(problem, device, dtype).first(problem.train_samples)
+    assert problem.normalize is not None
+    data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0)
+    data = replace(data.first(problem.train_samples), augment=problem.augment)
+    return data if problem.likelihood == "categorical" else data.reconstruction()
+
+
+def _content(problem: Problem) -> Any:
+    """What changes with the content of a data set."""
+    if is_own(problem.dataset):
+        return digest(problem.dataset), problem.dataset_digest, problem.model
+    return file_states(problem.dataset, problem.data_dir)
 
 
 def build_likelihood(problem: Problem) -> Likelihood:
@@ -117,7 +128,8 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
     if inputs._version != before:
         raise UsageError(f"model {problem.model!r} {CHANGES_ITS_INPUT}")
     if shape != (min(2, len(data.train_inputs)), data.outputs):
-        what = "" if problem.likelihood == "categorical" else ", the inputs flattened"
+        reconstructs = problem.likelihood != "categorical" and data.outputs == math.prod(data.input_shape)
+        what = ", the inputs flattened" if reconstructs else ""
         raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected [2, {data.outputs}]{what}")
     return model
 
