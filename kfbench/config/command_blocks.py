@@ -79,6 +79,9 @@ class Compare(Section):
     reference: Text | None = Field(
         None, description="method that the others are paired with, seed by seed (default: the best)"
     )
+    profile_by: Literal["updates", "seconds", "loss"] | None = Field(
+        None, description="cost of a --profile: updates or seconds to target, or final loss (default: updates)"
+    )
     claim: dict[str, Any] = Field(default_factory=dict, description="a published claim, see docs/claims.md")
 
 
