@@ -62,7 +62,6 @@ _SHOWN = (
 _EXAMPLES = (
     "kfbench compare --opt foof --opt sgd --width 250 --html",
     "kfbench compare runs/ONE runs/OTHER --plot",
-    "kfbench compare runs/A runs/B runs/C --profile --plot",
     "kfbench compare configs/foof-1a.yaml --scale small",
     "kfbench compare configs/",
 )

@@ -203,6 +203,10 @@ def _notes(methods: Sequence[MethodRuns]) -> list[str]:
         notes.append("the methods have different seeds: means are over all that ended, pairs over those in common")
     for method in methods:
         diverged = sum(record.summary["status"] == "diverged" for record in method.seeds)
+        calls = [record.summary.get("closure_calls_per_update") for record in method.seeds]
+        if known := [call for call in calls if call is not None]:
+            each = f"{statistics.fmean(known):.3g}"
+            notes.append(f"an update of {method.label} evaluates loss and gradient {each} times: compare its seconds")
         if diverged:
             notes.append(f"{method.label} diverged with {diverged} of {len(method.seeds)} seeds: its mean is infinite")
     return notes

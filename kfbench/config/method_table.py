@@ -88,6 +88,7 @@ class MethodEntry:
     optimizer_options: tuple[str, ...]  # those that the optimizer's constructor takes
     constructor: tuple[str, ...] = ()  # those that the preconditioner's constructor takes
     open_ended: bool = False  # a user's constructor with **kwargs takes any option
+    needs_closure: bool = False  # a user's optimizer whose step evaluates the loss itself
     variants: tuple[Variant, ...] = ()  # of those that fit, the last wins
     convolutional: Mapping[str, Any] = field(default_factory=dict)  # what is another default for convolutional models
     lr_range: tuple[float, float] = (1e-5, 1.0)  # where `kfbench sweep` looks, in half decades, without a damping

@@ -133,8 +133,6 @@ def _entry_of(path: str, imported: type) -> MethodEntry:
 
 def _optimizer_entry(path: str, user_class: type) -> MethodEntry:
     closure = inspect.signature(user_class.step).parameters.get("closure")  # type: ignore[attr-defined]
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UsageError(f"method {path!r} needs a closure that evaluates the loss again, which train does not give")
     options, open_ended = _constructor_options(user_class)
     options.pop("params", None)  # ours to give
     return MethodEntry(
@@ -145,6 +143,7 @@ def _optimizer_entry(path: str, user_class: type) -> MethodEntry:
         preconditioner=None,
         options={**STEP_OPTIONS, **options},  # where both have one of that name, it is the constructor's
         open_ended=open_ended,
+        needs_closure=closure is not None and closure.default is inspect.Parameter.empty,
     )
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
-from kfbench.config.method_table import DEFAULT_T1, DEFAULT_T2
 from kfbench.config.problem_table import MODEL_OPTIONS, is_own
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
@@ -22,11 +21,6 @@ from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
 from kfbench.problems.own.dataset import digest, load_own
-from kfbench.step_rules.clipping import NormClipping
-from kfbench.step_rules.contract import NoRule, StepRule
-from kfbench.step_rules.greedy_gamma import GreedyGamma
-from kfbench.step_rules.levenberg_marquardt import LevenbergMarquardt
-from kfbench.step_rules.rescale import Rescaling
 from kfbench.updates.collected import FisherBatches
 from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating, forward_isolated
@@ -154,30 +148,6 @@ def build_method(
     return optimizer, update, decay
 
 
-def build_rule(method: Method, model: nn.Module, total: int, device: torch.device, lr: float | None) -> StepRule:
-    """The step rule of ``total`` updates: that of ``step``, else norm clipping, where it is asked for and ours."""
-    options, own = method.options, find_method(method.opt).optimizer_options
-    if options.get("step") is not None:
-        return _build_rescaling(options, model)
-    if options["clip_norm"] is None or "clip_norm" in own:
-        return NoRule()
-    check_learning_rate(method, lr, "clip_norm")
-    return NormClipping(options["clip_norm"], options["clip_decay"] or 1.0, total, device)
-
-
-def _build_rescaling(options: Mapping[str, Any], model: nn.Module) -> Rescaling:
-    adapted, damping = (options.get("adapt") or "").split(","), options.get("damping") or 0.0
-    start = options.get("model_damping")
-    return Rescaling(
-        list(model.parameters()),
-        momentum=options["step"] == "rescale-momentum",
-        model_damping=damping if start is None else start,
-        l2=options["weight_decay"],
-        lambda_rule=LevenbergMarquardt(options.get("T1") or DEFAULT_T1) if "damping" in adapted else None,
-        gamma_rule=GreedyGamma(options.get("T2") or DEFAULT_T2) if "gamma" in adapted else None,
-    )
-
-
 def _build_preconditioner(method: Method, constructor: tuple[str, ...], path: str) -> Preconditioner:
     options = method.options
     # What the entry does not know came through **kwargs; the rest of the options is for the schedule and the step.
@@ -213,13 +183,6 @@ def _build_preconditioning(
         raise
     except BaseException as error:  # a user's class may answer what it is asked in any way
         raise UsageError(f"method {method.opt!r} cannot be put to work: {described(error)}") from error
-
-
-def check_learning_rate(method: Method, lr: float | None, option: str) -> None:
-    """UsageError where the optimizer has none for this option to change."""
-    if lr is None:
-        value = method.options[option]
-        raise UsageError(f"method {method.opt!r} has no learning rate for {option} {value!r} to change")
 
 
 def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from kfbench.config.schema import Config, Method
 from kfbench.errors import KfbenchError, UsageError, described
+from kfbench.step_rules.closure import ClosureCalls
 from kfbench.training.interruption import Interruption
 from kfbench.updates.build import build_data, prepare_torch
 from kfbench.updates.schedule import PARTS
@@ -149,6 +150,11 @@ class Bench:
             self.notes.append(
                 f"{contestant.label}: its loss was not finite when a window ended, so something else than training "
                 "was timed"
+            )
+        if isinstance(trainee.rule, ClosureCalls) and trainee.rule.an_update is not None:
+            calls = f"{trainee.rule.an_update:.3g}"
+            self.notes.append(
+                f"{contestant.label}: each update evaluates loss and gradient {calls} times, all of which is timed"
             )
         entry: dict[str, Any] = {
             "composed": contestant.label in self.composed,

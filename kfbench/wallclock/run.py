@@ -9,6 +9,7 @@ from typing import Any
 
 from kfbench.config.load import configure, dump
 from kfbench.config.schema import Config
+from kfbench.config.specs import find_method
 from kfbench.errors import KfbenchError, UsageError
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
@@ -64,6 +65,9 @@ def _check(config: Config) -> None:
         raise UsageError(f"--processes is {settings.processes}, above the {settings.rounds} rounds")
     if settings.compose == "always" and config.run.device != "cpu" and not config.run.quick:
         raise UsageError(f"--compose always is for the CPU, got --device {config.run.device}")
+    for method in config.methods if settings.optimizer_only else ():
+        if find_method(method.opt).needs_closure:
+            raise UsageError(f"method {method.opt!r} evaluates the loss within its step: no --optimizer-only")
 
 
 def _cell_names(cells: Sequence[Config]) -> list[str]:

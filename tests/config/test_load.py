@@ -335,7 +335,6 @@ _REFUSED = [
     ("", {}, ["torch.optim"], [], "unknown method 'torch.optim'"),
     ("", {}, ["torch.optim:Nothing"], [], "has no attribute 'Nothing'"),
     ("", {}, ["no_such_module:X"], [], "importing no_such_module failed"),
-    ("", {}, ["torch.optim:LBFGS"], [], "needs a closure"),
     ("", {}, ["math:sqrt"], [], "expected a class"),
     ("", {}, ["fractions:Fraction"], [], "neither a torch.optim.Optimizer nor a preconditioner: it lacks orders"),
 ]

@@ -71,6 +71,8 @@ def _assert_same_run(folder, whole):
         "foof:T=4,momentum=0.9,nesterov=true,momentum_after_epoch=2,lr=0.01",
         "foof:T=4,lr_schedule=step,lr_step_epochs=2,clip_norm=1e-3,clip_decay=0.1",
         "foof:T=4,average=0.9,tau1=0.3",
+        "torch.optim:LBFGS:lr=0.1,max_iter=3",
+        "torch.optim:LBFGS:lr=0.1,max_iter=3",
     ],
 )
 def test_killed_run_continues_bit_for_bit(runs, spec, monkeypatch):
