@@ -188,6 +188,8 @@ def _keep_budget(run: dict[str, Any], later: Collection[str]) -> None:
 def _with_budget(run: Run, problem: Problem) -> Run:
     if run.epochs is not None and run.updates is not None:
         raise UsageError(f"give epochs or updates, not both: got epochs {run.epochs} and updates {run.updates}")
+    if run.amp != "none" and run.dtype != "float32":
+        raise UsageError(f"amp {run.amp!r} is of float32 alone, got dtype {run.dtype!r}")
     if run.micro_batch_size is not None and run.micro_batch_size > run.batch_size:
         raise UsageError(f"micro_batch_size is {run.micro_batch_size}, above the batch_size of {run.batch_size}")
     if run.quick:  # after the checks: a smoke run also says what is wrong with the whole one
@@ -214,7 +216,10 @@ def dump(config: Config, command: str | None = None) -> dict[str, Any]:
     for key, usual in (("likelihood", "categorical"), ("augment", "none")):
         if problem.get(key) == usual:
             del problem[key]  # a record without the key means that; so did those before there was one
-    return {"problem": problem, "methods": methods, "run": _without_none(tree["run"]), **blocks}
+    run = _without_none(tree["run"])
+    if run["amp"] == "none":  # as before there was such a key
+        del run["amp"]
+    return {"problem": problem, "methods": methods, "run": run, **blocks}
 
 
 def undump(tree: Mapping[str, Any]) -> Config:

@@ -190,6 +190,11 @@ class Run(Section):
     device: Text = Field("cpu", description="any torch device")
     threads: Int = Field(1, ge=1, le=MOST_THREADS, description="threads of the CPU")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of model and data")
+    amp: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="autocast of forward and backward of each update; statistics, factors, solves and evaluations stay "
+        "in float32",
+    )
     deterministic: bool = Field(
         False, description="torch's deterministic algorithms; the record says what was in force"
     )

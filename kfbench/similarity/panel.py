@@ -85,9 +85,7 @@ class Panel:
     def _build(self, method: Method) -> Asked:
         trainee, entry = self.trainee, find_method(method.opt)
         if entry.needs_closure:
-            raise UsageError(
-                f"method {method.opt!r} evaluates the loss within its step: it has no direction to ask for"
-            )
+            raise UsageError(f"method {method.opt!r} evaluates the loss within its step: no direction of it to ask")
         if not entry.preconditioner:
             # SGD steps along its gradient; what another optimizer would do is tried out on a copy.
             is_gradient = method.opt == "sgd"

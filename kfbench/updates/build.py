@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
 from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
 from kfbench.problems.own.dataset import digest, load_own
+from kfbench.step_rules.contract import StepRule
 from kfbench.updates.collected import FisherBatches
 from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating, forward_isolated
@@ -43,6 +44,39 @@ def prepare_torch(run: Run) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {run.device!r} cannot be used: {described(error)}") from error
     return device
+
+
+def check_amp(run: Run, device: torch.device, rule: StepRule, opt: str) -> None:
+    """UsageError where autocast is asked for and the device has none of that kind, or the step rule cannot use it."""
+    if run.amp == "none":
+        return
+    if rule.looks_at_batch:
+        why = "its step rule compares losses to more digits than that precision has"
+        raise UsageError(f"method {opt!r}: {why}, got amp {run.amp!r}")
+    # Asked by a product: a device may have autocast, and not of this kind, which torch only warns of.
+    try:
+        ones = torch.ones(2, 2, device=device)
+        with warnings.catch_warnings(), torch.autocast(device.type, getattr(torch, run.amp)):
+            warnings.simplefilter("ignore")
+            product = ones @ ones
+        found = str(product.sum().to("cpu").dtype).removeprefix("torch.")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"amp {run.amp!r} cannot be used on device {run.device!r}: {described(error)}") from error
+    if found != run.amp:
+        raise UsageError(f"amp {run.amp!r} cannot be used on device {run.device!r}: products there are in {found}")
+
+
+def training_forward(run: Run, device: torch.device) -> Callable[[nn.Module, Tensor], Tensor]:
+    """The forward of an update, under autocast where ``amp`` says so; its output is in the precision of the data."""
+    if run.amp == "none":
+        return lambda model, x: model(x)
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(device.type, getattr(torch, run.amp)):
+            output = model(x)
+        return output.to(x.dtype)
+
+    return forward
 
 
 # What the last data set was made from, and that data set: commands ask for the same one again and again.

@@ -65,8 +65,10 @@ def at_weights_to_judge(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         optimizer.train()
 
 
-def running_average(model: nn.Module, decay: float) -> AveragedModel:
+def running_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """Of its weights from the first update on, exponential (Polyak & Juditsky 1992; Martens & Grosse 2015)."""
+    if decay is None:
+        return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 

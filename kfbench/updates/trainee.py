@@ -27,10 +27,12 @@ from kfbench.updates.build import (
     build_likelihood,
     build_method,
     build_network,
+    check_amp,
     check_chain,
     check_turn,
     on_device,
     total_updates,
+    training_forward,
 )
 from kfbench.updates.evaluation import Repeated, Seen, at_weights_to_judge, evaluate, running_average
 from kfbench.updates.spent import tensor_bytes
@@ -52,16 +54,17 @@ class Trainee:
         self.optimizer, self.preconditioning, self.weight_decay = build_method(
             self.method, self.model, stream_seed(seed, LABELS), self.likelihood, self._fisher_batches
         )
-        per_epoch, quick = self.per_epoch, config.run.quick
-        self.scheduler = build_scheduler(self.method, self.optimizer, self.total, per_epoch, quick)
+        made_for = self.method, self.optimizer
+        self.scheduler = build_scheduler(*made_for, self.total, self.per_epoch, self.run.quick)
         self.rule = build_rule(self.method, self.model, self.total, device, self.lr)
+        check_amp(self.run, device, self.rule, self.method.opt)
+        self._forward = training_forward(self.run, device)
         self.preconditioning.turn.l2 = self.rule.l2
         check_turn(self.method, self.preconditioning.turn, self.run, data)
         check_chain(self.method, self.preconditioning, data)
-        self.late_momentum = build_late_momentum(self.method, self.optimizer, per_epoch)
+        self.late_momentum = build_late_momentum(*made_for, self.per_epoch)
         self._around: Watch = lambda task: nullcontext()
-        decay = self.method.options.get("average")
-        self.average = None if decay is None else running_average(self.model, decay)
+        self.average = running_average(self.model, self.method.options.get("average"))
         if self.method.options.get("tau1") is not None:
             self.preconditioning.turn.observe_apart(self._part)
         self.step = self.samples = 0
@@ -153,7 +156,7 @@ class Trainee:
         total = torch.zeros((), device=self.device)
         for xs, ys in parts:
             with self.preconditioning.capture():
-                output = self.model(xs)
+                output = self._forward(self.model, xs)
             losses = self.likelihood.loss(output, ys)
             part = losses.sum() / len(x)  # not len(xs): the parts add up to the mean over the batch
             self.preconditioning.take_in(losses, output, part)

@@ -32,7 +32,7 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
         _check(config)
         build_data(config, device)  # one for all: cells differ in width and batch size alone
     write_yaml(directory / "config.yaml", dump(cells[0], "wallclock"))
-    write_json(directory / "environment.json", environment(device))
+    write_json(directory / "environment.json", environment(device, cells[0].run.amp))
     done: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "status": "interrupted", "cells": done}
     with Interruption() as stop:

@@ -222,9 +222,9 @@ _WRONG = [
     (["train", "--opt", "torch.optim:LBFGS", "--clip-norm", "1"], "evaluates gradients within its step, where none is"),
     (
         ["similarity", "--follow", "torch.optim:LBFGS", *QUICK],
-        "within its step: it has no direction to ask for",
+        "within its step: no direction of it to ask",
     ),
-    (["similarity", "--follow", "foof", "--opt", "torch.optim:LBFGS", *QUICK], "it has no direction to ask for"),
+    (["similarity", "--follow", "foof", "--opt", "torch.optim:LBFGS", *QUICK], "no direction of it to ask"),
     (["wallclock", "--opt", "torch.optim:LBFGS", "--optimizer-only", *QUICK], "within its step: no --optimizer-only"),
     (["train", "--opt", "torch.optim:SGD:lrr=1"], "did you mean 'lr'?"),
     (["train", "--opt", "torch.optim:Adam:betas=3", *QUICK], "raised on construction with"),

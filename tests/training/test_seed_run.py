@@ -94,6 +94,10 @@ def test_killed_run_of_a_convolutional_model_continues_bit_for_bit(runs, monkeyp
     _assert_continues_bit_for_bit(runs, "foof:T=4,lr=0.1,damping=10", monkeypatch, **flags)
 
 
+def test_killed_run_under_autocast_continues_bit_for_bit(runs, monkeypatch):
+    _assert_continues_bit_for_bit(runs, "kfac:T=4", monkeypatch, amp="bfloat16")
+
+
 def _assert_continues_bit_for_bit(runs, spec, monkeypatch, **flags):
     _frequent_checkpoints(monkeypatch)
     _, whole = runs.train(spec, updates=UPDATES, **flags)
