@@ -98,6 +98,7 @@ class Similarity(Section):
     every: Int | None = Field(
         None, ge=1, description="updates between looks (default: about 50 looks, so that all phases of every T are met)"
     )
+    first: Int | None = Field(None, ge=0, description="no look before this update (default: 0)")
     progress: bool = Field(False, description="how much each direction would lower the same mini-batch's loss")
     progress_lr: Literal["given", "search"] = Field(
         "given", description="steps of --progress: each method's lr, or the best of a line search"

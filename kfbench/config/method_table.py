@@ -15,11 +15,7 @@ SGD_CONSTRUCTOR = ("lr", "momentum", "nesterov")
 STEP_OPTIONS: dict[str, Any] = {
     "lr_schedule": "constant",
     "lr_decay": 0.1,
-    "lr_step_epochs": None,
-    "warmup_updates": None,
-    "clip_norm": None,
-    "clip_decay": None,
-    "average": None,
+    **dict.fromkeys(("lr_step_epochs", "warmup_updates", "clip_norm", "clip_decay", "average")),
 }
 COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
 # Of methods whose direction is known before the step; None: not in force, or the rule's own.
@@ -45,12 +41,16 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
     "warmup_batches": 50,
     "order": "independent",
     "tau1": None,
+    "early_refreshes": None,
 }
 # How the factors of convolutions and sequences are estimated; None: from all samples, expand, exact, in one group.
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-ADDED_LATER = (*FACTORS, "momentum_after_epoch", "warmup_updates", "average", "tau1", "fisher_columns", *RULE_OPTIONS)
+ADDED_LATER = (
+    *(*FACTORS, "momentum_after_epoch", "warmup_updates", "average", "tau1", "early_refreshes", "fisher_columns"),
+    *RULE_OPTIONS,
+)
 _KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,

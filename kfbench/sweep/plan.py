@@ -83,8 +83,13 @@ class Trial:
     @cached_property
     def hash(self) -> str:
         """Equal for equal configurations, whichever sweep asks for them."""
+        return self.hash_on(self.config.run.device)
+
+    def hash_on(self, device: str) -> str:
+        """What it would be on another device, where the same numbers come out but for rounding."""
+        tree = trajectory(self.config)
         # A trial is of one seed, which a trajectory leaves out.
-        return fingerprint({**trajectory(self.config), "seed": self.seed})
+        return fingerprint({**tree, "run": {**tree["run"], "device": device}, "seed": self.seed})
 
     @property
     def folder(self) -> Path:

@@ -27,6 +27,7 @@ from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating, forward_isolated
 from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.schedule import Amortisation
 from kfbench.updates.shared_forward import SharedForward
 from kfbench.updates.turn import Turn
 
@@ -200,7 +201,7 @@ def _build_preconditioning(
     fisher_batches: FisherBatches,
 ) -> Preconditioning:
     try:
-        return Preconditioning(
+        preconditioning = Preconditioning(
             model,
             preconditioner,
             damping=method.options["damping"],
@@ -211,6 +212,12 @@ def _build_preconditioning(
             seed=seed,
             fisher_batches=fisher_batches,
         )
+        turn, early = preconditioning.turn, method.options.get("early_refreshes")
+        if early is not None:
+            if turn.has_own_points:
+                raise ValueError(f"early_refreshes needs order 'same' where points are drawn anew, got {early}")
+            turn.reschedule(Amortisation(preconditioning.T, preconditioning.S, early))
+        return preconditioning
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
     except KeyboardInterrupt:
