@@ -18,9 +18,8 @@ from kfbench.config.load import configure, dump
 from kfbench.config.method_table import ADDED_LATER
 from kfbench.config.methods import resolve_method
 from kfbench.config.schema import Config
-from kfbench.config.section import Section, validated
+from kfbench.config.section import Float, Section, Text, validated
 from kfbench.config.specs import parse_spec
-from kfbench.config.values import Float, Text
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown
 

@@ -15,12 +15,8 @@ from kfbench.config.families.descendants import REST_OPTIONS, ROWS
 SGD_CONSTRUCTOR = ("lr", "momentum", "nesterov")
 # Those that act on any torch optimizer, a user's own too; None: not in force.
 STEP_OPTIONS: dict[str, Any] = {
-    "lr_schedule": "constant",
-    "lr_decay": 0.1,
-    "lr_step_epochs": None,
-    "clip_norm": None,
-    "clip_decay": None,
-    "average": None,
+    **{"lr_schedule": "constant", "lr_decay": 0.1},
+    **dict.fromkeys(("lr_step_epochs", "warmup_updates", "clip_norm", "clip_decay", "average")),
 }
 COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
 # Of methods whose direction is known before the step; None: not in force, or the rule's own.
@@ -28,7 +24,8 @@ RULE_OPTIONS = dict.fromkeys(("step", "adapt", "model_damping", "T1", "T2", "tau
 # What a rule that minimises a model decides itself, and what it is then.
 FOUND_BY_STEP: Mapping[str, Any] = {
     **{"lr": 1.0, "lr_schedule": "constant", "momentum": 0.0, "nesterov": False},
-    **dict.fromkeys(("lr_decay", "lr_step_epochs", "clip_norm", "clip_decay", "momentum_after_epoch")),
+    **dict.fromkeys(("lr_decay", "lr_step_epochs", "warmup_updates")),
+    **dict.fromkeys(("clip_norm", "clip_decay", "momentum_after_epoch")),
 }
 # Updates between looks at lambda, and between trials of gamma (Martens & Grosse 2015, E.5, E.6).
 DEFAULT_T1, DEFAULT_T2 = 5, 20
@@ -46,14 +43,15 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-_LATER = ("momentum_after_epoch", "average", "tau1", "early_refreshes", "fisher_columns", "exponent", "beta2")
+_LATER = (
+    *("momentum_after_epoch", "warmup_updates", "average", "tau1", "early_refreshes"),
+    *("fisher_columns", "exponent", "beta2"),
+)
 ADDED_LATER = (*FACTORS, *REST_OPTIONS, *_LATER, *RULE_OPTIONS)
 _KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
-    "lr": 3e-4,
-    "damping": 1e-5,
-    "order": "same",
+    **{"lr": 3e-4, "damping": 1e-5, "order": "same"},
     "fisher": "empirical",  # true labels, as in its paper
     "damping_init": "plain",
     **_FACTOR_OPTIONS,
@@ -85,6 +83,7 @@ class MethodEntry:
     optimizer_options: tuple[str, ...]  # those that the optimizer's constructor takes
     constructor: tuple[str, ...] = ()  # those that the preconditioner's constructor takes
     open_ended: bool = False  # a user's constructor with **kwargs takes any option
+    needs_closure: bool = False  # a user's optimizer whose step evaluates the loss itself
     variants: tuple[Variant, ...] = ()  # of those that fit, the last wins
     convolutional: Mapping[str, Any] = field(default_factory=dict)  # what is another default for convolutional models
     lr_range: tuple[float, float] = (1e-5, 1.0)  # where `kfbench sweep` looks, in half decades, without a damping

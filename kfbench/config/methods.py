@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from kfbench.config.labels import labels
-from kfbench.config.method_table import DEFAULT_S, DEFAULT_T2, FOUND_BY_STEP, METHODS, RULE_OPTIONS, MethodEntry
+from kfbench.config.method_table import (
+    DEFAULT_S,
+    DEFAULT_T2,
+    FOUND_BY_STEP,
+    METHODS,
+    RULE_OPTIONS,
+    STEP_OPTIONS,
+    MethodEntry,
+)
 from kfbench.config.problem_table import MODELS
 from kfbench.config.schema import Method, MethodOptions
 from kfbench.config.section import validated
@@ -164,8 +172,19 @@ def _check_rest(opt: str, options: Mapping[str, Any]) -> None:
 def _check_step_options(opt: str, options: Mapping[str, Any]) -> None:
     if options.get("lr_step_epochs") and options.get("lr_schedule") != "step":
         raise UsageError(f"{opt!r}: lr_step_epochs needs lr_schedule 'step', got {options.get('lr_schedule')!r}")
+    _check_warmup(opt, options)
     if options.get("clip_decay") and not options.get("clip_norm"):
         raise UsageError(f"{opt!r}: clip_decay needs a clip_norm, whose fall it is, got clip_decay alone")
+
+
+def _check_warmup(opt: str, options: Mapping[str, Any]) -> None:
+    warms_up, updates = options.get("lr_schedule") == "linear-warmup-cosine", options.get("warmup_updates")
+    if warms_up != (updates is not None):
+        got = f"got {updates}" if warms_up else f"got {options.get('lr_schedule')!r} with warmup_updates {updates}"
+        raise UsageError(f"{opt!r}: lr_schedule 'linear-warmup-cosine' and warmup_updates need each other, {got}")
+    if warms_up and options.get("lr_decay") not in (None, STEP_OPTIONS["lr_decay"]):
+        got = f"got lr_decay {options['lr_decay']} with 'linear-warmup-cosine'"
+        raise UsageError(f"{opt!r}: lr_decay is of lr_schedule 'step' or 'exp', {got}")
 
 
 def _with_tuples(value: Any) -> Any:

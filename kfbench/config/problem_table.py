@@ -242,6 +242,15 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
 )
 
 
+# Files that hold a user's own data set.
+OWN_FILES = (".npz", ".safetensors")
+
+
+def is_own(dataset: str) -> bool:
+    """Whether it is a user's data set, a file of arrays or package.module:function, and no name of ours."""
+    return dataset not in DATASETS and (dataset.endswith(OWN_FILES) or ":" in dataset)
+
+
 def training_images(dataset: str, train_samples: int | None) -> float:
     """How many images are trained on; infinite where a user's own data set does not say."""
     size = DATASETS[dataset].sizes[0] if dataset in DATASETS else math.inf

@@ -85,4 +85,6 @@ def title(problem: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     quick = " (quick run, not for comparison)" if run.get("quick") else ""
     part = f" (first {problem['train_samples']})" if problem.get("train_samples") else ""
     width = f" of width {problem['width']}" if problem.get("width") else ""
+    amp = run.get("amp", "none")
+    budget += f", autocast {amp}" if amp != "none" else ""
     return f"{problem['dataset']}{part}, {problem['model']}{width}, batch size {run['batch_size']}, {budget}{quick}"

@@ -8,10 +8,10 @@ from torch import Tensor
 from kfbench.config.schema import Method
 from kfbench.errors import UsageError
 from kfbench.similarity.shadow import Shadow
+from kfbench.step_rules.building import build_rule
 from kfbench.step_rules.contract import NoRule, Proposed, StepRule, Vector
-from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.step_rules.learning_rate import learning_rate_schedule
 from kfbench.updates.answers import Direction
-from kfbench.updates.build import build_rule
 from kfbench.updates.evaluation import Seen
 from kfbench.updates.trainee import Trainee
 from kfbench.updates.turn import Turn
@@ -31,12 +31,8 @@ class Asked:
         options, lr = self.method.options, self.method.options.get("lr")
         if lr is None:
             return None
-        epochs = options.get("lr_step_epochs")
-        period = None if epochs is None else epochs * trainee.per_epoch
-        schedule = options.get("lr_schedule") or "constant"
-        return float(lr) * learning_rate_factor(
-            schedule, options.get("lr_decay") or 1.0, trainee.step, trainee.total, period
-        )
+        made_of = self.method.opt, options, trainee.total, trainee.per_epoch, trainee.run.quick
+        return float(lr) * learning_rate_schedule(*made_of)(trainee.step)
 
     def redirected(self, direction: Direction, gradient: Direction, seen: Seen, step: int) -> Direction:
         """The direction as far as its step rule would follow it on this batch; ``gradient`` is of the loss alone."""

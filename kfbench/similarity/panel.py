@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kfbench.config.schema import Method
 from kfbench.config.specs import find_method
+from kfbench.errors import UsageError
 from kfbench.layers.contract import Layer
 from kfbench.preconditioners.plain import PlainGradient
 from kfbench.similarity.asked import Asked, rule_of_asked
@@ -81,8 +82,10 @@ class Panel:
                 turn.reschedule(AtLooks(every, refreshing=True))
 
     def _build(self, method: Method) -> Asked:
-        trainee = self.trainee
-        if not find_method(method.opt).preconditioner:
+        trainee, entry = self.trainee, find_method(method.opt)
+        if entry.needs_closure:
+            raise UsageError(f"method {method.opt!r} evaluates the loss within its step: no direction of it to ask")
+        if not entry.preconditioner:
             # SGD steps along its gradient; what another optimizer would do is tried out on a copy.
             is_gradient = method.opt == "sgd"
             return Asked(method, shadow=None if is_gradient else Shadow(method, trainee.model, trainee.likelihood))

@@ -154,6 +154,16 @@ def test_learning_rate_schedule_is_recorded(runs, schedule):
     assert lr.iloc[-1] < 0.1
 
 
+def test_a_warm_up_is_recorded_update_by_update(runs):
+    spec = "foof:lr=0.2,lr_schedule=linear-warmup-cosine,warmup_updates=4,T=3"
+    _, folder = runs.train(spec, updates=8)
+    lr = pd.read_csv(folder / "seed-0" / "updates.csv")["lr"]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert list(lr) == pytest.approx([0.2 * factor for factor in (0.25, 0.5, 0.75, 1.0, *cosine)])
+    with pytest.raises(UsageError, match="warmup_updates is 4, not below the 4 updates of the run"):
+        runs.train(spec, updates=4)
+
+
 def test_weight_decay_is_decoupled_from_the_direction(runs):
     """p <- (1 - lr wd) p - lr direction: after one update the difference is lr wd p_0 exactly."""
     finals = {}

@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kfbench.config.section import Section
-from kfbench.config.values import Float, Int
+from kfbench.config.section import Float, Int, Section
 
 # Of every method with a direction; None: its own optimizer moves what is not preconditioned, along the plain gradient.
 REST_OPTIONS: dict[str, Any] = {"rest": None, "rest_lr": None}
