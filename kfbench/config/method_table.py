@@ -40,13 +40,13 @@ PRECONDITIONED_OPTIONS: dict[str, Any] = {
     **SGD_OPTIONS,
     **REST_OPTIONS,
     **{"damping": 1.0, "T": 100, "S": None, "ema": 0.95},
-    **{"warmup_batches": 50, "order": "independent", "tau1": None},
+    **{"warmup_batches": 50, "order": "independent", "tau1": None, "early_refreshes": None},
 }
 # How the factors of convolutions and sequences are estimated; None: from all samples, expand, exact, in one group.
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-_LATER = ("momentum_after_epoch", "average", "tau1", "fisher_columns", "exponent", "beta2")
+_LATER = ("momentum_after_epoch", "average", "tau1", "early_refreshes", "fisher_columns", "exponent", "beta2")
 ADDED_LATER = (*FACTORS, *REST_OPTIONS, *_LATER, *RULE_OPTIONS)
 _KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {

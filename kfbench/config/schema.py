@@ -87,6 +87,9 @@ class MethodOptions(DescendantOptions):
     stat_samples: Int | None = Field(
         None, ge=1, description="samples of each batch that the factors are made from (default: all)"
     )
+    early_refreshes: Int | None = Field(
+        None, ge=1, description="so many first updates observe and refresh, too, whatever T (default: none)"
+    )
     tau1: Float | None = Field(
         None,
         gt=0,

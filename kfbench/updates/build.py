@@ -32,6 +32,7 @@ from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating, forward_isolated
 from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.schedule import Amortisation
 from kfbench.updates.shared_forward import SharedForward
 from kfbench.updates.turn import Turn
 
@@ -138,8 +139,7 @@ def build_method(
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
     if entry.preconditioner and options.get("rest") in RESTS:
         optimizer = _with_rest(optimizer, options, update)
-    # An optimizer that takes weight_decay itself decays in its own way.
-    # With a step rule it is a part of the gradient.
+    # An optimizer that takes weight_decay decays in its own way; with a step rule it is a part of the gradient.
     theirs = "weight_decay" in names or options.get("step") is not None
     decay = 0.0 if theirs else float(options.get("weight_decay") or 0.0)
     return optimizer, update, decay
@@ -151,8 +151,7 @@ def _with_rest(
     """With a second optimizer, as ``--opt`` of its name has it, for what the method does not precondition."""
     entry = METHODS[options["rest"]]
     arguments = {name: entry.options[name] for name in entry.optimizer_options}
-    if options.get("rest_lr") is not None:
-        arguments["lr"] = options["rest_lr"]
+    arguments["lr"] = options.get("rest_lr") or arguments["lr"]
     other = _construct(options["rest"], entry.optimizer, arguments, list(update.model.parameters()))
     return WithRest(optimizer, other, update.plain_parameters)
 
@@ -199,7 +198,7 @@ def _build_preconditioning(
     fisher_batches: FisherBatches,
 ) -> Preconditioning:
     try:
-        return Preconditioning(
+        preconditioning = Preconditioning(
             model,
             preconditioner,
             damping=method.options.get("damping", 0.0),  # Muon has none
@@ -210,6 +209,12 @@ def _build_preconditioning(
             seed=seed,
             fisher_batches=fisher_batches,
         )
+        turn, early = preconditioning.turn, method.options.get("early_refreshes")
+        if early is not None:
+            if turn.has_own_points:
+                raise ValueError(f"early_refreshes needs order 'same' where points are drawn anew, got {early}")
+            turn.reschedule(Amortisation(preconditioning.T, preconditioning.S, early))
+        return preconditioning
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
     except KeyboardInterrupt:

@@ -32,10 +32,14 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Amortisation:
-    """Refresh every T updates, observing the S updates before each refresh (FOOF paper, Algorithm 1)."""
+    """Refresh every T updates, observing the S updates before each refresh (FOOF paper, Algorithm 1).
+
+    The first ``early`` updates do both, too (Martens & Grosse 2015, Algorithm 2, has 3).
+    """
 
     T: int
     S: int
+    early: int = 0
 
     @classmethod
     def of(cls, T: int, S: int | None) -> "Amortisation":
@@ -49,7 +53,7 @@ class Amortisation:
 
     def observes(self, step: int) -> bool:
         """The last S of every period."""
-        return step % self.T >= self.T - self.S
+        return step < self.early or step % self.T >= self.T - self.S
 
     def begins(self, step: int) -> bool:
         """The first of every period."""
@@ -57,7 +61,7 @@ class Amortisation:
 
     def refreshes(self, step: int) -> bool:
         """The last of every period."""
-        return (step + 1) % self.T == 0
+        return step < self.early or (step + 1) % self.T == 0
 
 
 @dataclass(frozen=True)

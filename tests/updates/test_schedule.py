@@ -22,6 +22,13 @@ def test_observed_and_refreshed_updates(T, S, observed, refreshed):
     assert [t for t in range(8) if schedule.refreshes(t)] == refreshed
 
 
+def test_the_first_updates_observe_and_refresh_too():
+    schedule = Amortisation(T=4, S=1, early=2)
+    assert [t for t in range(9) if schedule.observes(t)] == [0, 1, 3, 7]
+    assert [t for t in range(9) if schedule.refreshes(t)] == [0, 1, 3, 7]
+    assert [t for t in range(9) if schedule.begins(t)] == [0, 4, 8], "of points of a method's own"
+
+
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (10, 10), (50, 50), (51, 50), (500, 50)])
 def test_default_s(T, S):
     assert Amortisation.of(T, None).S == S
