@@ -240,7 +240,7 @@ def test_a_profile_is_printed_and_leaves_nothing_unless_asked(kfbench, problems)
     before = tree()
     code, out, err = kfbench("compare", "p0", "p1", "--profile", "--profile-by", "loss")
     assert code == 0 and tree() == before, err
-    assert [line.split()[:4] for line in out.splitlines()[1:3]] == [["sgd", "1", "of", "2"], ["adam", "1", "of", "2"]]
+    assert [line.split()[:4] for line in out.splitlines()[1:3]] == [["adam", "1", "of", "2"], ["sgd", "1", "of", "2"]]
     assert "p1" in out and "target loss" in out
     content = json.loads(kfbench("compare", "p0", "p1", "--profile", "--format", "json")[1])
     assert content["measure"] == "updates" and len(content["problems"]) == 2
