@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kfbench.config.checks.problem_checks import check_problem, spelled_out
 from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
 from kfbench.config.methods import resolve_methods
-from kfbench.config.problem_table import DATASETS, MODEL_OPTIONS, MODELS
 from kfbench.config.roles import resolve_roles
 from kfbench.config.schema import (
     COMMAND_BLOCKS,
@@ -94,12 +94,12 @@ def configure(
     for key in tree:
         if key not in TOP_KEYS:
             raise unknown("key", key, TOP_KEYS)
-    problem = _spelled_out(validated(Problem, _given(tree, "problem")))
+    problem = spelled_out(validated(Problem, _given(tree, "problem")))
     run = _with_budget(_run(tree, commands), problem)  # the default of epochs depends on the data set
     similarity = Similarity()
     if not methods:
         methods, similarity = _resolved(tree, method_flags, commands, problem.model)
-    _check_problem(problem)
+    check_problem(problem)
     # `similarity` is not among them: it names methods, so it was resolved with these.
     blocks = {name: _block(tree, name, commands, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
     return Config(problem=problem, methods=tuple(methods), run=run, similarity=similarity, **blocks)
@@ -195,71 +195,6 @@ def _with_budget(run: Run, problem: Problem) -> Run:
     if run.epochs is None and run.updates is None:
         return run.model_copy(update={"epochs": 30 if problem.dataset.endswith("-1k") else 10})
     return run
-
-
-def _spelled_out(problem: Problem) -> Problem:
-    """What the model says of its output and its images, and the normalisation that follows: records say what ran."""
-    # Before _check_problem, so the model may still turn out to be none.
-    entry, data = MODELS.get(problem.model), DATASETS.get(problem.dataset)
-    likelihood = problem.likelihood or (entry.likelihood if entry else "categorical")
-    if likelihood == "bernoulli" and not problem.likelihood and data and data.real:
-        likelihood = "gaussian"  # real numbers are no probabilities
-    colours = data and data.channels
-    usual = {"gaussian": "own", "bernoulli": "unit"}.get(likelihood, "published" if colours else "mnist")
-    pad_to = problem.pad_to or (entry.pad_to if entry else 0) or None
-    normalize = problem.normalize or usual
-    return problem.model_copy(update={"likelihood": likelihood, "normalize": normalize, "pad_to": pad_to})
-
-
-def _check_likelihood(problem: Problem) -> None:
-    if problem.likelihood == "categorical":
-        if not DATASETS[problem.dataset].classes:
-            raise UsageError(
-                f"data set {problem.dataset!r} has no labels for model {problem.model!r} to learn; use "
-                "--model autoencoder, or another --likelihood than categorical"
-            )
-        if problem.model in MODELS and MODELS[problem.model].likelihood != "categorical":
-            raise UsageError(f"model {problem.model!r} takes likelihood 'gaussian' or 'bernoulli', got 'categorical'")
-    elif problem.augment != "none":
-        raise UsageError(
-            f"augment {problem.augment!r} varies images that have labels; with likelihood {problem.likelihood!r} they "
-            "are targets too"
-        )
-    if problem.likelihood == "bernoulli" and DATASETS[problem.dataset].real:
-        raise UsageError(
-            f"likelihood 'bernoulli' takes pixels from 0 to 1 as targets, data set {problem.dataset!r} has real-valued "
-            "ones, which take 'gaussian'"
-        )
-    if problem.likelihood == "bernoulli" and problem.normalize != "unit":
-        raise UsageError(
-            f"likelihood 'bernoulli' takes pixels from 0 to 1 as targets, so normalize must be 'unit', "
-            f"got {problem.normalize!r}"
-        )
-
-
-def _check_problem(problem: Problem) -> None:
-    if problem.dataset not in DATASETS:
-        raise unknown("data set", problem.dataset, DATASETS)
-    if problem.model in MODELS:
-        accepted = MODELS[problem.model].options
-        for key in MODEL_OPTIONS:
-            if getattr(problem, key) is not None and key not in accepted:
-                raise UsageError(f"model {problem.model!r} has no option {key!r}; it has {', '.join(accepted)}")
-    elif ":" not in problem.model:  # a path is imported when the model is built: that needs torch
-        raise unknown("model", problem.model, MODELS, ", or package.module:function")
-    _check_likelihood(problem)  # only now: it looks the data set up
-    _check_normalize(problem)
-
-
-def _check_normalize(problem: Problem) -> None:
-    """By what the pixels are; only "own" suits all."""
-    entry = DATASETS[problem.dataset]
-    images = "real-valued pixels" if entry.real else "colour images" if entry.channels else "grey images"
-    accepted = ["published" if entry.channels else "mnist", "own", *([] if entry.real else ["unit"])]
-    if problem.normalize not in accepted:
-        *first, last = map(repr, accepted)
-        takes = f"{', '.join(first)} or {last} as normalize, got {problem.normalize!r}"
-        raise UsageError(f"data set {problem.dataset!r} has {images}, which take {takes}")
 
 
 # As YAML reads them back: what is on disk is compared with what is dumped.

@@ -18,9 +18,10 @@ from kfbench.config.specs import check_own_points, find_method
 from kfbench.errors import UsageError, described, shown
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.datasets import Dataset, load_dataset
-from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
+from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
+from kfbench.problems.sequences.characters import check_vectors, load_characters
 from kfbench.step_rules.clipping import NormClipping
 from kfbench.step_rules.contract import NoRule, StepRule
 from kfbench.step_rules.greedy_gamma import GreedyGamma
@@ -52,7 +53,7 @@ def prepare_torch(run: Run) -> torch.device:
 
 # What the last data set was made from, and that data set: commands ask for the same one again and again.
 _last: tuple[tuple[Any, ...], Dataset] | None = None
-_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to", "augment")
+_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to", "augment", "context")
 
 
 def build_data(config: Config, device: torch.device) -> Dataset:
@@ -63,15 +64,11 @@ def build_data(config: Config, device: torch.device) -> Dataset:
     """
     global _last
     problem, run = config.problem, config.run
-    assert problem.normalize is not None
     # Without the device: what was preloaded on the CPU is the same data, and is moved.
     key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, file_states(problem.dataset, problem.data_dir))
     if _last is None or _last[0] != key:
         _last = None  # freed first, so that no two are held at once
-        dtype = getattr(torch, run.dtype)
-        data = load_dataset(
-            problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0
-        )
+        data = _read(problem, device, getattr(torch, run.dtype))
         data = replace(data.first(problem.train_samples), augment=problem.augment)
         data = data if problem.likelihood == "categorical" else data.reconstruction()
         # Asked again: a synthetic data set has only now been generated.
@@ -82,9 +79,18 @@ def build_data(config: Config, device: torch.device) -> Dataset:
     return data
 
 
+def _read(problem: Problem, device: torch.device, dtype: torch.dtype) -> Dataset:
+    if problem.context is not None:
+        return load_characters(problem.dataset, problem.data_dir, problem.context, device)
+    assert problem.normalize is not None
+    return load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0)
+
+
 def build_likelihood(problem: Problem) -> Likelihood:
-    """What the model's output means."""
+    """What the model's output means; of characters classes are the last axis, behind positions."""
     assert problem.likelihood is not None
+    if problem.context is not None:
+        return Categorical(class_dim=-1)
     return LIKELIHOODS[problem.likelihood]()
 
 
@@ -116,9 +122,10 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
         raise UsageError(f"model {problem.model!r} fails on a batch: {type(error).__name__}: {error}") from error
     if inputs._version != before:
         raise UsageError(f"model {problem.model!r} {CHANGES_ITS_INPUT}")
-    if shape != (min(2, len(data.train_inputs)), data.outputs):
+    if shape != (min(2, len(data.train_inputs)), *data.output_shape):
         what = "" if problem.likelihood == "categorical" else ", the inputs flattened"
-        raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected [2, {data.outputs}]{what}")
+        expected = f"{[2, *data.output_shape]}{what}"
+        raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected {expected}")
     return model
 
 
@@ -224,13 +231,14 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
             "'same' takes them; use order 'independent'"
         )
     try:
-        turn.traits.check(turn.damping, points, turn.traits.vectors(data.outputs))
+        turn.traits.check(turn.damping, points, turn.traits.vectors(math.prod(data.output_shape)))
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's check may fail in any way
         raise UsageError(f"method {method.opt!r}: its check raised {described(error)}") from error
+    check_vectors(method.opt, data, turn.traits.vectors, min(points, run.micro_batch_size or run.batch_size))
     if points > len(data.train_inputs):
         raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
 

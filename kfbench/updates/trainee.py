@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kfbench.config.schema import Config
 from kfbench.problems.datasets import Dataset
+from kfbench.problems.sequences.characters import bits_per_character
+from kfbench.results.records import BITS_COLUMNS
 from kfbench.step_rules.contract import Proposed, Taken, Vector
 from kfbench.step_rules.learning_rate import learning_rate_factor
 from kfbench.step_rules.momentum import LateMomentum
@@ -64,6 +66,7 @@ class Trainee:
         self._around: Watch = lambda task: nullcontext()
         decay = self.method.options.get("average")
         self.average = None if decay is None else running_average(self.model, decay)
+        self._average_columns = () if decay is None else tuple(f"averaged_{name}" for name in _JUDGED)
         if self.method.options.get("tau1") is not None:
             self.preconditioning.turn.observe_apart(self._part)
         self.step = self.samples = 0
@@ -238,7 +241,8 @@ class Trainee:
         if self.average is not None:
             # Before any update there is nothing to average.
             figures += self._evaluated(self.average.module if self.step else self.model)
-        return dict(zip((*_JUDGED, *self.average_columns), figures, strict=True))
+        judged = dict(zip((*_JUDGED, *self._average_columns), figures, strict=True))
+        return judged | bits_per_character(judged, self.data.positions)
 
     def _evaluated(self, model: nn.Module) -> Iterator[float | None]:
         k, data = self.eval_samples, self.data
@@ -246,9 +250,9 @@ class Trainee:
         yield from evaluate(model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
 
     @property
-    def average_columns(self) -> tuple[str, ...]:
-        """Of epochs.csv, for the running average of the weights."""
-        return () if self.average is None else tuple(f"averaged_{name}" for name in _JUDGED)
+    def further_columns(self) -> tuple[str, ...]:
+        """Of epochs.csv: for the running average of the weights, and for characters."""
+        return (*self._average_columns, *(BITS_COLUMNS if self.data.positions else ()))
 
     @property
     def epoch(self) -> float:
