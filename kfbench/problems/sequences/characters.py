@@ -19,7 +19,7 @@ _MOST_BYTES = 2**28  # 250 times the text that is carried; as whole numbers eigh
 # Of each the model has an input and an output, and curvature a factor of as many squared numbers.
 _MOST_CHARACTERS = 5000
 # Of the vectors that are backpropagated for the Fisher of a (micro-)batch, in bytes.
-_MOST_VECTORS = 2e9
+_MOST_VECTORS = 2.5e8
 
 
 def load_characters(name: str, data_dir: str | None, context: int, device: torch.device | str = "cpu") -> Dataset:
@@ -98,7 +98,7 @@ def check_vectors(opt: str, data: Dataset, vectors: Callable[[int], int], sample
     if data.positions and size > _MOST_VECTORS:
         raise UsageError(
             f"method {opt!r} backpropagates {vectors(outputs)} vectors, one for each of {data.outputs} characters at "
-            f"{data.positions} positions, which take {size / 1e9:.1f} GB, above the {_MOST_VECTORS / 1e9:g} accepted: "
+            f"{data.positions} positions, which take {size / 1e6:.0f} MB, above the {_MOST_VECTORS / 1e6:g} accepted: "
             "use a smaller --context or --micro-batch-size, fisher 'sampled', or kflr with fisher_columns"
         )
 
