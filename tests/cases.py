@@ -377,7 +377,9 @@ def problem(name: str, n: int, seed: int = 0) -> Problem:
         model = make().double()
         x = torch.randn(n, *shape, dtype=torch.float64)
         if name == "tokens":
-            return Problem(model, *torch.randint(_TOKENS, (2, n, *shape)), Categorical(class_dim=-1))
+            x, y = torch.randint(_TOKENS, (2, n, *shape))
+            x[0] = x[0, 0]  # a token that is there twice
+            return Problem(model, x, y, Categorical(class_dim=-1))
         with torch.no_grad():
             model(x)  # lazy layers
         y = torch.randint(3, (n,))

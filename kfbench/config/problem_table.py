@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from kfbench.config.method_table import BENZING, GEORGE
 
@@ -43,6 +44,7 @@ class ModelEntry:
     pad_to: int = 0  # pixels a side of the images that it is made for
     convolutional: bool = False  # whether methods have other defaults for it
     sequential: bool = False  # it takes characters, all others of ours images
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of methods, where others suit it
 
 
 # Every option that a model may have; those of each are in its entry.
@@ -202,6 +204,17 @@ def dataset_entry(name: str) -> DatasetEntry | None:
     return _OWN_TEXT if is_own_text(name) else DATASETS.get(name)
 
 
+# The least loss of a few short runs of each (docs/sequences.md): a loss is a sum over positions, and what is left plain
+# (norms, biases, positions) takes the same step.
+_TRANSFORMER_DEFAULTS = {
+    "sgd": {"lr": 0.001},
+    "adam": {"lr": 0.003},
+    "adamw": {"lr": 0.003},
+    "foof": {"lr": 0.003, "damping": 1.0, "momentum": 0.9},
+    "kfac": {"lr": 0.001, "damping": 0.1, "momentum": 0.9},
+    "ekfac": {"lr": 0.001, "damping": 0.01, "momentum": 0.9},
+    "natural": {"lr": 0.001, "damping": 1.0},
+}
 _HE = "He, Zhang, Ren & Sun 2016, Deep Residual Learning for Image Recognition, CVPR"
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
@@ -273,6 +286,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             ("width", "bias", "depth", "heads", "tied"),
             width=64,
             sequential=True,
+            defaults=_TRANSFORMER_DEFAULTS,
         ),
     }
 )

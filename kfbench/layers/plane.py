@@ -80,6 +80,9 @@ def rows_from_state(state: Any) -> SampleRows:
         return SampleRows.join([rows_from_state(part) for part in state["parts"]])
     if "rows" in state:
         return SampleRows.of(state["rows"])
+    if "made" in state:
+        made: Tensor = state["made"]
+        return SampleRows(lambda part: made[part], *made.shape)
     if "tokens" in state:
         tokens: Tensor = state["tokens"]
         samples, positions = tokens.shape

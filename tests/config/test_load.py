@@ -222,7 +222,7 @@ def test_plain_yaml_knows_the_number_without_quotes(config_file):
 
 _BOOLEAN_OPTIONS = ("nesterov", "block_diagonal", "warm_start")
 _NOT_BOOLEAN = [
-    *(("problem", key) for key in Problem.model_fields if key != "bias"),
+    *(("problem", key) for key in Problem.model_fields if key not in ("bias", "tied")),
     *(("run", key) for key in Run.model_fields if key not in ("deterministic", "quick")),
     *(("methods.0", key) for key in MethodOptions.model_fields if key not in _BOOLEAN_OPTIONS),
 ]
