@@ -14,6 +14,9 @@ from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.foof_centred import CentredFOOF
 from kfbench.preconditioners.foof_kfac_damping import RESCALES, FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
+from kfbench.preconditioners.from_gradients.muon import Muon
+from kfbench.preconditioners.from_gradients.shampoo import Shampoo
+from kfbench.preconditioners.from_gradients.soap import SOAP
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import DAMPING_KINDS, KFAC
 from kfbench.preconditioners.kfac_tridiagonal import TridiagonalKFAC
@@ -62,6 +65,8 @@ class MethodCase:
     own_points: bool = False
     # Takes chains of fully connected layers alone: ``CHAINS``.
     chains_only: bool = False
+    # Models whose gradients have singular values near rounding, where float64 does not know the definition.
+    unknown_on: tuple[str, ...] = ()
     # The loss after ``properties.golden_loss``; None where it is not portable.
     golden: float | None = None
 
@@ -112,6 +117,16 @@ GOLDEN = {
     "natural-empirical-block": 0.8752000146636683,
     "gn-cg": 0.8918588612527817,
     "gn-cg-block": 0.8345615555396976,
+    "shampoo": 0.9285518081801883,
+    "shampoo-sum": 0.939345379542302,
+    "shampoo-squared": 0.8225276685271243,
+    "shampoo-left": 0.9305289239432789,
+    "shampoo-right": 0.9262797340638131,
+    "shampoo-graft-sgd": 1.010211978457032,
+    "shampoo-graft-adam": 0.2746448827328287,
+    "muon": 0.7884796639759879,
+    "muon-svd": 0.8605360529215166,
+    "muon-plain": 0.7948271984531242,
 }
 
 
@@ -264,6 +279,63 @@ METHODS += [
         golden=GOLDEN.get(f"gn-cg{'-block' * block}"),
     )
     for block in (False, True)
+]
+_SHAMPOO: dict[str, dict[str, Any]] = {
+    "shampoo": {},
+    "shampoo-sum": {"accumulate": "sum"},
+    "shampoo-squared": {"exponent": 0.5},
+    "shampoo-left": {"sides": "left"},
+    "shampoo-right": {"sides": "right"},
+    "shampoo-graft-sgd": {"graft": "sgd"},
+    "shampoo-graft-adam": {"graft": "adam", "beta2": 0.7},
+}
+METHODS += [
+    MethodCase(
+        name,
+        Shampoo,
+        dense_of=situations.shampoo,
+        options=options,
+        limit_is_gradient=name == "shampoo-squared",  # of p = 1/4 it is G / sqrt(lambda)
+        averages=name != "shampoo-sum",
+        golden=GOLDEN.get(name),
+    )
+    for name, options in _SHAMPOO.items()
+]
+_SOAP: dict[str, dict[str, Any]] = {
+    "soap": {"basis": "eigh"},
+    "soap-power": {"basis": "power"},
+    "soap-left": {"basis": "eigh", "sides": "left"},
+    "soap-narrow": {"basis": "eigh", "max_dim": 5},
+}
+METHODS += [
+    MethodCase(
+        name,
+        SOAP,
+        dense_of=situations.soap,
+        # Without a past of V; that one is held by tests/preconditioners/test_soap.py.
+        options={"beta1": 0.6, "beta2": 0.0, **options},
+        golden=GOLDEN.get(name),
+    )
+    for name, options in _SOAP.items()
+]
+_MUON: dict[str, dict[str, Any]] = {
+    "muon": {},
+    "muon-svd": {"orthogonalise": "svd", "muon_scale": "match-rms-adamw", "beta1": 0.6},
+    "muon-plain": {"muon_nesterov": False, "muon_scale": "none", "beta1": 0.6},
+}
+METHODS += [
+    MethodCase(
+        name,
+        Muon,
+        dense_of=situations.muon,
+        options=options,
+        limit_is_gradient=False,
+        averages=False,
+        # A direction of a tiny singular value counts in full, and is known as little as that value is.
+        unknown_on=("autoencoder", "autoencoder-sigmoid") if name == "muon-svd" else (),
+        golden=GOLDEN.get(name),
+    )
+    for name, options in _MUON.items()
 ]
 
 

@@ -3,6 +3,7 @@
 Row-major vec throughout: ``vec(B V A) = kron(B, A) vec(V)`` for symmetric A.
 """
 
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -56,6 +57,12 @@ def kfac_as_released(A: Tensor, B: Tensor, G: Tensor, damping: float) -> Tensor:
     rotated = torch.kron(U_B.contiguous(), U_A.T.contiguous()) @ G.reshape(-1)
     scaled = rotated / (torch.outer(s_B, s_A).reshape(-1) + damping)
     return (torch.kron(U_B.T.contiguous(), U_A.contiguous()) @ scaled).reshape(G.shape)
+
+
+def power(M: Tensor, damping: float, exponent: float) -> Tensor:
+    """``(M + damping I)^exponent``, by the Schur form of SciPy, which knows nothing of symmetry."""
+    whole = (M + damping * _eye(len(M), M)).numpy()
+    return torch.from_numpy(scipy.linalg.fractional_matrix_power(whole, exponent).real.copy())
 
 
 def in_basis(U: Tensor, denominator: Tensor, G: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kfbench.curvature.averages import FactorAverages
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import damped_inverses
+from kfbench.curvature.linalg import damped_inverses, damped_power
 from kfbench.curvature.recursion import Link, recursion
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.convolution_layer import ConvolutionLayer
@@ -27,6 +27,10 @@ from kfbench.preconditioners.foof import FOOF
 from kfbench.preconditioners.foof_centred import CentredFOOF
 from kfbench.preconditioners.foof_kfac_damping import FOOFWithKFACDamping
 from kfbench.preconditioners.foof_per_sample import PerSampleFOOF
+from kfbench.preconditioners.from_gradients.gradient_factors import GradientFactors, RunningMean
+from kfbench.preconditioners.from_gradients.muon import Muon
+from kfbench.preconditioners.from_gradients.shampoo import Shampoo
+from kfbench.preconditioners.from_gradients.soap import SOAP
 from kfbench.preconditioners.gn_cg import GaussNewtonCG
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.preconditioners.kfac_tridiagonal import Coupling, TridiagonalKFAC
@@ -733,6 +737,185 @@ class GaussNewtonForgetsItsStart(GaussNewtonCG):
         return super().state_dict() | {"solutions": {}}
 
 
+class FactorsOfTheOtherSide(Shampoo):
+    """The root of R multiplies from where L should: through its own gradient, so that shapes fit."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        self.left = {name: damped_power(M, damping, -2 * self.exponent) for name, M in self.factors.left.items()}
+        self.right = {name: torch.eye(len(M), dtype=M.dtype) for name, M in self.factors.right.items()}
+
+
+class ExponentOfOneSide(Shampoo):
+    """1/2 on both sides where it should be 1/4."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        for roots in (self.left, self.right):
+            roots |= {name: root @ root for name, root in roots.items()}
+
+
+class DampingAfterTheRoot(Shampoo):
+    """lambda is added to the root, not to the factor."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        for roots, factors in ((self.left, self.factors.left), (self.right, self.factors.right)):
+            for name, M in factors.items():
+                root = damped_power(M, 0.0, self.exponent)
+                roots[name] = torch.linalg.inv(root + damping * torch.eye(len(M), dtype=M.dtype))
+
+
+class PerSampleFactors(Shampoo):
+    """Factors of N times the outer product."""
+
+    def observe(self, gradients: Mapping[str, LayerGradient]) -> None:
+        super().observe({n: LayerGradient.from_dense(G.dense() * G.samples**0.5, 1) for n, G in gradients.items()})
+
+
+class UncorrectedFactors(Shampoo):
+    """The average begins at zero, and is not divided by its weight."""
+
+    def observe(self, gradients: Mapping[str, LayerGradient]) -> None:
+        for name in gradients:
+            self.factors._weights.setdefault(name, 1.0)
+        super().observe(gradients)
+
+
+class FreshRoots(Shampoo):
+    """Roots are of factors as they are, not as they were at the refresh."""
+
+    def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
+        self.refresh(0.3)  # the properties' own
+        return super().apply(gradients)
+
+
+class ForgetfulShampoo(Shampoo):
+    """state_dict leaves out the factors."""
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"factors": GradientFactors(0.5).state_dict()}
+
+
+class LengthOfTheDirection(Shampoo):
+    """The graft's length is divided by the gradient's."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        return super()._direction(name, G) / G.dense().norm()
+
+
+class GraftWithoutCorrection(Shampoo):
+    """Adam's second moment is not corrected for its beginning at zero."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        direction = super()._direction(name, G)
+        return direction / self.V.weights[name].sqrt()
+
+
+class NeverRotatedIn(SOAP):
+    """The momentum is divided as it is, where only the gradient was rotated."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        super()._direction(name, G)
+        return self.M.means[name] / (self.V.means[name].sqrt() + self.damping)
+
+
+class TransposedRotation(SOAP):
+    """Q_L in place of its transpose."""
+
+    def refresh(self, damping: float) -> None:
+        super().refresh(damping)
+        self.Q_L = {name: Q.T.contiguous() for name, Q in self.Q_L.items()}
+
+
+class FirstBasisForGood(SOAP):
+    """The basis is never renewed."""
+
+    def refresh(self, damping: float) -> None:
+        kept = dict(self.Q_L), dict(self.Q_R)
+        super().refresh(damping)
+        for bases, old in zip((self.Q_L, self.Q_R), kept, strict=True):
+            bases |= old
+
+
+class EpsilonInTheRoot(SOAP):
+    """sqrt(V + epsilon)."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        damping, self.damping = self.damping, 0.0
+        self.V.add(name, torch.zeros_like(G.dense()))
+        Q_L, Q_R = self.Q_L[name], self.Q_R[name]
+        V, M = (Q_L.T @ G.dense() @ Q_R).square(), self.M.add(name, G.dense())
+        self.damping = damping
+        return Q_L @ ((Q_L.T @ M @ Q_R) / (V + damping).sqrt()) @ Q_R.T
+
+
+class UncorrectedMomentum(SOAP):
+    """M is not divided by 1 - beta1^t."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        return super()._direction(name, G) * self.M.weights[name]
+
+
+class SOAPForgetsItsMomentum(SOAP):
+    """state_dict leaves out M."""
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"M": RunningMean(0.5, "beta1").state_dict()}
+
+
+class WideSideToo(SOAP):
+    """max_dim is not looked at."""
+
+    def observe(self, gradients: Mapping[str, LayerGradient]) -> None:
+        limit, self.factors.max_dim = self.factors.max_dim, None
+        super().observe(gradients)
+        self.factors.max_dim = limit
+
+
+class MomentumAlone(Muon):
+    """Nesterov's step is left out."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        self.nesterov = False
+        direction = super()._direction(name, G)
+        self.nesterov = True
+        return direction
+
+
+class FourSteps(Muon):
+    """The last Newton-Schulz step is another one."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        X = super()._direction(name, G)
+        return 1.5 * X - 0.5 * X @ X.T @ X
+
+
+class ScaleOfTheOtherAxis(Muon):
+    """sqrt(max(1, d_in / d_out))."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        d_out, d_in = G.shape
+        scales = max(1, d_in / d_out) ** 0.5 / max(1, d_out / d_in) ** 0.5
+        return super()._direction(name, G) * scales
+
+
+class CorrectedNesterov(Muon):
+    """The bias of the momentum is corrected before Nesterov's step."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        self.M.weights[name] = torch.ones_like(self.M.weights[name])
+        return super()._direction(name, G)
+
+
+class OrthogonalGradient(Muon):
+    """The gradient is orthogonalised, and momentum left out."""
+
+    def _direction(self, name: str, G: LayerGradient) -> Tensor:
+        self.M.means[name] = G.dense()
+        return super()._direction(name, G)
+
+
 class SwappedAxes(ConvolutionLayer):
     """Output gradients go through positions column by column."""
 
@@ -972,6 +1155,27 @@ MUTANTS: dict[type, str] = {
     CoupledLayers: "natural-sampled-block",
     NaturalForgetsItsDamping: "natural-empirical-block",
     ForgottenDamping: "natural-sampled",
+    FactorsOfTheOtherSide: "shampoo",
+    ExponentOfOneSide: "shampoo",
+    DampingAfterTheRoot: "shampoo-squared",
+    PerSampleFactors: "shampoo",
+    UncorrectedFactors: "shampoo",
+    FreshRoots: "shampoo-left",
+    ForgetfulShampoo: "shampoo-sum",
+    LengthOfTheDirection: "shampoo-graft-sgd",
+    GraftWithoutCorrection: "shampoo-graft-adam",
+    NeverRotatedIn: "soap",
+    TransposedRotation: "soap",
+    FirstBasisForGood: "soap",
+    EpsilonInTheRoot: "soap",
+    UncorrectedMomentum: "soap",
+    SOAPForgetsItsMomentum: "soap-power",
+    WideSideToo: "soap-narrow",
+    MomentumAlone: "muon",
+    FourSteps: "muon",
+    ScaleOfTheOtherAxis: "muon",
+    CorrectedNesterov: "muon",
+    OrthogonalGradient: "muon-plain",
     UndampedGaussNewton: "gn-cg",
     UnconvergedGaussNewton: "gn-cg-block",
     StaleGaussNewton: "gn-cg",

@@ -26,6 +26,8 @@ STEPS = {
     "ekfac-ra": {"lr": 0.001, "damping": 0.001},
     "natural": {"lr": 3e-4, "damping": 0.01},
     "gn-cg": {"lr": 0.1, "damping": 1.0},
+    "shampoo": {"lr": 0.003, "damping": 1e-6},
+    "soap": {"lr": 0.003, "damping": 1e-8},
 }
 
 

@@ -28,7 +28,7 @@ WITHOUT_TORCH = {
     "cli": (),
     "compare": ("run",),
     "report": (),
-    "claims": ("run", "directions", "toy"),
+    "claims": ("run", "directions", "inverses", "toy"),
     "wallclock": ("run", "bench", "memory_probe", "tasks"),
 }
 

@@ -13,7 +13,7 @@ from kfbench.errors import UsageError, unknown
 from kfbench.similarity.run import check
 from kfbench.sweep.plan import method_label, plan
 
-_OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance")
+_OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance", "fisher_cosine_distance")
 
 
 def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
@@ -90,8 +90,11 @@ def _untuned_config(file: ClaimFile) -> Config:
 def _check_looks(file: ClaimFile, config: Config) -> None:
     """That `similarity` will look at what the measures need."""
     name, looks = file.path.name, file.similarity
-    if "cosine_distance" in file.measures and "foof" not in looks.metric:
-        raise UsageError(f"{name}: cosine_distance needs similarity.metric 'foof'")
+    for metric in {part.metric or "foof" for part in file.claim.parts if part.measure == "cosine_distance"}:
+        if metric not in looks.metric:
+            raise UsageError(
+                f"{name}: cosine_distance needs similarity.metric {metric!r}, got {', '.join(looks.metric)}"
+            )
     check_metric(looks, config.methods)
     if "progress" in file.measures and not looks.progress:
         raise UsageError(f"{name}: the measure progress needs similarity.progress true, got false")

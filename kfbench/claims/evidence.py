@@ -16,6 +16,7 @@ class Evidence:
     similarity: Mapping[str, Any] = field(default_factory=dict)  # its summary.json
     spectrum: Sequence[Mapping[str, Any]] = ()  # rows of spectrum.csv
     cost_ratios: Mapping[str, Sequence[float]] = field(default_factory=dict)  # label -> ratio to the reference by round
+    inverses: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # label -> seed -> error
     toy: Mapping[str, Sequence[float]] = field(default_factory=dict)  # label -> losses of both points
 
 

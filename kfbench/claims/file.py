@@ -18,9 +18,8 @@ from kfbench.config.load import configure, dump
 from kfbench.config.method_table import ADDED_LATER
 from kfbench.config.methods import resolve_method
 from kfbench.config.schema import Config
-from kfbench.config.section import Section, validated
+from kfbench.config.section import Float, Section, Text, validated
 from kfbench.config.specs import parse_spec
-from kfbench.config.values import Float, Text
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, shown
 
@@ -30,7 +29,7 @@ _NOT_HASHED = ("source", "says", "notes", "small", "published", "ask")
 RULES = 3
 # What a method that is asked takes from the followed one unless its SPEC says otherwise.
 SHARED = ("lr", "damping", "T", "S")
-_OF_TIME = {"seconds_per_update", "seconds_to_loss"}
+OF_TIME = {"seconds_per_update", "seconds_to_loss"}
 # Whose blocks a claim's configuration has; that of `similarity` names methods as they are tuned, so it stands apart.
 _COMMANDS = ("sweep", "wallclock")
 
@@ -48,6 +47,8 @@ Measure = Literal[
     "frobenius_error",
     "error_growth",
     "spectrum_distance",
+    "fisher_cosine_distance",
+    "inverse_error",
     "toy_loss",
 ]
 
@@ -61,6 +62,12 @@ class ClaimPart(Section):
     below: Float | None = Field(None, gt=0, description="the claim holds where the ratio is below this")
     above: Float | None = Field(None, gt=0, description="the claim holds where the ratio is above this")
     kind: Literal["rescaled", "as-is"] = Field("rescaled", description="of progress: what length the steps have")
+    metric: Literal["foof", "euclidean"] | None = Field(
+        None, description="of cosine_distance: the inner product, FOOF's unless told"
+    )
+    layers: Literal["each"] | None = Field(
+        None, description="each: of cosine_distance, layer by layer, then their geometric mean"
+    )
     everywhere: bool = Field(False, description="the largest ratio counts, not the mean: for theorems")
     decides: bool = Field(True, description="false: reported beside the claim")
 
@@ -113,9 +120,10 @@ class ClaimFile:
         """Equal for equal experiments and predicates at equal scale, wherever they run."""
         run, asked = self.config.run, dict[str, Any]()
         if "similarity" in self.blocks:
-            # Added later, where it says nothing new.
-            usual = {"spectrum_points"} if self.similarity.spectrum_points == "batch" else set()
-            asked["similarity"] = self.similarity.model_dump(exclude=usual)
+            looks = self.similarity.model_dump()
+            # Added later, where they say nothing new.
+            usual = {"spectrum_points": "batch", "first": None}
+            asked["similarity"] = {k: v for k, v in looks.items() if k not in usual or v != usual[k]}
         if "wallclock" in self.blocks:
             asked["wallclock"] = dump(self.config, "wallclock")["wallclock"]
         if self.tunes:
@@ -124,7 +132,7 @@ class ClaimFile:
             asked["sweep"] = {k: v for k, v in self.config.sweep.model_dump().items() if k not in unsaid}
             if self.config.sweep.final_epochs == run.epochs:
                 asked["sweep"]["final_epochs"] = None
-        if self.measures & _OF_TIME:  # what only counts losses may be judged anywhere
+        if self.measures & OF_TIME:  # what only counts losses may be judged anywhere
             asked["machine"] = [run.device, run.threads]
         return fingerprint(
             {
@@ -136,9 +144,15 @@ class ClaimFile:
                 "published": [_resolved(spec) for spec in self.claim.published],
                 "ask": [_resolved(spec, SHARED) for spec in self.claim.ask],
                 **asked,
-                "claim": self.claim.model_dump(exclude=set(_NOT_HASHED)),
+                "claim": {**self.claim.model_dump(exclude=set(_NOT_HASHED)), "parts": self._hashed_parts()},
             }
         )
+
+    def _hashed_parts(self) -> list[dict[str, Any]]:
+        """Without keys that did not exist when verdicts were committed, where they say nothing."""
+        usual = {"metric": None, "layers": None}
+        dumped = (part.model_dump() for part in self.claim.parts)
+        return [{k: v for k, v in part.items() if k not in usual or v != usual[k]} for part in dumped]
 
     def _decided(self) -> list[dict[str, Any]]:
         """The methods without the swept parameters, whose defaults no trial takes, and without labels of them."""
@@ -219,3 +233,7 @@ def _check_part(part: ClaimPart, where: str) -> None:
         raise UsageError(f"{where}: {part.measure} of {part.of!r} to itself is always 1; name two that differ")
     if (part.below is None) == (part.above is None):
         raise UsageError(f"{where}: give below or above for {part.measure} of {part.of!r}, got both or none")
+    given = {"metric": part.metric, "layers": part.layers}
+    for key, value in given.items() if part.measure != "cosine_distance" else ():
+        if value is not None:
+            raise UsageError(f"{where}: {key} is of cosine_distance, got {key} {value!r} for {part.measure}")

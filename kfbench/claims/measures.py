@@ -18,17 +18,20 @@ def figures(part: Mapping[str, Any], evidence: Evidence) -> Figures:
 
 
 def _cosine_distance(part: Mapping[str, Any], evidence: Evidence) -> Figures:
-    """1 - the mean cosine of two whole directions over the followed trajectory, in FOOF's inner product."""
-    return paired(_distances(part["of"], evidence), _distances(part["to"], evidence))
+    """1 - the mean cosine of two directions over the followed trajectory: of the network, or of each of its layers."""
+    metric, each = part.get("metric") or "foof", part.get("layers") == "each"
+    of, to = (_distances(part[side], evidence, metric, each) for side in ("of", "to"))
+    return paired(of, to)
 
 
-def _distances(pair: str, evidence: Evidence) -> dict[int, float]:
+def _distances(pair: str, evidence: Evidence, metric: str, each: bool) -> dict[int, float]:
     wanted = set(pair.split(PAIR))  # a set, as records have each pair in one order only
-    rows = [row for row in evidence.similarity["cosines"] if row["layer"] == "*" and row["metric"] == "foof"]
-    distances = {row["seed"]: 1 - _or_nan(row["mean"]) for row in rows if {row["method_a"], row["method_b"]} == wanted}
-    if not distances:
+    rows = [row for row in evidence.similarity["cosines"] if row["metric"] == metric and (row["layer"] != "*") == each]
+    own = [row for row in rows if {row["method_a"], row["method_b"]} == wanted]
+    if not own:
         raise missing(pair, {PAIR.join((row["method_a"], row["method_b"])) for row in rows})
-    return distances
+    distances = {_place(row): 1 - _or_nan(row["mean"]) for row in own}
+    return _over_layers(distances) if each else {seed: distance for (seed, _), distance in distances.items()}
 
 
 def _progress(part: Mapping[str, Any], evidence: Evidence) -> Figures:
@@ -83,8 +86,8 @@ def _over_layers(values: Mapping[tuple[int, str], float]) -> dict[int, float]:
     """Seed -> geometric mean over layers, which are no replicates."""
     seeds = {seed for seed, _ in values}
     by_seed = {seed: [v for (s, _), v in values.items() if s == seed] for seed in seeds}
-    # A zero among them makes the mean zero, which the function refuses to say.
-    return {seed: geometric_mean(own) if min(own) > 0 else min(own) for seed, own in by_seed.items()}
+    # A zero among them makes the mean zero, which the function refuses to say; what is no number makes it none.
+    return {seed: geometric_mean(own) if min(own) > 0 else sum(map(abs, own)) * 0 for seed, own in by_seed.items()}
 
 
 def _error_growth(part: Mapping[str, Any], evidence: Evidence) -> Figures:
@@ -123,6 +126,11 @@ def _cost_ratio(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     return Figures(list(of), list(to))
 
 
+def _inverse_error(part: Mapping[str, Any], evidence: Evidence) -> Figures:
+    """Of an approximate inverse of the whole Kronecker-factored Fisher, by seed."""
+    return paired(*(looked_up(evidence.inverses, part[side]) for side in ("of", "to")))
+
+
 def _toy_loss(part: Mapping[str, Any], evidence: Evidence) -> Figures:
     """The loss of the named point of the toy, or of both: "sgd, point 2"."""
     return Figures([_toy(part["of"], evidence)], [_toy(part["to"], evidence)])
@@ -152,12 +160,21 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
     "progress": _progress,
     "frobenius_error": _spectral("frobenius_error"),
     "spectrum_distance": _spectral("spectrum_distance"),
+    "fisher_cosine_distance": _spectral("fisher_cosine_distance"),
     "error_growth": _error_growth,
     "seconds_per_update": _cost_ratio,
+    "inverse_error": _inverse_error,
     "toy_loss": _toy_loss,
 }
 # Which records each measure needs.
 TUNED = ("final_train_loss", "test_error", "seconds_to_loss", "least_damping", "stable_share")
 OF_FRESH_SEEDS = ("final_train_loss", "test_error", "seconds_to_loss")
 FINISHED = (*OF_FRESH_SEEDS, "stable_share")
-DIRECTIONS = ("cosine_distance", "progress", "frobenius_error", "error_growth", "spectrum_distance")
+DIRECTIONS = (
+    "cosine_distance",
+    "progress",
+    "frobenius_error",
+    "error_growth",
+    "spectrum_distance",
+    "fisher_cosine_distance",
+)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.claims.tables import SIDES, pair_of
+from kfbench.claims.tables import SIDES, measure_of, pair_of
 from kfbench.claims.verdicts import OPEN, REFUTED, REPRODUCED, WITHHELD, side_of
 
 _COLOURS = {REPRODUCED: "#009E73", REFUTED: "#D55E00", OPEN: "#777777", WITHHELD: "#CC79A7"}
@@ -28,7 +28,7 @@ def plot_ratios(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         return
     shown = [x for _, part, _ in parts for x in (part["ratio"], part[side_of(part)], 1.0)]
     left, right = min(x for x in shown if x > 0) / 3, max(shown) * 3
-    compared = [(id, part["measure"].replace("_", " "), pair) for id, part, pair in reversed(parts)]
+    compared = [(id, measure_of(part), pair) for id, part, pair in reversed(parts)]
     names = [f"{id}: {', '.join(filter(None, what))}" for id, *what in compared]
     # Beside the longest name there must be room for the axis, or the layout gives up.
     size = max(9.5, 4.5 + 0.08 * max(map(len, names))), 1.2 + 0.27 * len(parts)

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from kfbench.claims.directions import asked_config, check_directions, check_followed
 from kfbench.claims.evidence import Evidence, Figures
-from kfbench.claims.file import RULES, ClaimFile
+from kfbench.claims.file import OF_TIME, RULES, ClaimFile
+from kfbench.claims.inverses import LABELS, inverse_errors
 from kfbench.claims.measures import DIRECTIONS, FINISHED, TUNED, figures
 from kfbench.claims.toy import toy_losses
 from kfbench.claims.verdicts import judge, verdict
@@ -51,7 +53,7 @@ _EPOCHS = ("method", "run_dir", "seed", *_NUMBERS)
 # Of a method in a sweep's summary, what would only make a verdict long: trials.csv has it.
 _NOT_TOLD = ("losses", "losses_by_seed", "per_epoch")
 # Of spectrum.csv, which a claim reads back.
-_COUNTS, _ERRORS = ("seed", "update", "updates_since_refresh"), ("frobenius_error", "spectrum_distance")
+_COUNTS, _ERRORS = ("seed", "update", "updates_since_refresh"), SPECTRUM_COLUMNS[-3:]
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def judge_claim(file: ClaimFile, directory: Path, earlier: Path, around: Surroun
         record["similarity"] = _follow(file, directory, around, evidence)
     if "seconds_per_update" in measures:
         record["wallclock"] = _time(file, directory, around, evidence)
+    if "inverse_error" in measures:
+        evidence.inverses = record["inverses"] = inverse_errors(file.config)
     if "toy_loss" in measures:
         evidence.toy = record["toy"] = toy_losses()
     parts = _parts(file, evidence)
@@ -131,6 +135,7 @@ def check_claim(file: ClaimFile) -> None:
             raise UsageError(f"{file.path.name}: published gives {label!r} twice")
     if file.measures & set(DIRECTIONS):
         check_directions(file)
+    _check_labels(file, ("inverse_error",), LABELS)
     _check_labels(file, ("seconds_per_update",), [method.label for method in settings.methods])
 
 
@@ -169,10 +174,12 @@ def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings,
     with shared_folder(None, "sweep", file.config, overwrite=False) as folder:
         # Before the sweeps, which then find these trials ended.
         adopted = adopt(folder, earlier / "trials.csv")
-        summaries = [_swept(_fixed(file, spec), folder, around) for spec in file.claim.published]
+        # What only counts losses may have been trained anywhere.
+        swept = partial(_swept, folder=folder, around=around, any_device=not file.measures & OF_TIME)
+        summaries = [swept(_fixed(file, spec)) for spec in file.claim.published]
         evidence.published = {label: m for summary in summaries for label, m in summary["methods"].items()}
         # The tuned ones last: summary.json and best.yaml of the folder are those of its last sweep.
-        summaries.append(_swept(file.config, folder, around))
+        summaries.append(swept(file.config))
         evidence.tuning = summaries[-1]["methods"]
         kept = _final_epochs(folder, evidence.tuning, (directory, earlier))
         evidence.epochs = _by_seed(kept)
@@ -191,8 +198,8 @@ def _tune(file: ClaimFile, directory: Path, earlier: Path, around: Surroundings,
     }
 
 
-def _swept(config: Config, folder: Path, around: Surroundings) -> dict[str, Any]:
-    summary = sweep(config, folder, around.sweep)
+def _swept(config: Config, folder: Path, around: Surroundings, any_device: bool) -> dict[str, Any]:
+    summary = sweep(config, folder, around.sweep, any_device=any_device)
     if summary["status"] == "interrupted":
         raise ClaimInterruptedError
     return summary

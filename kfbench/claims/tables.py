@@ -23,7 +23,7 @@ def part_rows(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The table of one claim: one row a part."""
     return [
         {
-            "measure": part["measure"].replace("_", " "),
+            "measure": measure_of(part),
             "ratio of": part["of"],
             "to": part["to"],
             "measured": _number(part["ratio"]),
@@ -34,6 +34,12 @@ def part_rows(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for part in parts
     ]
+
+
+def measure_of(part: Mapping[str, Any]) -> str:
+    """In words, with what differs from its usual kind."""
+    kinds = [*([part["metric"]] if part.get("metric") else []), *(["each layer"] if part.get("layers") else [])]
+    return part["measure"].replace("_", " ") + (f" ({', '.join(kinds)})" if kinds else "")
 
 
 def verdict_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

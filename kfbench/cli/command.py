@@ -52,6 +52,7 @@ _BRIEFLY = {
     "scale": "of a claim: smoke, small or full",
     "keep": "of a claim: copy its summary to DIR/SCALE/ID",
     "html": "write compare.html, which needs no network",
+    "profile": "of DIRs, one a problem: who is how near to the best",
     "rounds": "interleaved rounds",
     "precision": "go on until intervals are within +- this",
     "baseline": "exit 1 where slower than this earlier run",

@@ -9,7 +9,7 @@ import typer
 
 from kfbench.cli.claims import PLACES, Choice, find_claims, judge, read_files
 from kfbench.cli.command import Given, Output, command, end, specs_or
-from kfbench.compare.comparison import Comparison, find_reference, summarise
+from kfbench.compare.comparison import Comparison, find_reference, shared_target, summarise
 from kfbench.config.command_blocks import Compare
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
@@ -29,6 +29,9 @@ What = Annotated[
 Html = Annotated[bool, typer.Option("--html", help="write compare.html, one page that needs no network")]
 
 
+Profile = Annotated[
+    bool, typer.Option("--profile", help="of folders, one a problem: who is how often how near to the best")
+]
 Scale = Annotated[
     Optional[Literal["smoke", "small", "full"]],
     typer.Option(
@@ -41,7 +44,21 @@ Keep = Annotated[
 ]
 
 
-_SHOWN = ("opt", "dataset", "model", "width", "epochs", "seeds", "scale", "keep", "out", "html", "plot", "format")
+_SHOWN = (
+    "opt",
+    "dataset",
+    "model",
+    "width",
+    "epochs",
+    "seeds",
+    "scale",
+    "keep",
+    "out",
+    "html",
+    "profile",
+    "plot",
+    "format",
+)
 _EXAMPLES = (
     "kfbench compare --opt foof --opt sgd --width 250 --html",
     "kfbench compare runs/ONE runs/OTHER --plot",
@@ -61,6 +78,7 @@ def compare(
     output: Output,
     what: What = None,
     html: Html = False,
+    profile: Profile = False,
     scale: Scale = None,
     strict: Strict = False,
     keep: Keep = None,
@@ -82,19 +100,23 @@ def compare(
         # Taken out: what is left of the flags is given on, or refused.
         chosen = "smoke" if values.pop("quick", None) else scale or "small"
         choice = Choice(chosen, keep, output.overwrite, output.plot, output.format)
-        more = {"--opt": given.specs, "--set": given.assignments, "--html": html}
+        more = {"--opt": given.specs, "--set": given.assignments, "--html": html, "--profile": profile}
         if wrong := _not_applying(values, PLACES, more):
             raise UsageError(f"a claim is run as its file says: {wrong} cannot change it; use --scale")
         raise typer.Exit(judge(claims, whole_folder, choice, output.out, strict, values))
     if wrong := _not_applying({}, (), {"--scale": scale, "--strict": strict, "--keep": keep}):
         raise UsageError(f"{wrong} is for published claims, and none is given")
     folders, file = _sorted(what or [], given.file)
+    _check_profile(profile, folders, values, html)
     if folders:
         more = {"--opt": given.specs, "--config": given.file, "--set": given.assignments}
         if wrong := _not_applying(values, _OF_FINISHED_RUNS, more):
             raise UsageError(f"runs that have ended are compared as they are: {wrong} cannot change them")
         # Any method would do: of this configuration only what is asked of ended runs counts.
-        raise typer.Exit(_compare_finished(folders, given.configured({}, values, ["sgd"]), output, html))
+        settings = given.configured({}, values, ["sgd"])
+        raise typer.Exit(
+            _profile(folders, settings, output) if profile else _compare_finished(folders, settings, output, html)
+        )
     tree = {} if file is None else read[file] if file in read else read_yaml(file)
     if file is not None and not tree:
         raise UsageError(f"{file} is empty: it names nothing to compare")
@@ -102,6 +124,15 @@ def compare(
     # Asked again after training; a wrong one is said before.
     find_reference(settings.compare.reference, {method.label: method.opt for method in settings.methods})
     raise typer.Exit(_train_and_compare(settings, output, html))
+
+
+def _check_profile(profile: bool, folders: Sequence[Path], values: Mapping[str, Any], html: bool) -> None:
+    if not profile and "profile_by" in values:
+        raise UsageError(f"--profile-by needs --profile, got --profile-by {values['profile_by']} alone")
+    if profile and not folders:
+        raise UsageError("--profile takes folders of finished runs, one for each problem, got none")
+    if profile and (wrong := _not_applying(values, ["profile_by"], {"--html": html})):
+        raise UsageError(f"--profile is over several problems, got {wrong}, which is of one")
 
 
 def _sorted(what: Sequence[Path], config: Path | None) -> tuple[list[Path], Path | None]:
@@ -130,7 +161,9 @@ def _compare_finished(folders: Sequence[Path], settings: Config, output: Output,
     comparison = gather(folders)
     if not comparison.methods:
         raise UsageError(f"no run is left to compare: {'; '.join(comparison.damaged)}")
-    summary = summarise(comparison, _target(comparison, settings), settings.compare.reference)
+    given = settings.run.target_loss
+    target = shared_target(comparison) if given is None else given
+    summary = summarise(comparison, target, settings.compare.reference)
     if output.out is not None or output.plot or html:
         folder = output_folder(output.out, "compare", False, output.overwrite)
         with folder as directory:
@@ -139,6 +172,27 @@ def _compare_finished(folders: Sequence[Path], settings: Config, output: Output,
             _write(comparison, summary, directory, output.plot, html)
         print(f"records: {directory}", file=sys.stderr)
     _report(summary, output.format)
+    return end(summary["status"], None, summary["quick"])
+
+
+def _profile(folders: Sequence[Path], settings: Config, output: Output) -> int:
+    from kfbench.compare.profile import profile, write_profile
+    from kfbench.compare.tables import cost_rows, profile_rows
+    from kfbench.results.tables import print_table
+
+    _keep_apart(output.out, folders)  # before anything of it may be replaced
+    summary = profile(folders, settings.compare.profile_by or "updates")
+    if output.out is not None or output.plot:
+        folder = output_folder(output.out, "compare", False, output.overwrite)
+        with folder as directory:
+            folder.begin()
+            write_profile(summary, dump(settings, "compare")["compare"], directory, output.plot)
+        print(f"records: {directory}", file=sys.stderr)
+    print_table(profile_rows(summary), output.format, summary)
+    if output.format in ("table", "markdown"):
+        print()
+        print_table(cost_rows(summary), output.format, {})
+    _print_notes(summary)
     return end(summary["status"], None, summary["quick"])
 
 
@@ -186,12 +240,6 @@ def _train_and_compare(settings: Config, output: Output, html: bool) -> int:
     return end(status, directory, quick, "the same command continues")
 
 
-def _target(comparison: Comparison, settings: Config) -> float | None:
-    """As given now, or as all the runs were given it."""
-    given = {record.summary.get("target_loss") for method in comparison.methods for record in method.seeds}
-    return settings.run.target_loss if settings.run.target_loss is not None or len(given) != 1 else given.pop()
-
-
 def _write(comparison: Comparison, summary: Mapping[str, Any], directory: Path, plot: bool, html: bool) -> None:
     from kfbench.results.records import write_json
 
@@ -210,14 +258,21 @@ def _write(comparison: Comparison, summary: Mapping[str, Any], directory: Path, 
 
 def _report(summary: Mapping[str, Any], format: str) -> None:
     """Print tables and what must be known beside them."""
-    from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
+    from kfbench.compare.tables import comparison_rows, difference_rows, target_rows, target_sentence
     from kfbench.results.tables import print_table
 
     print_table(comparison_rows(summary), format, summary)
     if summary["differences"] and format in ("table", "markdown"):
         print()
         print_table(difference_rows(summary), format, {})
+    if summary["target"]["loss"] is not None and format in ("table", "markdown"):
+        print()
+        print_table(target_rows(summary), format, {})
     print(printable(target_sentence(summary)), file=sys.stderr)
+    _print_notes(summary)
+
+
+def _print_notes(summary: Mapping[str, Any]) -> None:
     for sentence in summary["notes"]:
         print(f"Warning: {printable(sentence)}", file=sys.stderr)
     if summary["status"] != "interrupted":  # else what is left out is only what was not reached

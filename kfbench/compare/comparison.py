@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kfbench.errors import UsageError, unknown
+from kfbench.results.intervals import median_interval
 from kfbench.results.records import SCHEMA_VERSION
 from kfbench.results.seeds import over_seeds, paired_ratio
 
@@ -111,6 +112,12 @@ def mean_final(method: MethodRuns) -> float:
     return statistics.fmean(method.finals.values())
 
 
+def shared_target(comparison: Comparison) -> float | None:
+    """The target loss that all the runs were given; None where they were given none, or several."""
+    given = {record.summary.get("target_loss") for method in comparison.methods for record in method.seeds}
+    return given.pop() if len(given) == 1 else None
+
+
 def _default_target(ranked: Sequence[MethodRuns]) -> tuple[float | None, str]:
     """The loss that every seed of SGD reaches in the end; without SGD, every seed of the last that did not diverge.
 
@@ -134,10 +141,28 @@ def _method_summary(method: MethodRuns, rank: int, target: float | None) -> dict
             # A seed that missed it is infinite: so is the median where half of them did.
             "updates": statistics.median(update for update, _ in hits),
             "seconds_updates": statistics.median(seconds for _, seconds in hits),
+            **_spread("updates", [update for update, _ in hits]),
+            **_spread("seconds_updates", [seconds for _, seconds in hits]),
             "missed": sum(math.isinf(update) for update, _ in hits),
             "of": len(hits),
         },
         **over_seeds([record.summary for record in method.seeds]),
+    }
+
+
+def _spread(name: str, values: Sequence[float]) -> Row:
+    """Lowest and highest of the seeds, and the interval of their median, between order statistics.
+
+    Fewer than six seeds have none (None); seeds that missed the target may make its upper end infinite.
+    """
+    low, high = median_interval(values)
+    known = math.isfinite(low) or low > 0  # infinite above: missed by so many that the median may be too
+    bounds = (low, high) if known else (None, None)
+    return {
+        f"{name}_lowest": min(values),
+        f"{name}_highest": max(values),
+        f"{name}_low": bounds[0],
+        f"{name}_high": bounds[1],
     }
 
 
@@ -178,6 +203,10 @@ def _notes(methods: Sequence[MethodRuns]) -> list[str]:
         notes.append("the methods have different seeds: means are over all that ended, pairs over those in common")
     for method in methods:
         diverged = sum(record.summary["status"] == "diverged" for record in method.seeds)
+        calls = [record.summary.get("closure_calls_per_update") for record in method.seeds]
+        if known := [call for call in calls if call is not None]:
+            each = f"{statistics.fmean(known):.3g}"
+            notes.append(f"an update of {method.label} evaluates loss and gradient {each} times: compare its seconds")
         if diverged:
             notes.append(f"{method.label} diverged with {diverged} of {len(method.seeds)} seeds: its mean is infinite")
     return notes

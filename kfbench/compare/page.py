@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kfbench.compare.comparison import Comparison, MethodRuns, mean_curve
-from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
+from kfbench.compare.tables import comparison_rows, difference_rows, target_rows, target_sentence
 from kfbench.results.records import write_atomically
 from kfbench.results.styles import looks, title
 from kfbench.results.web_page import brief, colours, facts, fill, finite, script_json, table
@@ -37,6 +37,7 @@ def page(comparison: Comparison, summary: Mapping[str, Any]) -> str:
         "lead": html.escape(_lead(summary)),
         "table": table(comparison_rows(summary), "Methods by rank", _ROW_NAMES),
         "target": html.escape(target_sentence(summary).capitalize()),
+        "to_target": table(target_rows(summary), "What each method needs to the target", _ROW_NAMES),
         "differences": pairs or "<p>There is one method only.</p>",
         "notes": "".join(f"<li>{html.escape(note)}</li>" for note in notes),
         "methods": table(_option_rows(ordered), "What differs between the methods", _ROW_NAMES),

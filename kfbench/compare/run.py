@@ -49,7 +49,7 @@ def compare(
         # First: by it the folder is known as one of ours.
         write_yaml(directory / "config.yaml", dump(config, "compare"))
         if missing:
-            write_json(directory / "environment.json", environment(device))
+            write_json(directory / "environment.json", environment(device, config.run.amp))
         status = "done"
         with Interruption() as stop:
             for single in missing:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kfbench.results.intervals import ENOUGH_FOR_A_MEDIAN
 from kfbench.results.seeds import ENOUGH_PAIRS
 from kfbench.results.tables import bits, number
 
@@ -47,6 +48,48 @@ def _difference(row: Mapping[str, Any]) -> dict[str, Any]:
         "pairs": row["n"],
         "significant": significant,
     }
+
+
+def target_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What every method needs to the target: median over seeds, their range, the interval of the median."""
+    return [_to_target(label, method["to_target"]) for label, method in summary["methods"].items()]
+
+
+def _to_target(label: str, target: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"method": label}
+    for name, key, digits in (("updates", "updates", 6), ("s", "seconds_updates", 4)):
+        lowest, highest = (number(target[f"{key}_{end}"], digits) for end in ("lowest", "highest"))
+        low, high = target[f"{key}_low"], target[f"{key}_high"]
+        row[f"{name} to target"] = number(target[key], digits)
+        row[f"{name}: seeds"] = f"{lowest} to {highest}"
+        unknown = f"unknown: {target['of']} seeds, {ENOUGH_FOR_A_MEDIAN} needed"
+        row[f"{name}: 95% interval"] = unknown if low is None else f"{number(low, digits)} to {number(high, digits)}"
+    return {**row, "missed": f"{target['missed']} of {target['of']}"}
+
+
+def profile_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of `compare --profile`: on how many problems each method is within a factor of the best."""
+    rows = []
+    for label, method in summary["methods"].items():
+        within = {
+            "best" if tau == "1" else f"within {tau}x": f"{count} of {method['of']}"
+            for tau, count in method["within"].items()
+        }
+        solved = f"{method['solved']} of {method['of']}"
+        rows.append({"method": label, **within, "solved": solved, "worst ratio": number(method["worst_ratio"], 4)})
+    return rows
+
+
+def cost_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a problem: its target, and what it cost each method."""
+    return [
+        {
+            "problem": row["problem"],
+            "target loss": number(row["target"]["loss"], 4),
+            **{label: number(cost, 4) for label, cost in row["costs"].items()},
+        }
+        for row in summary["problems"]
+    ]
 
 
 def target_sentence(summary: Mapping[str, Any]) -> str:

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from kfbench.config.section import Section
-from kfbench.config.values import MOST_SECONDS, MOST_SEEDS, MOST_THREADS, MOST_TRIALS, Float, Int, Text
+from kfbench.config.section import MOST_SECONDS, MOST_SEEDS, MOST_THREADS, MOST_TRIALS, Float, Int, Section, Text
 
 
 def _as_list(value: Any) -> Any:
@@ -80,6 +79,9 @@ class Compare(Section):
     reference: Text | None = Field(
         None, description="method that the others are paired with, seed by seed (default: the best)"
     )
+    profile_by: Literal["updates", "seconds", "loss"] | None = Field(
+        None, description="cost of a --profile: updates or seconds to target, or final loss (default: updates)"
+    )
     claim: dict[str, Any] = Field(default_factory=dict, description="a published claim, see docs/claims.md")
 
 
@@ -96,6 +98,7 @@ class Similarity(Section):
     every: Int | None = Field(
         None, ge=1, description="updates between looks (default: about 50 looks, so that all phases of every T are met)"
     )
+    first: Int | None = Field(None, ge=0, description="no look before this update (default: 0)")
     progress: bool = Field(False, description="how much each direction would lower the same mini-batch's loss")
     progress_lr: Literal["given", "search"] = Field(
         "given", description="steps of --progress: each method's lr, or the best of a line search"

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.config.checks.problem_checks import check_problem, spelled_out
 from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
 from kfbench.config.methods import resolve_methods
+from kfbench.config.problem import checked, spelled_out, with_digest
 from kfbench.config.roles import resolve_roles
 from kfbench.config.schema import (
     COMMAND_BLOCKS,
@@ -99,7 +99,7 @@ def configure(
     similarity = Similarity()
     if not methods:
         methods, similarity = _resolved(tree, method_flags, commands, problem.model)
-    check_problem(problem)
+    problem = with_digest(checked(problem))
     # `similarity` is not among them: it names methods, so it was resolved with these.
     blocks = {name: _block(tree, name, commands, run.quick) for name in COMMAND_BLOCKS if name != "similarity"}
     return Config(problem=problem, methods=tuple(methods), run=run, similarity=similarity, **blocks)
@@ -188,6 +188,8 @@ def _keep_budget(run: dict[str, Any], later: Collection[str]) -> None:
 def _with_budget(run: Run, problem: Problem) -> Run:
     if run.epochs is not None and run.updates is not None:
         raise UsageError(f"give epochs or updates, not both: got epochs {run.epochs} and updates {run.updates}")
+    if run.amp != "none" and run.dtype != "float32":
+        raise UsageError(f"amp {run.amp!r} is of float32 alone, got dtype {run.dtype!r}")
     if run.micro_batch_size is not None and run.micro_batch_size > run.batch_size:
         raise UsageError(f"micro_batch_size is {run.micro_batch_size}, above the batch_size of {run.batch_size}")
     if run.quick:  # after the checks: a smoke run also says what is wrong with the whole one
@@ -214,7 +216,10 @@ def dump(config: Config, command: str | None = None) -> dict[str, Any]:
     for key, usual in (("likelihood", "categorical"), ("augment", "none")):
         if problem.get(key) == usual:
             del problem[key]  # a record without the key means that; so did those before there was one
-    return {"problem": problem, "methods": methods, "run": _without_none(tree["run"]), **blocks}
+    run = _without_none(tree["run"])
+    if run["amp"] == "none":  # as before there was such a key
+        del run["amp"]
+    return {"problem": problem, "methods": methods, "run": run, **blocks}
 
 
 def undump(tree: Mapping[str, Any]) -> Config:

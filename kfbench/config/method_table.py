@@ -9,16 +9,14 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from kfbench.config.families.descendants import REST_OPTIONS, ROWS
+
 # Options that each kind of method understands, with the defaults of that kind.
 SGD_CONSTRUCTOR = ("lr", "momentum", "nesterov")
 # Those that act on any torch optimizer, a user's own too; None: not in force.
 STEP_OPTIONS: dict[str, Any] = {
-    "lr_schedule": "constant",
-    "lr_decay": 0.1,
-    "lr_step_epochs": None,
-    "clip_norm": None,
-    "clip_decay": None,
-    "average": None,
+    **{"lr_schedule": "constant", "lr_decay": 0.1},
+    **dict.fromkeys(("lr_step_epochs", "warmup_updates", "clip_norm", "clip_decay", "average")),
 }
 COMMON_OPTIONS = {"lr": 0.1, **STEP_OPTIONS, "weight_decay": 0.0}
 # Of methods whose direction is known before the step; None: not in force, or the rule's own.
@@ -26,7 +24,8 @@ RULE_OPTIONS = dict.fromkeys(("step", "adapt", "model_damping", "T1", "T2", "tau
 # What a rule that minimises a model decides itself, and what it is then.
 FOUND_BY_STEP: Mapping[str, Any] = {
     **{"lr": 1.0, "lr_schedule": "constant", "momentum": 0.0, "nesterov": False},
-    **dict.fromkeys(("lr_decay", "lr_step_epochs", "clip_norm", "clip_decay", "momentum_after_epoch")),
+    **dict.fromkeys(("lr_decay", "lr_step_epochs", "warmup_updates")),
+    **dict.fromkeys(("clip_norm", "clip_decay", "momentum_after_epoch")),
 }
 # Updates between looks at lambda, and between trials of gamma (Martens & Grosse 2015, E.5, E.6).
 DEFAULT_T1, DEFAULT_T2 = 5, 20
@@ -36,25 +35,23 @@ SGD_OPTIONS: dict[str, Any] = {**COMMON_OPTIONS, **RULE_OPTIONS, **_MOMENTUM}
 DEFAULT_S = 50
 PRECONDITIONED_OPTIONS: dict[str, Any] = {
     **SGD_OPTIONS,
-    "damping": 1.0,
-    "T": 100,
-    "S": None,
-    "ema": 0.95,
-    "warmup_batches": 50,
-    "order": "independent",
-    "tau1": None,
+    **REST_OPTIONS,
+    **{"damping": 1.0, "T": 100, "S": None, "ema": 0.95},
+    **{"warmup_batches": 50, "order": "independent", "tau1": None, "early_refreshes": None},
 }
 # How the factors of convolutions and sequences are estimated; None: from all samples, expand, exact, in one group.
 FACTORS = ("stat_samples", "sharing", "spatial", "input_groups")
 _FACTOR_OPTIONS = dict.fromkeys(FACTORS)
 # Options that came when verdicts had been committed: None is as if they were not there, so that these hold on.
-ADDED_LATER = (*FACTORS, "momentum_after_epoch", "average", "tau1", "fisher_columns", *RULE_OPTIONS)
+_LATER = (
+    *("momentum_after_epoch", "warmup_updates", "average", "tau1", "early_refreshes"),
+    *("fisher_columns", "exponent", "beta2"),
+)
+ADDED_LATER = (*FACTORS, *REST_OPTIONS, *_LATER, *RULE_OPTIONS)
 _KFAC_OPTIONS = {**PRECONDITIONED_OPTIONS, "lr": 0.003, "damping": 0.001}
 _EKFAC_OPTIONS = {
     **PRECONDITIONED_OPTIONS,
-    "lr": 3e-4,
-    "damping": 1e-5,
-    "order": "same",
+    **{"lr": 3e-4, "damping": 1e-5, "order": "same"},
     "fisher": "empirical",  # true labels, as in its paper
     "damping_init": "plain",
     **_FACTOR_OPTIONS,
@@ -86,9 +83,11 @@ class MethodEntry:
     optimizer_options: tuple[str, ...]  # those that the optimizer's constructor takes
     constructor: tuple[str, ...] = ()  # those that the preconditioner's constructor takes
     open_ended: bool = False  # a user's constructor with **kwargs takes any option
+    needs_closure: bool = False  # a user's optimizer whose step evaluates the loss itself
     variants: tuple[Variant, ...] = ()  # of those that fit, the last wins
     convolutional: Mapping[str, Any] = field(default_factory=dict)  # what is another default for convolutional models
     lr_range: tuple[float, float] = (1e-5, 1.0)  # where `kfbench sweep` looks, in half decades, without a damping
+    lr_follows_damping: bool = True  # for large damping directions tend to G / damping, so lr is swept relative to it
 
     def accepts(self, option: str) -> bool:
         """Whether this method has that option."""
@@ -112,10 +111,9 @@ _MARTENS = (
 )
 
 _BOTEV = "Botev, Ritter & Barber 2017, Practical Gauss-Newton Optimisation for Deep Learning, ICML"
-
 GEORGE = (
-    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a "
-    "Kronecker-factored Eigenbasis, NeurIPS"
+    "George, Laurent, Bouthillier, Ballas & Vincent 2018, Fast Approximate Natural Gradient Descent in a Kronecker-"
+    "factored Eigenbasis, NeurIPS"
 )
 
 
@@ -132,6 +130,13 @@ def _preconditioned(
     path = f"kfbench.preconditioners.{path}"
     entry = MethodEntry(summary, paper, _SGD, path, options, SGD_CONSTRUCTOR, constructor, variants=variants)
     return replace(entry, convolutional=convolutional or {})
+
+
+def _of_gradients(row: Mapping[str, Any]) -> MethodEntry:
+    """One that learns from mean gradients alone; its lr is no multiple of a damping."""
+    variants = tuple(Variant(*variant) for variant in row.get("variants", ()))
+    entry = _preconditioned(**{**row, "options": {**COMMON_OPTIONS, **row["options"]}, "variants": variants})
+    return replace(entry, lr_range=(1e-4, 0.1), lr_follows_damping=False)
 
 
 # Learning rates and dampings are those of committed sweeps: docs/defaults.md, docs/methods.md, docs/convolutions.md.
@@ -259,7 +264,7 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
             summary="FOOF applied to each sample alone, then averaged",
             paper=f"{BENZING}, appendix F",
             path="foof_per_sample:PerSampleFOOF",
-            options={**SGD_OPTIONS, "lr": 47.0, "damping": 190.0},  # nothing is averaged: no schedule
+            options={**SGD_OPTIONS, **REST_OPTIONS, "lr": 47.0, "damping": 190.0},  # nothing is averaged: no schedule
         ),
         "natural": _preconditioned(
             summary="exact natural gradient of a sub-sampled Fisher: (F + lambda I)^-1 grad",
@@ -284,13 +289,11 @@ METHODS: Mapping[str, MethodEntry] = MappingProxyType(
                 "lr": 0.012,
                 "damping": 8.5e-4,
                 "T": 1,
-                "order": "same",  # the only one it knows
-                "block_diagonal": False,
-                "tolerance": 1e-3,
-                "max_iterations": 10,
-                "warm_start": True,
+                **{"order": "same", "block_diagonal": False},  # the only order it knows
+                **{"tolerance": 1e-3, "max_iterations": 10, "warm_start": True},
             },
             constructor=("block_diagonal", "tolerance", "max_iterations", "warm_start"),
         ),
     }
+    | {name: _of_gradients(row) for name, row in ROWS.items()}
 )

@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from kfbench.config.labels import labels
-from kfbench.config.method_table import DEFAULT_S, DEFAULT_T2, FOUND_BY_STEP, METHODS, RULE_OPTIONS, MethodEntry
+from kfbench.config.method_table import (
+    DEFAULT_S,
+    DEFAULT_T2,
+    FOUND_BY_STEP,
+    METHODS,
+    RULE_OPTIONS,
+    STEP_OPTIONS,
+    MethodEntry,
+)
 from kfbench.config.problem_table import MODELS
 from kfbench.config.schema import Method, MethodOptions
 from kfbench.config.section import validated
@@ -84,6 +92,10 @@ def _options(
     # What the optimizer's constructor takes is not ours, even where it has the name of one of ours.
     options |= {key: None for key in ("step", "adapt") if options.get(key) in ("constant", "none")}
     _check_step_rule(opt, options)
+    if "rest" in entry.options and "rest" not in (*entry.constructor, *entry.optimizer_options):
+        # Where nothing else is usual, "plain" is as if it were not said.
+        options |= {"rest": None} if options["rest"] == "plain" and entry.options["rest"] is None else {}
+        _check_rest(opt, options)
     _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
     for option in ("nesterov", "momentum_after_epoch"):
         if options.get(option) and "momentum" in options and not options["momentum"]:
@@ -147,11 +159,41 @@ def _check_adaptation(opt: str, options: Mapping[str, Any]) -> None:
         raise UsageError(f"{opt!r}: T2 must be a multiple of T = {T}, got {T2}")
 
 
+def _check_rest(opt: str, options: Mapping[str, Any]) -> None:
+    """UsageError for options of a second optimizer that does not fit."""
+    rest = options["rest"]
+    if rest in (None, "plain"):
+        if options["rest_lr"] is not None:
+            got = f"got rest_lr {options['rest_lr']} with rest {rest or 'plain'!r}"
+            raise UsageError(f"{opt!r}: rest_lr needs rest 'adamw' or 'sgd', {got}")
+        return
+    for option, what in (
+        ("step", "finds one step for all parameters"),
+        ("clip_norm", "is of one step of all parameters"),
+    ):
+        if options.get(option) is not None:
+            raise UsageError(
+                f"{opt!r}: {option} {what}, and rest {rest!r} takes another for some; use rest 'plain', or leave "
+                f"{option} out, got {option} {shown(options[option])}"
+            )
+
+
 def _check_step_options(opt: str, options: Mapping[str, Any]) -> None:
     if options.get("lr_step_epochs") and options.get("lr_schedule") != "step":
         raise UsageError(f"{opt!r}: lr_step_epochs needs lr_schedule 'step', got {options.get('lr_schedule')!r}")
+    _check_warmup(opt, options)
     if options.get("clip_decay") and not options.get("clip_norm"):
         raise UsageError(f"{opt!r}: clip_decay needs a clip_norm, whose fall it is, got clip_decay alone")
+
+
+def _check_warmup(opt: str, options: Mapping[str, Any]) -> None:
+    warms_up, updates = options.get("lr_schedule") == "linear-warmup-cosine", options.get("warmup_updates")
+    if warms_up != (updates is not None):
+        got = f"got {updates}" if warms_up else f"got {options.get('lr_schedule')!r} with warmup_updates {updates}"
+        raise UsageError(f"{opt!r}: lr_schedule 'linear-warmup-cosine' and warmup_updates need each other, {got}")
+    if warms_up and options.get("lr_decay") not in (None, STEP_OPTIONS["lr_decay"]):
+        got = f"got lr_decay {options['lr_decay']} with 'linear-warmup-cosine'"
+        raise UsageError(f"{opt!r}: lr_decay is of lr_schedule 'step' or 'exp', {got}")
 
 
 def _with_tuples(value: Any) -> Any:

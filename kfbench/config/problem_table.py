@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from kfbench.config.families.on_sequences import TRANSFORMER
 from kfbench.config.method_table import BENZING, GEORGE
 
 
@@ -204,17 +205,6 @@ def dataset_entry(name: str) -> DatasetEntry | None:
     return _OWN_TEXT if is_own_text(name) else DATASETS.get(name)
 
 
-# The least loss of a few short runs of each (docs/sequences.md): a loss is a sum over positions, and what is left plain
-# (norms, biases, positions) takes the same step.
-_TRANSFORMER_DEFAULTS = {
-    "sgd": {"lr": 0.001},
-    "adam": {"lr": 0.003},
-    "adamw": {"lr": 0.003},
-    "foof": {"lr": 0.003, "damping": 1.0, "momentum": 0.9},
-    "kfac": {"lr": 0.001, "damping": 0.1, "momentum": 0.9},
-    "ekfac": {"lr": 0.001, "damping": 0.01, "momentum": 0.9},
-    "natural": {"lr": 0.001, "damping": 1.0},
-}
 _HE = "He, Zhang, Ren & Sun 2016, Deep Residual Learning for Image Recognition, CVPR"
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
@@ -286,10 +276,19 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             ("width", "bias", "depth", "heads", "tied"),
             width=64,
             sequential=True,
-            defaults=_TRANSFORMER_DEFAULTS,
+            defaults=TRANSFORMER,
         ),
     }
 )
+
+
+# Files that hold a user's own data set.
+OWN_FILES = (".npz", ".safetensors")
+
+
+def is_own(dataset: str) -> bool:
+    """Whether it is a user's data set, a file of arrays or package.module:function, and no name of ours."""
+    return dataset not in DATASETS and not is_own_text(dataset) and (dataset.endswith(OWN_FILES) or ":" in dataset)
 
 
 def training_samples(dataset: str, train_samples: int | None, context: int | None = None) -> float:

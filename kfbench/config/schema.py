@@ -8,20 +8,36 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
-from kfbench.config.section import Section
-from kfbench.config.values import MOST_PIXELS, MOST_SEEDS, MOST_THREADS, MOST_WIDE, Float, Int, Seed, Text, Width
+from kfbench.config.families.descendants import DescendantOptions
+from kfbench.config.section import (
+    MOST_PIXELS,
+    MOST_SEEDS,
+    MOST_THREADS,
+    MOST_WIDE,
+    Float,
+    Int,
+    Section,
+    Seed,
+    Text,
+    Width,
+)
 
 
 class Problem(Section):
     """What is trained."""
 
-    dataset: Text = Field("fashion-mnist-1k", description="data set, see `kfbench list`, or the path of a .txt file")
+    dataset: Text = Field(
+        "fashion-mnist-1k", description="data set, see `kfbench list`; package.module:function, a .npz or a .txt file"
+    )
+    dataset_digest: Text | None = Field(
+        None, description="digest of your own data set's content: another one is refused (default: as it is found)"
+    )
     data_dir: Text | None = Field(None, description="folder with data files (default: KFBENCH_DATA, or the cache)")
-    normalize: Literal["mnist", "published", "own", "unit"] | None = Field(
+    normalize: Literal["mnist", "published", "own", "unit", "none"] | None = Field(
         None,
         description="mean and deviation: MNIST's, as in the FOOF paper, those published for each channel, the data "
-        "set's own, or pixels from 0 to 1 (default: by likelihood, categorical mnist, or published where images have "
-        "colours, gaussian own, bernoulli unit)",
+        "set's own, pixels from 0 to 1, or none, for your own data set (default: there none, else by likelihood, "
+        "categorical mnist, or published where images have colours, gaussian own, bernoulli unit)",
     )
     train_samples: Int | None = Field(None, ge=1, description="train on the first N of a fixed shuffle (default: all)")
     eval_samples: Int | None = Field(
@@ -64,7 +80,7 @@ class Problem(Section):
     )
 
 
-class MethodOptions(Section):
+class MethodOptions(DescendantOptions):
     """How the gradient becomes an update. Which of these a method has, and their defaults: `kfbench list`."""
 
     lr: Float | None = Field(None, gt=0, description="learning rate")
@@ -91,6 +107,9 @@ class MethodOptions(Section):
     ema: Float | None = Field(None, ge=0, lt=1, description="decay of the running averages (default: 0.95)")
     stat_samples: Int | None = Field(
         None, ge=1, description="samples of each batch that the factors are made from (default: all)"
+    )
+    early_refreshes: Int | None = Field(
+        None, ge=1, description="so many first updates observe and refresh, too, whatever T (default: none)"
     )
     tau1: Float | None = Field(
         None,
@@ -124,8 +143,11 @@ class MethodOptions(Section):
     )
     nesterov: bool | None = Field(None, description="Nesterov momentum")
     weight_decay: Float | None = Field(None, ge=0, description="decoupled: p *= 1 - lr * weight_decay")
-    lr_schedule: Literal["constant", "step", "cosine", "exp"] | None = Field(
-        None, description="how lr falls over the run"
+    lr_schedule: Literal["constant", "step", "cosine", "exp", "linear-warmup-cosine"] | None = Field(
+        None, description="how lr falls over the run, or first rises and then falls"
+    )
+    warmup_updates: Int | None = Field(
+        None, ge=1, description="updates over which linear-warmup-cosine rises to lr (it has no default)"
     )
     lr_decay: Float | None = Field(
         None, gt=0, le=1, description="factor of step (at 1/2 and 3/4) and exp (at the end) (default: 0.1)"
@@ -189,6 +211,11 @@ class Run(Section):
     device: Text = Field("cpu", description="any torch device")
     threads: Int = Field(1, ge=1, le=MOST_THREADS, description="threads of the CPU")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of model and data")
+    amp: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="autocast of forward and backward of each update; statistics, factors, solves and evaluations stay "
+        "in float32",
+    )
     deterministic: bool = Field(
         False, description="torch's deterministic algorithms; the record says what was in force"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from kfbench.config.importing import import_object
 from kfbench.config.method_table import METHODS, PRECONDITIONED_OPTIONS, SGD_CONSTRUCTOR, STEP_OPTIONS, MethodEntry
-from kfbench.config.values import BEYOND_NUMBERS
+from kfbench.config.section import BEYOND_NUMBERS
 from kfbench.errors import UsageError, described, shown, unknown
 
 # Asked of the class, hence without ``fisher``, which a constructor may set: ``updates/turn.py`` looks at that.
@@ -133,8 +133,6 @@ def _entry_of(path: str, imported: type) -> MethodEntry:
 
 def _optimizer_entry(path: str, user_class: type) -> MethodEntry:
     closure = inspect.signature(user_class.step).parameters.get("closure")  # type: ignore[attr-defined]
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UsageError(f"method {path!r} needs a closure that evaluates the loss again, which train does not give")
     options, open_ended = _constructor_options(user_class)
     options.pop("params", None)  # ours to give
     return MethodEntry(
@@ -145,6 +143,7 @@ def _optimizer_entry(path: str, user_class: type) -> MethodEntry:
         preconditioner=None,
         options={**STEP_OPTIONS, **options},  # where both have one of that name, it is the constructor's
         open_ended=open_ended,
+        needs_closure=closure is not None and closure.default is inspect.Parameter.empty,
     )
 
 

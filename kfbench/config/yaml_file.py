@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kfbench.config.schema import TOP_KEYS
-from kfbench.config.values import BEYOND_NUMBERS
+from kfbench.config.section import BEYOND_NUMBERS
 from kfbench.errors import UsageError, described
 
 # Ten thousand methods with all their options are less; the reader takes half a minute for so many bytes.

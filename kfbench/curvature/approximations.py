@@ -173,6 +173,12 @@ def relative_error(fisher: SampleFisher, approximation: Approximation) -> Float[
     return (squared.clamp(min=0) / norm).sqrt()
 
 
+def cosine_distance(fisher: SampleFisher, approximation: Approximation) -> Float[Tensor, ""]:
+    """``1 - <F, D> / (|F| |D|)``: how far D is from any multiple of F (Morwani et al. 2024, there the cosine)."""
+    norms = (fisher.squared_norm() * approximation.squared_norm()).sqrt()
+    return (1 - approximation.inner(fisher) / norms).clamp(min=0)
+
+
 def spectrum_distance(fisher: SampleFisher, approximation: Approximation) -> Float[Tensor, ""]:
     """``|eig F - eig D|_2 / |eig F|_2``, both sorted (George et al. 2018, Figure 5c, there not divided).
 

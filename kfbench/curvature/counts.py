@@ -95,3 +95,8 @@ def cholesky(d: int) -> float:
 def eigh(d: int) -> float:
     """A symmetric eigendecomposition, by convention five Cholesky inverses of d^3 / 2 each."""
     return 5 * d**3 / 2
+
+
+def qr(d: int) -> float:
+    """A Householder QR decomposition of a [d, d] matrix with its orthogonal factor: 2/3 d^3 for each of both."""
+    return 4 * d**3 / 3

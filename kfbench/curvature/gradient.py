@@ -118,6 +118,29 @@ class LayerGradient:
             self._dense = self._product(self.output_gradients, self.inputs)
         return self._dense
 
+    def outer(self) -> Float[Tensor, "d_out d_out"]:
+        """``G G'``."""
+        if self._few_rows:
+            g, a = self.output_gradients, self.inputs
+            return g.T @ ((a @ a.T) @ g) / self.samples**2
+        return self.dense() @ self.dense().T
+
+    def inner_moment(self) -> Float[Tensor, "d_in d_in"]:
+        """``G' G``."""
+        if self._few_rows:
+            g, a = self.output_gradients, self.inputs
+            return a.T @ ((g @ g.T) @ a) / self.samples**2
+        return self.dense().T @ self.dense()
+
+    @property
+    def _few_rows(self) -> bool:
+        """Whether products of its rows are less than products of the matrix."""
+        return self.added is None and not isinstance(self._inputs, SampleRows) and 0 < self.rows < min(self.shape)
+
+    def to_check(self) -> list[Tensor]:
+        """Tensors that are finite only if the gradient is."""
+        return [self.output_gradients, self.inputs] if self._dense is None else [self._dense]
+
     def transform(self, left: RowMap | None = None, right: RowMap | None = None) -> Float[Tensor, "d_out d_in"]:
         """``M_left' G M_right``, where ``left`` maps rows g to g M_left and ``right`` rows a to a M_right.
 

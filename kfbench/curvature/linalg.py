@@ -184,8 +184,38 @@ def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
 def eigenbasis(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
     """Eigenvalues, ascending and clamped at 0, and eigenvectors in columns, of a symmetric M."""
     values, vectors = torch.linalg.eigh(matrix)
+    # In float32 MKL's answer was no number for a finite, singular matrix of layers that are fed with constant pixels.
+    if matrix.device.type == "cpu" and matrix.isfinite().all() and not values.isfinite().all():
+        values, vectors = (part.to(matrix.dtype) for part in torch.linalg.eigh(matrix.double()))
     # Negative only by rounding, of a matrix that is positive semi-definite.
     return values.clamp_(min=0), vectors
+
+
+def damped_power(matrix: Float[Tensor, "d d"], damping: float, power: float) -> Float[Tensor, "d d"]:
+    """``(M + lambda I)^power`` of a symmetric positive semi-definite M.
+
+    Eigenvalues below rounding count as rounding, so that a singular M has roots without any damping; zero gives zeros.
+    """
+    values, vectors = eigenbasis(matrix)
+    known = torch.finfo(matrix.dtype)
+    floor = (values[-1] * known.eps).clamp(min=known.tiny)
+    return (vectors * (torch.maximum(values, floor) + damping).pow(power)) @ vectors.T
+
+
+def descending_eigenbasis(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """Eigenvectors in columns, of the largest eigenvalue first."""
+    return eigenbasis(matrix)[1].flip(1)
+
+
+def power_step(matrix: Float[Tensor, "d d"], Q: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], Tensor]:
+    """One step of power iteration from orthonormal columns Q, and from which place each column has come.
+
+    The columns are sorted by ``diag(Q' M Q)``, largest first; then Q of the QR decomposition of M Q (Vyas et al. 2024,
+    Algorithm 4).
+    """
+    moved = matrix @ Q
+    places = (Q * moved).sum(0).argsort(descending=True)
+    return torch.linalg.qr(moved.index_select(1, places))[0], places
 
 
 def damping_below_rounding(damping: float, largest: Mapping[str, Tensor]) -> tuple[str, float] | None:

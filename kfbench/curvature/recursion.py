@@ -102,10 +102,21 @@ class _Segment:
 
     def pulled_back(self, vector: Tensor) -> Float[Tensor, "N d_out"]:
         """``J' vector``, J the Jacobian of the segment; zero where nothing arrives."""
-        (g,) = torch.autograd.grad([self.end], [self.call.edge], [vector], retain_graph=True, allow_unused=True)
+        g = self._arriving(vector)
         if g is None:
             return full(vector.new_zeros(self.call.samples, self.layer.d_out))
         return full(self.layer.gradient_rows(g)).flatten(1)
+
+    def _arriving(self, vector: Tensor) -> Tensor | None:
+        (g,) = torch.autograd.grad([self.end], [self.call.edge], [vector], retain_graph=True, allow_unused=True)
+        return g
+
+    @property
+    def rounding(self) -> float:
+        """That of the lower precision at its ends: under autocast an output may be float32, and its layer's not."""
+        g = self._arriving(torch.zeros_like(self.like))
+        ends = [self.like.dtype] if g is None else [self.like.dtype, g.dtype]
+        return max(_ROUNDING.get(dtype, _LOOSE_ROUNDING) for dtype in ends)
 
     def slopes(self) -> Float[Tensor, "N d_out"]:
         """The diagonal of J, which is all of it: f'(h)."""
@@ -149,8 +160,7 @@ def check_chain(layers: Mapping[str, Layer], calls: Mapping[str, Sequence[Call]]
         generator = torch.Generator(like.device).manual_seed(0)
         v = torch.randn(like.shape, generator=generator, device=like.device).to(like.dtype)
         got, wanted = segment.pulled_back(v), segment.slopes() * full(v).flatten(1)
-        tolerance = _ROUNDING.get(like.dtype, _LOOSE_ROUNDING)
-        differences.append((got - wanted).norm() > tolerance * (got.norm() + wanted.norm()))
+        differences.append((got - wanted).norm() > segment.rounding * (got.norm() + wanted.norm()))
     for segment, differs in zip(segments, torch.stack(differences).tolist(), strict=True):
         if differs:
             raise _not_elementwise(segment)

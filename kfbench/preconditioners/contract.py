@@ -12,13 +12,17 @@ from kfbench.curvature.approximations import Approximation
 from kfbench.curvature.captured import Wanted
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.statistics import Statistics
+from kfbench.curvature.statistics import LayerStatistics
 from kfbench.layers.estimate import EXACT, Estimate
+
+# What a method observes of one batch, layer by layer.
+Observed = Mapping[str, LayerStatistics] | Mapping[str, LayerGradient]
 
 # Whose labels the Fisher is made from, in a method that has one; "none" in the others.
 FISHERS = ("sampled", "full", "empirical")
-# All that ``fisher`` may be; "recursion" goes from layer to layer instead (``curvature/recursion.py``).
-FISHER_KINDS = ("none", *FISHERS, "recursion")
+# All that ``fisher`` may be; "recursion" goes from layer to layer instead (``curvature/recursion.py``), "gradients"
+# has none: the mean gradients themselves are observed.
+FISHER_KINDS = ("none", *FISHERS, "recursion", "gradients")
 
 
 class Preconditioner(Protocol):
@@ -30,14 +34,16 @@ class Preconditioner(Protocol):
 
     fisher: str
     """Whose output gradients ``observe`` needs: none | sampled | full | empirical; "recursion" needs ``link`` of every
-    layer in their place."""
+    layer in their place. With "gradients" ``observe`` is given the mean gradient of every layer, a ``LayerGradient`` of
+    the whole batch, in place of statistics, at every update (S = T) unless told otherwise."""
 
     orders: tuple[str, ...]
     """The orders it supports, the default first: independent (apply, observe, refresh), so that
     statistics and gradient come from different batches, or same (observe, refresh, apply)."""
 
-    def observe(self, statistics: Statistics) -> None:
-        """Take in one batch's rows: inputs [N, P, d_in], output gradients [K, N, P, d_out]."""
+    def observe(self, statistics: Any) -> None:
+        """Take in one batch: ``Statistics``, rows of inputs [N, P, d_in] and output gradients [K, N, P, d_out], or
+        what ``fisher`` names in their place."""
 
     def refresh(self, damping: float) -> None:
         """Do everything cubic, from what was observed so far."""
@@ -130,6 +136,15 @@ class Traits:
     """Whether that matrix is in force from one refresh to the next, though what it is made from goes on."""
 
     @property
+    def of_gradients(self) -> bool:
+        """Whether it observes mean gradients in place of statistics."""
+        return self.fisher == "gradients"
+
+    def default_S(self, T: int) -> int | None:
+        """S where none is given; None for the usual one."""
+        return 1 if self.newest_only else T if self.of_gradients else None
+
+    @property
     def knows_chains_alone(self) -> bool:
         """Whether a model whose layers are no chain is refused."""
         return self.chain or self.fisher == "recursion"
@@ -167,4 +182,4 @@ class Traits:
 
 def vectors_of(fisher: str, outputs: int) -> int:
     """How many vectors are backpropagated for each point."""
-    return {"none": 0, "recursion": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]
+    return {"none": 0, "recursion": 0, "gradients": 0, "empirical": 1, "sampled": 1, "full": outputs}[fisher]

@@ -72,7 +72,7 @@ class TridiagonalKFAC:
     Raises FloatingPointError at a refresh where two layers are correlated to 1 in floating point.
     """
 
-    orders = ("independent", "same")
+    orders: tuple[str, ...] = ("independent", "same")
     chain = True
     apply_remembers = False
     approximation_of_refresh = True

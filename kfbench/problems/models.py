@@ -37,6 +37,16 @@ def mlp(input_shape: tuple[int, ...], outputs: int, width: int = 1000, bias: boo
     return _initialised(nn.Sequential(*layers, nn.Linear(d, outputs, bias)))
 
 
+def example_network(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Of Martens & Grosse 2015, Figure 1: means of 2 x 2 pixels and four hidden layers of 20, tanh.
+
+    Theirs has 256 inputs, of 16 x 16 pixels. Named by its path alone, for claims on dense matrices.
+    """
+    sizes = (input_shape[-1] // 2 * (input_shape[-2] // 2), 20, 20, 20, 20, outputs)
+    layers = [part for d, e in pairwise(sizes) for part in (nn.Linear(d, e), nn.Tanh())]
+    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *layers[:-1])
+
+
 def autoencoder(input_shape: tuple[int, ...], width: int = ENCODER_WIDTHS[0], bias: bool = False) -> nn.Module:
     """d-1000-500-250-30-250-500-1000-d with tanh, code and output linear (FOOF paper, appendix D.7).
 

@@ -17,7 +17,7 @@ _WRITTEN_BY = {
     "similarity": rf"{_RECORDS}|{_SEED}|(similarity|progress|spectrum)\.(csv|png)|heatmap\.png",
     "wallclock": rf"((width|batch_size)=[^/]+/)?({_RECORDS}|windows\.csv)|wallclock\.png",
     "sweep": rf"{_RECORDS}|trials\.csv|best\.yaml|(heatmap|tuned|per-epoch)\.png|[^/]+/(best\.yaml|{_TRIAL})",
-    "compare": rf"{_RECORDS}|compare\.html|loss\.png|[^/]+/{_RUN}",
+    "compare": rf"{_RECORDS}|compare\.html|loss\.png|profile\.(csv|png)|[^/]+/{_RUN}",
 }
 # What is written in one piece has this name until it is whole.
 _TORN = r"(\.tmp)?"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _PACKAGES = ("kfbench", "torch", "torchvision", "numpy", "pydantic", "typer")
 
 
-def environment(device: "torch.device") -> dict[str, Any]:
-    """Versions, processor, accelerator, threads, git commit, and the switches in force now."""
+def environment(device: "torch.device", amp: str = "none") -> dict[str, Any]:
+    """Versions, processor, accelerator, threads, git commit, and the switches in force now; ``amp`` is the run's."""
     import torch  # here, since records are read where there is none
 
     cuda = device.type == "cuda"
@@ -37,6 +37,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "amp": amp,
         "autocast": torch.is_autocast_enabled("cuda"),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "argv": [Path(word).name if Path(word).is_absolute() else word for word in sys.argv],

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from statistics import median as median  # "as": other files take it from here, with its interval
 
 CONFIDENCE = 0.95
+# Fewer values than this have no interval of their median: 2 / 2^5 is more than 5 %.
+ENOUGH_FOR_A_MEDIAN = 6
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:

@@ -47,6 +47,9 @@ LOOKS = {
     "ekfac-ra": Look(_GREEN, _DASHED),
     "natural": Look(_SKY, _SOLID),
     "gn-cg": Look(_SKY, _DASHED),
+    "shampoo": Look(_ORANGE, _DASH_DOT),
+    "soap": Look(_ORANGE, _DASHED),
+    "muon": Look(_ORANGE, _DOTTED),
 }
 # A user's methods: three more colours (Tol 2021, the muted scheme), by name, so that one keeps its own too.
 _OTHERS = ("#882255", "#999933", "#777777")
@@ -82,4 +85,6 @@ def title(problem: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     quick = " (quick run, not for comparison)" if run.get("quick") else ""
     part = f" (first {problem['train_samples']})" if problem.get("train_samples") else ""
     width = f" of width {problem['width']}" if problem.get("width") else ""
+    amp = run.get("amp", "none")
+    budget += f", autocast {amp}" if amp != "none" else ""
     return f"{problem['dataset']}{part}, {problem['model']}{width}, batch size {run['batch_size']}, {budget}{quick}"

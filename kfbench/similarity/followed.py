@@ -80,7 +80,7 @@ class FollowedTrainee(Trainee):
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward and backward of one batch, and what a look must know from before them."""
-        self.looks.before_forward()
+        self.looks.before_forward(x, y)
         loss = super().backward(x, y)
         self._batch = (x, y, loss)
         return loss

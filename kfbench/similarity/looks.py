@@ -14,6 +14,7 @@ from kfbench.similarity.loss_decrease import LossDecrease, RandomState, rescaled
 from kfbench.similarity.means import WHOLE
 from kfbench.similarity.panel import Panel
 from kfbench.similarity.spectrum import Spectrum
+from kfbench.updates.evaluation import Seen
 
 Rows = list[dict[str, Any]]
 
@@ -43,14 +44,18 @@ class Looks:
         self.spectrum = Spectrum(panel, settings.spectrum, self.every, held_out) if settings.spectrum else None
         if "foof" in settings.metric:
             panel.listen(self._keep_factors)
+        if self.spectrum is None:  # which counts updates since a refresh by T
+            panel.rest_between_looks(self.every)
         self._random: RandomState | None = None
+        self._seen: Seen | None = None
         self._A: dict[str, Tensor] = {}
         self._pending: list[tuple[int, float, Any, Rows, Rows]] = []
 
     @property
     def looking(self) -> bool:
         """Whether the coming update is looked at."""
-        return self.trainee.step % self.every == 0
+        step = self.trainee.step
+        return step % self.every == 0 and step >= (self.settings.first or 0)
 
     def _keep_factors(self, label: str) -> None:
         """A of the FOOF as it is when its direction is taken: what comes later in the order changes it in place."""
@@ -59,10 +64,13 @@ class Looks:
             method: Any = self.foof.turn.method
             self._A = {name: A.clone() for name, A in method.A.means.items() if name in self.panel.layers}
 
-    def before_forward(self) -> None:
+    def before_forward(self, x: Tensor, y: Tensor) -> None:
         """Before the training forward of an update."""
         # Here, since the forward is about to draw the dropout that a step's loss must be measured under.
         self._random = RandomState(self.trainee.device) if self.looking and self.settings.progress else None
+        asks_batch = self.looking and any(each.rule.looks_at_batch for each in self.panel.asked)
+        parts = self.trainee.micro_batches(x, y)
+        self._seen = Seen(self.trainee.model, self.trainee.likelihood, parts) if asks_batch else None
 
     def before_turns(self) -> None:
         """Before the methods take their turns."""
@@ -72,7 +80,8 @@ class Looks:
 
     def after_turns(self, x: Tensor, y: Tensor, loss: Tensor) -> None:
         """When all have given their directions and the weights have not moved."""
-        self.panel.complete()
+        self.panel.complete(self._seen)
+        self._seen = None
         if self.spectrum is not None:
             self.spectrum.after_turns()
         # Refreshes are noticed at every update; all that follows costs time and is for looks alone.

@@ -17,6 +17,7 @@ SPECTRUM_COLUMNS = (
     "updates_since_refresh",
     "frobenius_error",
     "spectrum_distance",
+    "fisher_cosine_distance",
 )
 _PAIR = ("seed", "layer", "method_a", "method_b", "metric")
 _PROGRESS = ("seed", "method", "kind")

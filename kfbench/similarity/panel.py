@@ -9,39 +9,23 @@ from torch import Tensor
 
 from kfbench.config.schema import Method
 from kfbench.config.specs import find_method
+from kfbench.errors import UsageError
 from kfbench.layers.contract import Layer
 from kfbench.preconditioners.plain import PlainGradient
+from kfbench.similarity.asked import Asked, rule_of_asked
 from kfbench.similarity.shadow import Shadow
-from kfbench.step_rules.learning_rate import learning_rate_factor
+from kfbench.step_rules.contract import NoRule
 from kfbench.updates.answers import Direction
 from kfbench.updates.batches import LABELS, Batch, stream_seed
 from kfbench.updates.build import build_method, check_chain, check_turn
+from kfbench.updates.evaluation import Seen
 from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.schedule import AtLooks
 from kfbench.updates.trainee import Trainee
 from kfbench.updates.turn import Turn
 
 # What the plain gradient is called among the preconditioned; no label of a method looks like this.
 _GRADIENT = " gradient"
-
-
-class Asked:
-    """One method, whichever kind: one that takes turns, a torch optimizer's shadow, or neither: the gradient."""
-
-    def __init__(self, method: Method, turn: Turn | None, shadow: Shadow | None) -> None:
-        self.method, self.label = method, method.label
-        self.turn, self.shadow = turn, shadow
-
-    def lr(self, trainee: Trainee) -> float | None:
-        """The learning rate that it would have at the coming update; None for an optimizer without one."""
-        options, lr = self.method.options, self.method.options.get("lr")
-        if lr is None:
-            return None
-        epochs = options.get("lr_step_epochs")
-        period = None if epochs is None else epochs * trainee.per_epoch
-        schedule = options.get("lr_schedule") or "constant"
-        return float(lr) * learning_rate_factor(
-            schedule, options.get("lr_decay") or 1.0, trainee.step, trainee.total, period
-        )
 
 
 class Panel:
@@ -56,7 +40,8 @@ class Panel:
         self._named: dict[str, Preconditioning] = {}
         self.asked = [self._build(method) for method in methods]
         self.followed = next(each for each in self.asked if each.label == trainee.method.label)
-        if any(each.turn is None for each in self.asked):  # it is what these are made from
+        # It is what these are made from, or scaled by.
+        if any(each.turn is None or each.rule.looks_at_batch for each in self.asked):
             self._named[_GRADIENT] = Preconditioning(trainee.model, PlainGradient(), damping=0.0, T=1)
         # The followed one leads: first in every forward, it draws its labels as if it were alone.
         leading = self.followed.label if self.followed.turn else next(iter(self._named))
@@ -85,16 +70,33 @@ class Panel:
         """One more, who sees what is captured but gives no direction; its labels are drawn after all others'."""
         self.leader.forward.join(observer.turn)
 
+    def rest_between_looks(self, every: int) -> None:
+        """Whoever is made anew from each batch, and remembers nothing, works only where somebody looks."""
+        for each in self.asked:
+            turn = each.turn
+            if turn is None or each is self.followed or turn.schedule.T != 1 or turn.traits.apply_remembers:
+                continue
+            of_one_batch = turn.traits.newest_only or each.method.options.get("ema") == 0
+            # One that applies before it observes uses the batch before, and own points are drawn by the update.
+            if of_one_batch and turn.order == "same":
+                turn.reschedule(AtLooks(every, refreshing=True))
+
     def _build(self, method: Method) -> Asked:
-        trainee = self.trainee
-        if not find_method(method.opt).preconditioner:
+        trainee, entry = self.trainee, find_method(method.opt)
+        if entry.needs_closure:
+            raise UsageError(f"method {method.opt!r} evaluates the loss within its step: no direction of it to ask")
+        if not entry.preconditioner:
             # SGD steps along its gradient; what another optimizer would do is tried out on a copy.
             is_gradient = method.opt == "sgd"
-            return Asked(method, None, None if is_gradient else Shadow(method, trainee.model, trainee.likelihood))
+            return Asked(method, shadow=None if is_gradient else Shadow(method, trainee.model, trainee.likelihood))
         is_followed = method.label == trainee.method.label
         preconditioning: Any = trainee.preconditioning if is_followed else self._build_preconditioning(method)
         self._named[method.label] = preconditioning
-        return Asked(method, preconditioning.turn, None)
+        # That of the followed one acts as it trains.
+        rule = NoRule() if is_followed else rule_of_asked(method, trainee)
+        if not is_followed:
+            preconditioning.turn.l2 = rule.l2
+        return Asked(method, preconditioning.turn, rule=rule)
 
     def _build_preconditioning(self, method: Method) -> Preconditioning:
         trainee = self.trainee
@@ -129,8 +131,11 @@ class Panel:
         for listener in self._listeners:
             listener(label)
 
-    def complete(self) -> None:
-        """After the turns, before the weights move: the directions of those that take none."""
+    def complete(self, seen: Seen | None) -> None:
+        """After the turns, before the weights move: the directions of those that take none, and of rules.
+
+        ``seen`` is the batch where a rule is to look at it: at looks.
+        """
         gradient = self.directions.pop(_GRADIENT, None)
         written = {p: p.grad for p in self.trainee.model.parameters()}
         for each in self.asked:
@@ -140,6 +145,9 @@ class Panel:
                 # Of the followed optimizer, what its step rule has left; the others see the gradient.
                 given = written if each is self.followed else gradient
                 self.directions[each.label] = each.shadow.step(given) if each.shadow else given
+            elif seen is not None and gradient is not None and each.rule.looks_at_batch:
+                own = self.directions[each.label]
+                self.directions[each.label] = each.redirected(own, gradient, seen, self.trainee.step)
 
     def matrices(self, label: str) -> dict[str, Tensor]:
         """A direction as one matrix [d_out, d_in] for every captured layer."""

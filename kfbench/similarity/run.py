@@ -40,7 +40,7 @@ def similarity(
     if begin is not None:
         begin()  # before anything else is made there
     write_yaml(directory / "config.yaml", dump(_with_plain_labels(config), "similarity"))
-    write_json(directory / "environment.json", environment(device))
+    write_json(directory / "environment.json", environment(device, config.run.amp))
     logs, means = Logs(directory, config), SimilaritySummary()
     runs: list[dict[str, Any]] = []
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kfbench.curvature.approximations import (
     Approximation,
     SampleFisher,
+    cosine_distance,
     relative_error,
     spectrum_distance,
 )
@@ -161,7 +162,7 @@ class Spectrum:
 
     @torch.no_grad()
     def rows(self) -> list[dict[str, Any]]:
-        """Of one look: layer, method, updates_since_refresh, and two tensors [], error and distance."""
+        """Of one look: layer, method, updates_since_refresh, and tensors []: error and distances."""
         if self.held_out:
             self._observe_others()
         rows = []
@@ -180,6 +181,7 @@ class Spectrum:
                         "updates_since_refresh": tracked.age,
                         "frobenius_error": relative_error(fisher, approximation),
                         "spectrum_distance": spectrum_distance(fisher, approximation),
+                        "fisher_cosine_distance": cosine_distance(fisher, approximation),
                     }
                 )
         return rows
@@ -195,8 +197,8 @@ class Spectrum:
 
 
 def _exact(turn: Turn) -> str:
-    """The labels of the Fisher that a method's curvature stands for: of a recursion all of them."""
-    return "full" if turn.traits.fisher == "recursion" else turn.traits.fisher
+    """The labels of the Fisher that a method's curvature stands for: of a recursion all, of gradients the true ones."""
+    return {"recursion": "full", "gradients": "empirical"}.get(turn.traits.fisher, turn.traits.fisher)
 
 
 def _check_rows(rows: int, fisher: str) -> None:

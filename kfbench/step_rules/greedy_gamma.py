@@ -38,7 +38,8 @@ def least(
 ) -> tuple[float, Answer]:
     """The damping whose answer is worth least, and that answer; the method is left as it gave it.
 
-    The method is refreshed with the first one already. A value that is no number is the worst.
+    The method is refreshed with the first one already. A value that is no number is the worst, and so is a damping
+    that its refresh refuses with a FloatingPointError.
     """
     # As it is before it answers: it may remember what it is asked.
     before = copy.deepcopy(method.state_dict())
@@ -46,7 +47,10 @@ def least(
     for damping in dampings:
         if tried:
             method.load_state_dict(copy.deepcopy(before))
-            refresh(damping)
+            try:
+                refresh(damping)
+            except FloatingPointError:
+                continue
         found = answer()
         tried.append((damping, found, judge(found), copy.deepcopy(method.state_dict())))
     # All read at once, since that waits for the device.

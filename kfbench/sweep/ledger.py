@@ -20,17 +20,20 @@ from kfbench.sweep.plan import Trial
 
 _NAME = "trials.csv"
 _STATUSES = (*ENDED, "failed")
+# Whose trials stand for those of another, where seconds do not matter.
+_DEVICES = ("cpu", "cuda", "mps")
 
 
 class Ledger:
     """The rows of trials.csv by hash, and the lock that keeps a second sweep out of the folder.
 
     Rows of trials that failed are dropped on opening: they are tried again. So are those that diverged without a
-    reason, which was not noted when a single bad update could end a trial.
+    reason, which was not noted when a single bad update could end a trial. With ``any_device`` trials that ended on
+    another device count too.
     """
 
-    def __init__(self, directory: Path, swept: Sequence[str]) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, swept: Sequence[str], any_device: bool = False) -> None:
+        self.directory, self._any_device = directory, any_device
         # First, since another sweep may still write what is read next.
         self._lock = lock(directory)
         self._path, self._swept = directory / _NAME, swept
@@ -62,6 +65,10 @@ class Ledger:
 
     def find(self, trial: Trial) -> Row | None:
         """The row of a trial that ended, now or earlier; a folder that was finished but not noted is noted."""
+        if trial.hash not in self.rows and self._any_device:
+            elsewhere = next((row for d in _DEVICES if (row := self.rows.get(trial.hash_on(d))) is not None), None)
+            if elsewhere is not None:  # not noted once more: the file has it as that of its device
+                self.rows[trial.hash] = elsewhere
         if trial.hash not in self.rows:
             summary = summary_of_ended(self.directory / trial.folder / f"seed-{trial.seed}")
             if summary.get("status") not in ENDED:

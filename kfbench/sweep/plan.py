@@ -83,8 +83,13 @@ class Trial:
     @cached_property
     def hash(self) -> str:
         """Equal for equal configurations, whichever sweep asks for them."""
+        return self.hash_on(self.config.run.device)
+
+    def hash_on(self, device: str) -> str:
+        """What it would be on another device, where the same numbers come out but for rounding."""
+        tree = trajectory(self.config)
         # A trial is of one seed, which a trajectory leaves out.
-        return fingerprint({**trajectory(self.config), "seed": self.seed})
+        return fingerprint({**tree, "run": {**tree["run"], "device": device}, "seed": self.seed})
 
     @property
     def folder(self) -> Path:
@@ -160,7 +165,7 @@ def _swept(method: Method, config: Config, parameters: Sequence[str]) -> Swept:
     # A step rule finds the length of the step itself.
     found = FOUND_BY_STEP if method.options.get("step") is not None else ()
     own = [name for name in parameters if entry.accepts(name) and name not in found]
-    relative = "lr" in own and not config.sweep.absolute_lr and entry.accepts("damping")
+    relative = "lr" in own and not config.sweep.absolute_lr and entry.accepts("damping") and entry.lr_follows_damping
     axes = tuple(_axis(name, method, config, relative) for name in own)
     fixed = {name: value for name, value in method.options.items() if name not in own}
     if "T" in own and fixed.get("S") == min(method.options["T"], DEFAULT_S):

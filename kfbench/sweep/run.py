@@ -221,12 +221,17 @@ class Sweep:
 
 
 def sweep(
-    config: Config, directory: Path, observer: SweepObserver, begin: Callable[[], None] | None = None
+    config: Config,
+    directory: Path,
+    observer: SweepObserver,
+    begin: Callable[[], None] | None = None,
+    any_device: bool = False,
 ) -> dict[str, Any]:
     """Run or continue a sweep in ``directory``, which exists; returns what its summary.json holds.
 
-    ``begin`` makes way for it once everything fits: what lies there until then is not read. UsageError for what
-    does not fit, before the first trial; OSError where the disk fails.
+    ``begin`` makes way for it once everything fits: what lies there until then is not read. Trials there that ended on
+    another device count where ``any_device`` says so. UsageError for what does not fit, before the first trial;
+    OSError where the disk fails.
     """
     if begin is not None:
         predict(config)
@@ -236,7 +241,7 @@ def sweep(
     # A column of lr beside that of alpha.
     swept = [name for name in dict.fromkeys(names) if name != "lr" or "lr" in config.sweep.parameters]
     executor = _executor(config, methods[0], config.sweep.jobs)
-    with Ledger(directory, swept) as ledger, Interruption() as stop:
+    with Ledger(directory, swept, any_device) as ledger, Interruption() as stop:
         try:
             return Sweep(config, directory, executor, ledger, observer, stop).run()
         finally:

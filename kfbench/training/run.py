@@ -59,7 +59,7 @@ def train(
     if begin is not None:
         begin()  # before anything else is made there
     write_yaml(directory / "config.yaml", dump(config))
-    write_json(directory / "environment.json", environment(device))
+    write_json(directory / "environment.json", environment(device, config.run.amp))
     summaries: list[dict[str, Any]] = []
     with Interruption() if stop is None else nullcontext(stop) as stop:
         for seed in seeds:

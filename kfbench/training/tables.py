@@ -14,6 +14,9 @@ def summary_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     if len(rows) > 1:
         rows.append(_row("mean", summary["method"], summary["status"], summary["mean"]))
         rows.append(_row("std", summary["method"], "", summary["std"]))
+    if any("closure_calls_per_update" in run for run in summary["runs"]):  # of optimizers that take a closure alone
+        for row, run in zip(rows, [*summary["runs"], {}, {}], strict=False):
+            row["closure calls/update"] = number(run.get("closure_calls_per_update"), 4)
     return rows
 
 

@@ -56,7 +56,7 @@ def probe_trial(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "seconds": built - began + warm_up + usual * trainee.total + evaluation * evaluations,
         "slowest_update": slowest,
-        "environment": environment(trainee.device),
+        "environment": environment(trainee.device, config.run.amp),
     }
 
 

@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.config.importing import import_object
-from kfbench.config.method_table import DEFAULT_T1, DEFAULT_T2
-from kfbench.config.problem_table import MODEL_OPTIONS
+from kfbench.config.problem_table import MODEL_OPTIONS, is_own
 from kfbench.config.schema import Config, Method, Problem, Run
 from kfbench.config.specs import check_own_points, find_method
 from kfbench.errors import UsageError, described, shown
@@ -21,17 +20,16 @@ from kfbench.problems.datasets import Dataset, load_dataset
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
+from kfbench.problems.own.dataset import digest, load_own
 from kfbench.problems.sequences.characters import check_vectors, load_characters
-from kfbench.step_rules.clipping import NormClipping
-from kfbench.step_rules.contract import NoRule, StepRule
-from kfbench.step_rules.greedy_gamma import GreedyGamma
-from kfbench.step_rules.levenberg_marquardt import LevenbergMarquardt
-from kfbench.step_rules.rescale import Rescaling
+from kfbench.step_rules.building import with_rest
+from kfbench.step_rules.contract import StepRule
 from kfbench.updates.collected import FisherBatches
 from kfbench.updates.evaluation import CHANGES_ITS_INPUT
 from kfbench.updates.isolation import evaluating, forward_isolated
 from kfbench.updates.plain_update import PlainUpdate
 from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.schedule import Amortisation
 from kfbench.updates.shared_forward import SharedForward
 from kfbench.updates.turn import Turn
 
@@ -51,6 +49,39 @@ def prepare_torch(run: Run) -> torch.device:
     return device
 
 
+def check_amp(run: Run, device: torch.device, rule: StepRule, opt: str) -> None:
+    """UsageError where autocast is asked for and the device has none of that kind, or the step rule cannot use it."""
+    if run.amp == "none":
+        return
+    if rule.looks_at_batch:
+        why = "its step rule compares losses to more digits than that precision has"
+        raise UsageError(f"method {opt!r}: {why}, got amp {run.amp!r}")
+    # Asked by a product: a device may have autocast, and not of this kind, which torch only warns of.
+    try:
+        ones = torch.ones(2, 2, device=device)
+        with warnings.catch_warnings(), torch.autocast(device.type, getattr(torch, run.amp)):
+            warnings.simplefilter("ignore")
+            product = ones @ ones
+        found = str(product.sum().to("cpu").dtype).removeprefix("torch.")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"amp {run.amp!r} cannot be used on device {run.device!r}: {described(error)}") from error
+    if found != run.amp:
+        raise UsageError(f"amp {run.amp!r} cannot be used on device {run.device!r}: products there are in {found}")
+
+
+def training_forward(run: Run, device: torch.device) -> Callable[[nn.Module, Tensor], Tensor]:
+    """The forward of an update, under autocast where ``amp`` says so; its output is in the precision of the run."""
+    if run.amp == "none":
+        return lambda model, x: model(x)
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(device.type, getattr(torch, run.amp)):
+            output = model(x)
+        return output.to(getattr(torch, run.dtype))
+
+    return forward
+
+
 # What the last data set was made from, and that data set: commands ask for the same one again and again.
 _last: tuple[tuple[Any, ...], Dataset] | None = None
 _MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to", "augment", "context")
@@ -59,31 +90,40 @@ _MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples",
 def build_data(config: Config, device: torch.device) -> Dataset:
     """The data set on the device, cut to ``train_samples``, checked against the batch size.
 
-    Its targets are class indices for the categorical likelihood, else the inputs, flattened. The last one
-    made in this process is remembered, until its files change.
+    Its targets are class indices for the categorical likelihood, else the inputs, flattened, or a user's own. The
+    last one made in this process is remembered, until its files change.
     """
     global _last
     problem, run = config.problem, config.run
     # Without the device: what was preloaded on the CPU is the same data, and is moved.
-    key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, file_states(problem.dataset, problem.data_dir))
+    key = (*(getattr(problem, name) for name in _MADE_FROM), run.dtype, _content(problem))
     if _last is None or _last[0] != key:
         _last = None  # freed first, so that no two are held at once
-        data = _read(problem, device, getattr(torch, run.dtype))
-        data = replace(data.first(problem.train_samples), augment=problem.augment)
-        data = data if problem.likelihood == "categorical" else data.reconstruction()
+        data = _loaded(problem, device, getattr(torch, run.dtype))
         # Asked again: a synthetic data set has only now been generated.
-        _last = ((*key[:-1], file_states(problem.dataset, problem.data_dir)), data)
+        _last = ((*key[:-1], _content(problem)), data)
     data = _last[1].to(device)
     _last = (_last[0], data)  # where it is now, so that it moves once
     check_sizes(config, data)
     return data
 
 
-def _read(problem: Problem, device: torch.device, dtype: torch.dtype) -> Dataset:
+def _loaded(problem: Problem, device: torch.device, dtype: torch.dtype) -> Dataset:
+    if is_own(problem.dataset):
+        return load_own(problem, device, dtype).first(problem.train_samples)
     if problem.context is not None:
-        return load_characters(problem.dataset, problem.data_dir, problem.context, device)
+        return load_characters(problem, device).first(problem.train_samples)
     assert problem.normalize is not None
-    return load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0)
+    data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0)
+    data = replace(data.first(problem.train_samples), augment=problem.augment)
+    return data if problem.likelihood == "categorical" else data.reconstruction()
+
+
+def _content(problem: Problem) -> Any:
+    """What changes with the content of a data set."""
+    if is_own(problem.dataset):
+        return digest(problem.dataset), problem.dataset_digest, problem.model
+    return file_states(problem.dataset, problem.data_dir), problem.dataset_digest
 
 
 def build_likelihood(problem: Problem) -> Likelihood:
@@ -123,9 +163,11 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
     if inputs._version != before:
         raise UsageError(f"model {problem.model!r} {CHANGES_ITS_INPUT}")
     if shape != (min(2, len(data.train_inputs)), *data.output_shape):
-        what = "" if problem.likelihood == "categorical" else ", the inputs flattened"
-        expected = f"{[2, *data.output_shape]}{what}"
-        raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected {expected}")
+        reconstructs = problem.likelihood != "categorical" and data.outputs == math.prod(data.input_shape)
+        what = ", the inputs flattened" if reconstructs else ""
+        raise UsageError(
+            f"model {problem.model!r} returns shape {list(shape)}, expected {[2, *data.output_shape]}{what}"
+        )
     return model
 
 
@@ -142,35 +184,13 @@ def build_method(
         preconditioner = _build_preconditioner(method, entry.constructor, entry.preconditioner)
         update = _build_preconditioning(method, preconditioner, model, seed, likelihood, fisher_batches)
     optimizer = _construct(method.opt, entry.optimizer, arguments, list(model.parameters()))
+    if entry.preconditioner:
+        optimizer = with_rest(optimizer, options, list(model.parameters()), update.plain_parameters)
     # An optimizer that takes weight_decay itself decays in its own way.
     # With a step rule it is a part of the gradient.
     theirs = "weight_decay" in names or options.get("step") is not None
     decay = 0.0 if theirs else float(options.get("weight_decay") or 0.0)
     return optimizer, update, decay
-
-
-def build_rule(method: Method, model: nn.Module, total: int, device: torch.device, lr: float | None) -> StepRule:
-    """The step rule of ``total`` updates: that of ``step``, else norm clipping, where it is asked for and ours."""
-    options, own = method.options, find_method(method.opt).optimizer_options
-    if options.get("step") is not None:
-        return _build_rescaling(options, model)
-    if options["clip_norm"] is None or "clip_norm" in own:
-        return NoRule()
-    check_learning_rate(method, lr, "clip_norm")
-    return NormClipping(options["clip_norm"], options["clip_decay"] or 1.0, total, device)
-
-
-def _build_rescaling(options: Mapping[str, Any], model: nn.Module) -> Rescaling:
-    adapted, damping = (options.get("adapt") or "").split(","), options.get("damping") or 0.0
-    start = options.get("model_damping")
-    return Rescaling(
-        list(model.parameters()),
-        momentum=options["step"] == "rescale-momentum",
-        model_damping=damping if start is None else start,
-        l2=options["weight_decay"],
-        lambda_rule=LevenbergMarquardt(options.get("T1") or DEFAULT_T1) if "damping" in adapted else None,
-        gamma_rule=GreedyGamma(options.get("T2") or DEFAULT_T2) if "gamma" in adapted else None,
-    )
 
 
 def _build_preconditioner(method: Method, constructor: tuple[str, ...], path: str) -> Preconditioner:
@@ -191,10 +211,10 @@ def _build_preconditioning(
     fisher_batches: FisherBatches,
 ) -> Preconditioning:
     try:
-        return Preconditioning(
+        preconditioning = Preconditioning(
             model,
             preconditioner,
-            damping=method.options["damping"],
+            damping=method.options.get("damping", 0.0),  # Muon has none
             T=method.options.get("T", 1),  # a method that averages nothing has no schedule
             S=method.options.get("S"),
             order=method.options.get("order"),
@@ -202,19 +222,18 @@ def _build_preconditioning(
             seed=seed,
             fisher_batches=fisher_batches,
         )
+        turn, early = preconditioning.turn, method.options.get("early_refreshes")
+        if early is not None:
+            if turn.has_own_points:
+                raise ValueError(f"early_refreshes needs order 'same' where points are drawn anew, got {early}")
+            turn.reschedule(Amortisation(preconditioning.T, preconditioning.S, early))
+        return preconditioning
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's class may answer what it is asked in any way
         raise UsageError(f"method {method.opt!r} cannot be put to work: {described(error)}") from error
-
-
-def check_learning_rate(method: Method, lr: float | None, option: str) -> None:
-    """UsageError where the optimizer has none for this option to change."""
-    if lr is None:
-        value = method.options[option]
-        raise UsageError(f"method {method.opt!r} has no learning rate for {option} {value!r} to change")
 
 
 def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
@@ -266,15 +285,6 @@ def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: A
         given = ", ".join(f"{k}={shown(v)}" for k, v in sorted(arguments.items())) or "no options"
         what = str(error) if isinstance(error, Exception) else described(error)
         raise UsageError(f"method {opt!r} raised on construction with {given}: {what}") from error
-
-
-def total_updates(run: Run, samples: int) -> tuple[int, int]:
-    """(updates in all, updates an epoch); the last batch of an epoch may be smaller."""
-    per_epoch = math.ceil(samples / run.batch_size)
-    if run.updates is not None:
-        return run.updates, per_epoch
-    assert run.epochs is not None
-    return run.epochs * per_epoch, per_epoch
 
 
 def on_device(state: Any, device: torch.device) -> Any:

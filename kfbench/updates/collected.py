@@ -132,7 +132,7 @@ def _zero_statistics(
     return LayerStatistics(like.new_zeros(samples, positions, layer.d_in), gradients, layer.has_bias)
 
 
-def first_not_finite(statistics: Mapping[str, LayerStatistics]) -> str | None:
+def first_not_finite(statistics: Mapping[str, LayerStatistics | LayerGradient]) -> str | None:
     """The first layer with rows that are not finite; one synchronisation with the device in all."""
     tensors = [(name, rows) for name, layer in statistics.items() for rows in layer.to_check()]
     if not tensors:

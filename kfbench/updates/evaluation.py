@@ -1,6 +1,6 @@
 """Loss and accuracy over many samples, and one update's batch looked at again: forwards that leave no trace."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -74,9 +74,62 @@ def at_weights_to_judge(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         optimizer.train()
 
 
-def running_average(model: nn.Module, decay: float) -> AveragedModel:
+def running_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
     """Of its weights from the first update on, exponential (Polyak & Juditsky 1992; Martens & Grosse 2015)."""
+    if decay is None:
+        return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+class SameMasks:
+    """What the coming forward draws, to be drawn once more: made before it."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model, self._device = model, device
+        self._random = torch.get_rng_state()
+        self._random_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Forwards within the block meet the masks of the first one, and leave no trace in buffers or random states."""
+        with forward_isolated(self._model):
+            torch.set_rng_state(self._random)
+            if self._random_device is not None:
+                torch.cuda.set_rng_state(self._random_device, self._device)
+            yield
+
+
+class Repeated:
+    """Loss and gradient of one batch, as often as an optimizer's step asks for them by ``closure``.
+
+    ``evaluate`` leaves the gradients and returns the mean loss []. The first time it leaves its traces in buffers and
+    random states, as the forward of any update; later ones meet the same masks and leave none. ``counted`` is called
+    every time; ``record`` [] takes the first ``loss``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        evaluate: Callable[[], Tensor],
+        counted: Callable[[], None],
+        record: Tensor | None,
+    ) -> None:
+        self._evaluate, self._counted, self._record = evaluate, counted, record
+        self._masks = SameMasks(model, device)
+        self.loss: Tensor | None = None
+
+    @torch.enable_grad()
+    def closure(self) -> Tensor:
+        """The mean loss [] at the weights as they are, a tensor of its own."""
+        self._counted()
+        if self.loss is not None:
+            with self._masks.again():
+                return self._evaluate()
+        self.loss = self._evaluate()
+        if self._record is not None:
+            self._record.copy_(self.loss)
+        return self.loss.clone()
 
 
 class Seen:
@@ -89,16 +142,11 @@ class Seen:
         self.model, self.likelihood, self.parts = model, likelihood, parts
         self.samples = sum(len(x) for x, _ in parts)
         self.loss: Tensor | None = None
-        device = parts[0][0].device
-        self._random = torch.get_rng_state()
-        self._random_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._masks = SameMasks(model, parts[0][0].device)
 
     @contextmanager
     def _again(self) -> Iterator[None]:
-        with forward_isolated(self.model), torch.no_grad():
-            torch.set_rng_state(self._random)
-            if self._random_device is not None:
-                torch.cuda.set_rng_state(self._random_device, self.parts[0][0].device)
+        with self._masks.again(), torch.no_grad():
             yield
 
     def fisher(self, vectors: Sequence[Vector], part: float) -> Tensor:

@@ -27,6 +27,10 @@ class PlainUpdate:
         self.turn = Turn(PlainGradient(), 0.0, 1, 1, None, OutputFisher(Gaussian()), None)
         self.turn.reschedule(Always(observing=False, refreshing=False))
 
+    def plain_parameters(self) -> list[nn.Parameter]:
+        """All: there is no direction but the gradient."""
+        return list(self.model.parameters())
+
     def begin(self) -> None:
         """Before the forwards of an update: gradients of micro-batches add up."""
         self.model.zero_grad()

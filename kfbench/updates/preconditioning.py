@@ -106,6 +106,10 @@ class Preconditioning:
         """Modules that keep their plain gradient -> why."""
         return self.forward.coverage.left_out
 
+    def plain_parameters(self) -> list[nn.Parameter]:
+        """Those that keep their plain gradient now, for whoever moves them in another way."""
+        return self.forward.coverage.plain_parameters()
+
     @property
     def damping(self) -> float:
         """lambda of the next refresh."""

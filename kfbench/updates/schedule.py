@@ -1,9 +1,11 @@
-"""T, S and the kinds of an update: which updates observe and refresh."""
+"""T, S and the kinds of an update: which updates observe and refresh, and how many there are."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 from kfbench.config.method_table import DEFAULT_S
+from kfbench.config.schema import Run
 
 # The three kinds of an update, as a composed method's windows are recorded: METHOD + one of these.
 PARTS = ("/plain", "/observing", "/refresh")
@@ -32,10 +34,14 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Amortisation:
-    """Refresh every T updates, observing the S updates before each refresh (FOOF paper, Algorithm 1)."""
+    """Refresh every T updates, observing the S updates before each refresh (FOOF paper, Algorithm 1).
+
+    The first ``early`` updates do both, too (Martens & Grosse 2015, Algorithm 2, has 3).
+    """
 
     T: int
     S: int
+    early: int = 0
 
     @classmethod
     def of(cls, T: int, S: int | None) -> "Amortisation":
@@ -49,7 +55,7 @@ class Amortisation:
 
     def observes(self, step: int) -> bool:
         """The last S of every period."""
-        return step % self.T >= self.T - self.S
+        return step < self.early or step % self.T >= self.T - self.S
 
     def begins(self, step: int) -> bool:
         """The first of every period."""
@@ -57,7 +63,7 @@ class Amortisation:
 
     def refreshes(self, step: int) -> bool:
         """The last of every period."""
-        return (step + 1) % self.T == 0
+        return step < self.early or (step + 1) % self.T == 0
 
 
 @dataclass(frozen=True)
@@ -84,19 +90,29 @@ class Always:
 
 @dataclass(frozen=True)
 class AtLooks:
-    """Observes the first of every T updates, where somebody looks, and has nothing to refresh."""
+    """The first of every T updates observes, where somebody looks, and refreshes if there is anything to refresh."""
 
     T: int
     S: int = 1
+    refreshing: bool = False
 
     def observes(self, step: int) -> bool:
         """Where there is a look."""
         return step % self.T == 0
 
     def begins(self, step: int) -> bool:
-        """Never."""
-        return False
+        """Where there is a look."""
+        return self.refreshing and self.observes(step)
 
     def refreshes(self, step: int) -> bool:
-        """Never."""
-        return False
+        """Where there is a look."""
+        return self.refreshing and self.observes(step)
+
+
+def total_updates(run: Run, samples: int) -> tuple[int, int]:
+    """(updates in all, updates an epoch); the last batch of an epoch may be smaller."""
+    per_epoch = math.ceil(samples / run.batch_size)
+    if run.updates is not None:
+        return run.updates, per_epoch
+    assert run.epochs is not None
+    return run.epochs * per_epoch, per_epoch

@@ -129,11 +129,14 @@ class SharedForward:
             for x, y in batches:
                 captured, losses, output = self.of_batch(x, y)
                 filled = [turn for turn, limit in zip(self.turns, limits, strict=True) if seen < limit]
-                moments = _moments(filled)
+                moments = _moments([turn for turn in filled if not turn.traits.of_gradients])
                 for turn in filled:
                     turn.traits.want(captured.wanted, observing=True)
                 for turn in filled:
-                    turn.observe(turn.statistics_of(captured, losses, output, moments))
+                    if turn.traits.of_gradients:
+                        turn.observe(captured.gradients(losses, keep_graph=True))  # others may draw labels yet
+                    else:
+                        turn.observe(turn.statistics_of(captured, losses, output, moments))
                 seen += 1
         for turn, limit in zip(self.turns, limits, strict=True):
             if min(seen, limit):  # nothing to refresh from, else

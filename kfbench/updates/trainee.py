@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from kfbench.config.schema import Config
 from kfbench.problems.datasets import Dataset
 from kfbench.problems.sequences.characters import bits_per_character
 from kfbench.results.records import BITS_COLUMNS
+from kfbench.step_rules.building import build_late_momentum, build_rule, build_scheduler
+from kfbench.step_rules.closure import ClosureCalls
 from kfbench.step_rules.contract import Proposed, Taken, Vector
-from kfbench.step_rules.learning_rate import learning_rate_factor
-from kfbench.step_rules.momentum import LateMomentum
+from kfbench.step_rules.rest import moved
 from kfbench.updates.batches import (
     LABELS,
     Batch,
@@ -30,14 +30,14 @@ from kfbench.updates.build import (
     build_likelihood,
     build_method,
     build_network,
-    build_rule,
+    check_amp,
     check_chain,
-    check_learning_rate,
     check_turn,
     on_device,
-    total_updates,
+    training_forward,
 )
-from kfbench.updates.evaluation import Seen, at_weights_to_judge, evaluate, running_average
+from kfbench.updates.evaluation import Repeated, Seen, at_weights_to_judge, evaluate, running_average
+from kfbench.updates.schedule import total_updates
 from kfbench.updates.spent import tensor_bytes
 from kfbench.updates.turn import Turn, Watch
 
@@ -57,36 +57,24 @@ class Trainee:
         self.optimizer, self.preconditioning, self.weight_decay = build_method(
             self.method, self.model, stream_seed(seed, LABELS), self.likelihood, self._fisher_batches
         )
-        self.scheduler = self._make_scheduler()
+        made_for = self.method, self.optimizer
+        self.scheduler = build_scheduler(*made_for, self.total, self.per_epoch, self.run.quick)
         self.rule = build_rule(self.method, self.model, self.total, device, self.lr)
+        check_amp(self.run, device, self.rule, self.method.opt)
+        self._forward = training_forward(self.run, device)
         self.preconditioning.turn.l2 = self.rule.l2
         check_turn(self.method, self.preconditioning.turn, self.run, data)
         check_chain(self.method, self.preconditioning, data)
-        self.late_momentum = self._make_late_momentum()
+        self.late_momentum = build_late_momentum(*made_for, self.per_epoch)
         self._around: Watch = lambda task: nullcontext()
-        decay = self.method.options.get("average")
-        self.average = None if decay is None else running_average(self.model, decay)
-        self._average_columns = () if decay is None else tuple(f"averaged_{name}" for name in _JUDGED)
+        self.average = running_average(self.model, self.method.options.get("average"))
+        averaged = () if self.average is None else tuple(f"averaged_{name}" for name in _JUDGED)
+        self.further_columns = (*averaged, *(BITS_COLUMNS if data.positions else ()))  # of epochs.csv
         if self.method.options.get("tau1") is not None:
             self.preconditioning.turn.observe_apart(self._part)
         self.step = self.samples = 0
         self._current: Batch | None = None  # of the coming step
         self._seen: Seen | None = None  # the batch of the coming step, for rules that look at it
-
-    def _make_scheduler(self) -> LambdaLR | None:
-        options = self.method.options
-        schedule, decay, epochs = options["lr_schedule"], options["lr_decay"], options["lr_step_epochs"]
-        if schedule == "constant":
-            return None
-        check_learning_rate(self.method, self.lr, "lr_schedule")
-        period = None if epochs is None else epochs * self.per_epoch
-        return LambdaLR(self.optimizer, lambda step: learning_rate_factor(schedule, decay, step, self.total, period))
-
-    def _make_late_momentum(self) -> LateMomentum | None:
-        options = self.method.options
-        if options.get("momentum_after_epoch") is None:
-            return None
-        return LateMomentum(self.optimizer, options["momentum"], options["momentum_after_epoch"] * self.per_epoch)
 
     @property
     def lr(self) -> float | None:
@@ -146,11 +134,22 @@ class Trainee:
 
         ``record`` [] takes that loss too, before the step, so that it is known even if the step fails.
         """
+        if isinstance(self.rule, ClosureCalls):
+            return self._step_by_closure(self.rule, x, y, record)
         loss = self.backward(x, y)
         if record is not None:
             record.copy_(loss)
         self.take_step(len(x))
         return loss
+
+    def _step_by_closure(self, calls: ClosureCalls, x: Tensor, y: Tensor, record: Tensor | None) -> Tensor:
+        """One step that evaluates the batch as often as it wants to, always with the masks of the first time."""
+        calls.begin()
+        batch = Repeated(self.model, self.device, partial(self.backward, x, y), calls.count, record)
+        self._move(len(x), batch.closure)
+        if batch.loss is None:
+            raise RuntimeError(f"{type(self.optimizer).__name__} never called the closure that its step takes")
+        return batch.loss
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward and backward of one batch, by micro-batches; its mean loss."""
@@ -162,7 +161,7 @@ class Trainee:
         total = torch.zeros((), device=self.device)
         for xs, ys in parts:
             with self.preconditioning.capture():
-                output = self.model(xs)
+                output = self._forward(self.model, xs)
             losses = self.likelihood.loss(output, ys)
             part = losses.sum() / len(x)  # not len(xs): the parts add up to the mean over the batch
             self.preconditioning.take_in(losses, output, part)
@@ -194,12 +193,12 @@ class Trainee:
         fisher = None if seen is None else partial(seen.fisher, part=part)
         return Proposed(direction, inner, self.lr, self.step, fisher)
 
-    def _move(self, samples: int) -> None:
+    def _move(self, samples: int, closure: Callable[[], Any] | None = None) -> None:
         if self.late_momentum is not None:
             self.late_momentum.set(self.step)
         self._decay_weights()  # before the step and before lr falls: decoupled, with the lr of this very step
         with self._around("step"):
-            self.optimizer.step()
+            self.optimizer.step() if closure is None else self.optimizer.step(closure)
         if self.scheduler is not None:
             self.scheduler.step()
         if self.average is not None:
@@ -230,9 +229,8 @@ class Trainee:
     @torch.no_grad()
     def _decay_weights(self) -> None:
         if self.weight_decay:
-            for group in self.optimizer.param_groups:
-                trained = [p for p in group["params"] if p.grad is not None]  # frozen ones keep their values
-                torch._foreach_mul_(trained, 1 - group["lr"] * self.weight_decay)
+            for lr, trained in moved(self.optimizer):  # frozen ones keep their values
+                torch._foreach_mul_(trained, 1 - lr * self.weight_decay)
 
     def evaluate(self) -> dict[str, float | None]:
         """Losses and accuracies on training and test set, or on their first ``eval_samples``."""
@@ -241,18 +239,13 @@ class Trainee:
         if self.average is not None:
             # Before any update there is nothing to average.
             figures += self._evaluated(self.average.module if self.step else self.model)
-        judged = dict(zip((*_JUDGED, *self._average_columns), figures, strict=True))
+        judged = dict(zip((*_JUDGED, *self.further_columns), figures, strict=False))  # bits follow from these
         return judged | bits_per_character(judged, self.data.positions)
 
     def _evaluated(self, model: nn.Module) -> Iterator[float | None]:
         k, data = self.eval_samples, self.data
         yield from evaluate(model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
         yield from evaluate(model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
-
-    @property
-    def further_columns(self) -> tuple[str, ...]:
-        """Of epochs.csv: for the running average of the weights, and for characters."""
-        return (*self._average_columns, *(BITS_COLUMNS if self.data.positions else ()))
 
     @property
     def epoch(self) -> float:
@@ -268,7 +261,8 @@ class Trainee:
     def state_dict(self) -> dict[str, Any]:
         """Everything from which ``load_state_dict`` continues bit for bit."""
         cuda = self.device.type == "cuda"
-        return self.ended_state_dict() | {
+        return self._progress() | {
+            "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.last_epoch if self.scheduler else None,
             "preconditioning": self.preconditioning.state_dict(),
@@ -278,8 +272,14 @@ class Trainee:
         }
 
     def ended_state_dict(self) -> dict[str, Any]:
-        """What is left of a run that needs no continuation: the trained model."""
-        return {"step": self.step, "samples": self.samples, "model": self.model.state_dict(), **self.rule.state_dict()}
+        """What is left of a run that needs no continuation: the trained model, at the weights that were judged."""
+        with at_weights_to_judge(self.optimizer):
+            # Copies: the optimizer may put others in their place.
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return {**self._progress(), "model": weights}
+
+    def _progress(self) -> dict[str, Any]:
+        return {"step": self.step, "samples": self.samples, **self.rule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``, and of ``ended_state_dict``."""

@@ -14,7 +14,7 @@ from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics
 from kfbench.layers.contract import by_parameter
 from kfbench.layers.estimate import Estimate
-from kfbench.preconditioners.contract import FISHER_KINDS, Preconditioner, Traits
+from kfbench.preconditioners.contract import FISHER_KINDS, Observed, Preconditioner, Traits
 from kfbench.problems.likelihoods import OutputFisher
 from kfbench.step_rules.greedy_gamma import least
 from kfbench.updates.answers import Answers, Direction, Judge, Matrices, Write
@@ -56,7 +56,7 @@ class Turn:
         if self.traits.fisher not in FISHER_KINDS:
             accepted = ", ".join(FISHER_KINDS)
             raise ValueError(f"fisher of the method must be one of {accepted}, got {self.traits.fisher or None!r}")
-        self.schedule: Schedule = Amortisation.of(T, 1 if S is None and self.traits.newest_only else S)
+        self.schedule: Schedule = Amortisation.of(T, self.traits.default_S(T) if S is None else S)
         self.order = order or self.traits.orders[0]
         if self.order not in self.traits.orders:
             raise ValueError(f"order must be one of {', '.join(self.traits.orders)}, got {order!r}")
@@ -79,7 +79,8 @@ class Turn:
     @property
     def observing(self) -> bool:
         """Whether the coming update's own pass feeds the statistics."""
-        return not self.has_own_points and self._apart is None and self._is_to_observe
+        elsewhere = self.has_own_points or self._apart is not None or self.traits.of_gradients
+        return not elsewhere and self._is_to_observe
 
     @property
     def _is_to_observe(self) -> bool:
@@ -183,7 +184,7 @@ class Turn:
         self._draw(captured, losses, output, moments)
         return captured.statistics(self.traits.kind)
 
-    def observe(self, statistics: dict[str, LayerStatistics]) -> bool:
+    def observe(self, statistics: Observed) -> bool:
         """Hand them to the method, unless they are not finite; returns whether it got them.
 
         One corrupt sample would stay in every average for good.
@@ -218,7 +219,8 @@ class Turn:
         """
         try:
             gradients = self._collected.gradients(forward.layers, self.traits.needs_rows, self.l2)
-            statistics = self._collected.statistics(forward.layers, self.traits.newest_only)
+            statistics: Observed | None = self._collected.statistics(forward.layers, self.traits.newest_only)
+            statistics = gradients if self.traits.of_gradients and self._is_to_observe else statistics
             before = self.observes_first  # kept: a refresh changes the answer
             if before:
                 self._observe_and_refresh(forward, statistics)
@@ -256,7 +258,7 @@ class Turn:
         yield from by_parameter(forward.layers, directions)
         yield from self._collected.plain(forward.coverage.plain_parameters(), self.l2)
 
-    def _observe_and_refresh(self, forward: SharedForward, statistics: dict[str, LayerStatistics] | None) -> None:
+    def _observe_and_refresh(self, forward: SharedForward, statistics: Observed | None) -> None:
         # With points of its own a method refreshes where a period begins: the direction uses this very refresh.
         due = self.schedule.begins if self.has_own_points else self.schedule.refreshes
         refreshing = due(self.step) or not self._refreshed

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from kfbench.config.schema import Config, Method
+from kfbench.config.specs import find_method
 from kfbench.errors import KfbenchError, UsageError, described
+from kfbench.step_rules.closure import ClosureCalls
 from kfbench.training.interruption import Interruption
 from kfbench.updates.build import build_data, prepare_torch
 from kfbench.updates.schedule import PARTS
@@ -50,6 +52,8 @@ class Bench:
 
     def _build(self, method: Method) -> TraineeContestant:
         settings, options = self.config.wallclock, method.options
+        # A step that evaluates the loss itself ends early where it moves nothing, and costs less.
+        can_stand_still = options.get("lr") is not None and not find_method(method.opt).needs_closure
         still = method.model_copy(update={"options": {**options, "lr": STILL_LR}})
         return TraineeContestant(
             method.label,
@@ -57,7 +61,7 @@ class Bench:
             self.batches,
             settings.with_data,
             settings.optimizer_only,
-            None if options.get("lr") is None else lambda: self._trainee(still),
+            (lambda: self._trainee(still)) if can_stand_still else None,
         )
 
     def _trainee(self, method: Method) -> Trainee:
@@ -149,6 +153,11 @@ class Bench:
             self.notes.append(
                 f"{contestant.label}: its loss was not finite when a window ended, so something else than training "
                 "was timed"
+            )
+        if isinstance(trainee.rule, ClosureCalls) and trainee.rule.an_update is not None:
+            calls = f"{trainee.rule.an_update:.3g}"
+            self.notes.append(
+                f"{contestant.label}: each update evaluates loss and gradient {calls} times, all of which is timed"
             )
         entry: dict[str, Any] = {
             "composed": contestant.label in self.composed,

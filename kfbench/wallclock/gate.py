@@ -18,7 +18,7 @@ from kfbench.wallclock.ratios import WINDOW_COLUMNS, compose, per_update, regres
 # What must agree before anything is compared.
 _COMPARABLE = {
     "problem": ("dataset", "model", "bias"),
-    "run": ("dtype", "threads", "micro_batch_size"),
+    "run": ("dtype", "amp", "threads", "micro_batch_size"),
     "wallclock": ("with_data", "optimizer_only"),
 }
 # Options that change the numbers of an update, not how long it takes.

@@ -9,6 +9,7 @@ from typing import Any
 
 from kfbench.config.load import configure, dump
 from kfbench.config.schema import Config
+from kfbench.config.specs import find_method
 from kfbench.errors import KfbenchError, UsageError
 from kfbench.results.environment import environment
 from kfbench.results.records import SCHEMA_VERSION, CsvLog, write_json, write_yaml
@@ -31,7 +32,7 @@ def wallclock(cells: Sequence[Config], directory: Path, progress: Progress) -> d
         _check(config)
         build_data(config, device)  # one for all: cells differ in width and batch size alone
     write_yaml(directory / "config.yaml", dump(cells[0], "wallclock"))
-    write_json(directory / "environment.json", environment(device))
+    write_json(directory / "environment.json", environment(device, cells[0].run.amp))
     done: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "status": "interrupted", "cells": done}
     with Interruption() as stop:
@@ -64,6 +65,9 @@ def _check(config: Config) -> None:
         raise UsageError(f"--processes is {settings.processes}, above the {settings.rounds} rounds")
     if settings.compose == "always" and config.run.device != "cpu" and not config.run.quick:
         raise UsageError(f"--compose always is for the CPU, got --device {config.run.device}")
+    for method in config.methods if settings.optimizer_only else ():
+        if find_method(method.opt).needs_closure:
+            raise UsageError(f"method {method.opt!r} evaluates the loss within its step: no --optimizer-only")
 
 
 def _cell_names(cells: Sequence[Config]) -> list[str]:

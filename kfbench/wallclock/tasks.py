@@ -11,6 +11,7 @@ from kfbench.curvature.counts import LayerShape
 from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.finding import find_layers
 from kfbench.preconditioners.contract import Traits
+from kfbench.step_rules.closure import ClosureCalls
 from kfbench.updates.batches import Batch
 from kfbench.updates.spent import synchronise
 from kfbench.updates.timed import TraineeContestant
@@ -40,6 +41,8 @@ def layer_shapes(trainee: Trainee, batch: Batch, estimate: Estimate = EXACT) -> 
 
 def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     """Multiply-adds per update by task, amortised over T and S; None where the method does not count."""
+    if isinstance(trainee.rule, ClosureCalls):  # known only once it has taken its steps
+        return None
     turn = trainee.preconditioning.turn
     shapes = layer_shapes(trainee, batch, turn.traits.estimate)
     observed, refreshed = turn.schedule.S / turn.schedule.T, 1 / turn.schedule.T

@@ -256,3 +256,27 @@ def test_rounds_and_the_toy():
     assert both(part("toy_loss", of="sgd, point 2", to="before, both points"), toy) == ([4.5], [1.0])
     with pytest.raises(ValueError, match="'sgd, point 9', which the records do not have"):
         figures(part("toy_loss", of="sgd, point 9", to="before, point 1"), toy)
+
+
+def test_distances_of_each_layer_in_the_named_inner_product():
+    def row(layer, a, mean, metric="euclidean"):
+        return {"seed": 0, "layer": layer, "metric": metric, "method_a": a, "method_b": "gn", "mean": mean}
+
+    rows = [row("*", "a", 0.7), row("1", "a", 0.9), row("2", "a", 0.6), row("*", "a", 0.1, "foof")]
+    rows += [row("*", "b", 0.5), row("1", "b", 0.75), row("2", "b", 0.0), row("*", "b", 0.2, "foof")]
+    found = Evidence(similarity={"cosines": rows})
+    own = {"of": "a ~ gn", "to": "gn ~ b"}
+    assert both(part("cosine_distance", **own, metric="euclidean"), found) == (pytest.approx([0.3]), [0.5])
+    each = both(part("cosine_distance", **own, metric="euclidean", layers="each"), found)
+    assert each == (pytest.approx([0.2]), pytest.approx([0.5]))  # roots of 0.1 * 0.4 and of 0.25 * 1
+    assert both(part("cosine_distance", **own), found) == (pytest.approx([0.9]), [0.8])
+
+
+def test_a_layer_without_a_direction_leaves_no_mean_over_layers():
+    rows = [
+        {"seed": 0, "layer": layer, "metric": "euclidean", "method_a": a, "method_b": "gn", "mean": mean}
+        for a, layer, mean in (("a", "1", None), ("a", "2", 0.5), ("b", "1", 0.5), ("b", "2", 0.5))
+    ]
+    wanted = part("cosine_distance", of="a ~ gn", to="b ~ gn", metric="euclidean", layers="each")
+    found = figures(wanted, Evidence(similarity={"cosines": rows}))
+    assert not found.of or math.isnan(found.of[0])

@@ -41,7 +41,8 @@ def test_formats_are_for_pipes(kfbench, runs):
     assert content["methods"]["adam"]["rank"] == 1 and content["differences"][0]["n"] == 2
     assert kfbench("compare", "a", "b", "--format", "csv")[1].splitlines()[1].startswith("1,adam,0.55,")
     markdown = kfbench("compare", "a", "b", "--format", "markdown")[1].split("\n\n")
-    assert [table.split("|")[1].strip() for table in markdown] == ["rank", "method"]
+    assert [table.split("|")[1].strip() for table in markdown] == ["rank", "method", "method"]
+    assert "updates: 95% interval" in markdown[2] and "unknown: 2 seeds, 6 needed" in markdown[2]
 
 
 def test_reference_and_target_are_as_asked_for(kfbench, runs):
@@ -106,7 +107,7 @@ def test_trains_three_seeds_once_and_continues(kfbench):
     assert (code, again) == (0, out)
     assert "2 of 2 methods had been run before" in repeated and "had been run before" not in err
     code, more, _ = kfbench(*TWO, "--opt", "adamw", "--seeds", "1", "--reference", "sgd")
-    assert code == 0 and len(more.splitlines()) == 4 + 1 + 3 and len(list(Path("runs").iterdir())) == 1
+    assert code == 0 and len(more.splitlines()) == 4 + (1 + 3) + (1 + 4) and len(list(Path("runs").iterdir())) == 1
     assert {path: path.read_bytes() for path in before} == before
     code, out, _ = kfbench("compare", folder, "--format", "json")
     assert code == 0 and next(iter(json.loads(out)["methods"].values()))["rank"] == 1
@@ -222,3 +223,50 @@ def test_help_imports_no_torch(kfbench):
     assert code == 0
     for part in ("--reference", "--target-loss", "--html", "--seeds", "--opt", "DIR|FILE", "--overwrite"):
         assert part in out
+
+
+# Profiles.
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """Two problems with two methods each."""
+    for i, width in enumerate((8, 9)):
+        write_method(tmp_path / f"p{i}" / "sgd", "sgd", [(2.0, 1.0)], width=width)
+        write_method(tmp_path / f"p{i}" / "adam", "adam", [(2.0, 0.5 + i)], width=width)
+
+
+def test_a_profile_is_printed_and_leaves_nothing_unless_asked(kfbench, problems):
+    before = tree()
+    code, out, err = kfbench("compare", "p0", "p1", "--profile", "--profile-by", "loss")
+    assert code == 0 and tree() == before, err
+    assert [line.split()[:4] for line in out.splitlines()[1:3]] == [["adam", "1", "of", "2"], ["sgd", "1", "of", "2"]]
+    assert "p1" in out and "target loss" in out
+    content = json.loads(kfbench("compare", "p0", "p1", "--profile", "--format", "json")[1])
+    assert content["measure"] == "updates" and len(content["problems"]) == 2
+
+
+def test_a_profile_is_written_and_replaced(kfbench, problems):
+    for more in ([], ["--overwrite"]):
+        assert kfbench("compare", "p0", "p1", "--profile", "--plot", "--out", "c", *more)[0] == 0
+        assert {p.name for p in Path("c").iterdir()} == {"config.yaml", "summary.json", "profile.csv", "profile.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["p0", "--profile"], "a profile is over at least two problems, one folder each, got 1"),
+        (["--profile"], "--profile takes folders of finished runs, one for each problem, got none"),
+        (["p0", "p1", "--profile-by", "loss"], "--profile-by needs --profile, got --profile-by loss alone"),
+        (["p0", "p1", "--profile", "--profile-by", "memory"], "profile_by should be 'updates', 'seconds' or 'loss'"),
+        (["p0", "p1", "--profile", "--html"], "--profile is over several problems, got --html, which is of one"),
+        (["p0", "p1", "--profile", "--target-loss", "1"], "got --target-loss, which is of one"),
+        (["p0", "p1", "--profile", "--reference", "sgd"], "got --reference, which is of one"),
+        (["p0", "p1", "--profile", "--width", "3"], "--profile is over several problems, got --width"),
+        (["p0", "p1", "--profile", "--out", "p0"], "lie in each other"),
+    ],
+)
+def test_what_makes_no_profile(kfbench, problems, arguments, sentence):
+    before = tree()
+    code, out, err = kfbench("compare", *arguments)
+    assert (code, out) == (2, "") and sentence in err and tree() == before

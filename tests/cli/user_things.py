@@ -23,6 +23,18 @@ class Raises(torch.optim.SGD):
         raise ValueError("the first line\nthe second line")
 
 
+def data_raises():
+    """Raises when called, in two lines."""
+    raise ValueError("no data\ntoday")
+
+
+def data_not_a_number():
+    """One of the inputs is none."""
+    x = torch.zeros(20, 3)
+    x[3, 1] = float("nan")
+    return x, torch.arange(20) % 2, x[:5].nan_to_num(), torch.arange(5) % 2
+
+
 def model_raises(input_shape, outputs):
     """Raises when called."""
     raise ValueError("no such model\ntoday")

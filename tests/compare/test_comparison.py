@@ -9,7 +9,7 @@ import pytest
 from kfbench.compare.comparison import mean_curve, summarise
 from kfbench.compare.gathering import gather
 from kfbench.compare.plots import records_of
-from kfbench.compare.tables import comparison_rows, difference_rows, target_sentence
+from kfbench.compare.tables import comparison_rows, difference_rows, target_rows, target_sentence
 from kfbench.errors import UsageError
 from kfbench.results.tables import print_table
 from kfbench.training.plots import plot_losses
@@ -48,9 +48,32 @@ def test_the_default_target_is_what_every_seed_of_sgd_reaches(comparison):
     found = summarise(comparison)
     assert found["target"]["loss"] == 1.2 and "sgd" in target_sentence(found)
     reached = {label: method["to_target"] for label, method in found["methods"].items()}
-    assert reached["sgd"] == {"updates": 2 * STEP, "seconds_updates": 1.0, "missed": 0, "of": 2}
-    assert reached["adam"] == {"updates": STEP, "seconds_updates": 0.5, "missed": 0, "of": 2}
+    figures = ("updates", "seconds_updates", "missed", "of")
+    assert [reached["sgd"][key] for key in figures] == [2 * STEP, 1.0, 0, 2]
+    assert [reached["adam"][key] for key in figures] == [STEP, 0.5, 0, 2]
     assert reached["foof"]["missed"] == 1 and reached["foof"]["updates"] == INF, "the median of 10 and infinity"
+
+
+def test_time_to_target_has_a_range_and_from_six_seeds_on_an_interval(tmp_path):
+    """Seeds reach 1 after 1, 2, 3, 3, 4 evaluations and never: the interval of six is from lowest to highest."""
+    curves = [[2.0] * k + [1.0] * (5 - k) for k in (1, 2, 3, 3, 4, 5)]
+    write_method(tmp_path / "six", "sgd", curves)
+    found = summarise(gather([tmp_path / "six"]), target=1.0)["methods"]["sgd"]["to_target"]
+    assert (found["updates"], found["seconds_updates"], found["missed"]) == (3 * STEP, 1.5, 1)
+    assert (found["updates_low"], found["updates_high"]) == (STEP, INF) and found["seconds_updates_low"] == 0.5
+    write_method(tmp_path / "eight", "sgd", [*curves, curves[0], curves[1]])
+    found = summarise(gather([tmp_path / "eight"]), target=1.0)["methods"]["sgd"]["to_target"]
+    assert (found["updates_low"], found["updates_high"]) == (STEP, INF), "of eight values still the outermost two"
+    write_method(tmp_path / "nine", "sgd", [*curves, *curves[:3]])
+    found = summarise(gather([tmp_path / "nine"]), target=1.0)["methods"]["sgd"]["to_target"]
+    assert (found["updates_low"], found["updates_high"]) == (STEP, 4 * STEP), "of nine the second from either end"
+    write_method(tmp_path / "five", "sgd", curves[:5])
+    summary = summarise(gather([tmp_path / "five"]), target=1.0)
+    found = summary["methods"]["sgd"]["to_target"]
+    assert (found["updates_low"], found["updates_high"]) == (None, None)
+    assert (found["updates_lowest"], found["updates_highest"]) == (STEP, 4 * STEP)
+    row = target_rows(summary)[0]
+    assert row["updates: 95% interval"] == "unknown: 5 seeds, 6 needed" and row["updates: seeds"] == "10 to 40"
 
 
 def test_without_sgd_the_target_is_that_of_the_last_that_did_not_diverge(tmp_path):

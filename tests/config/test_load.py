@@ -220,7 +220,7 @@ def test_plain_yaml_knows_the_number_without_quotes(config_file):
     }
 
 
-_BOOLEAN_OPTIONS = ("nesterov", "block_diagonal", "warm_start")
+_BOOLEAN_OPTIONS = ("nesterov", "block_diagonal", "warm_start", "muon_nesterov")
 _NOT_BOOLEAN = [
     *(("problem", key) for key in Problem.model_fields if key not in ("bias", "tied")),
     *(("run", key) for key in Run.model_fields if key not in ("deterministic", "quick")),
@@ -286,6 +286,19 @@ _REFUSED = [
     ("", {"likelihood": "bernoulli", "normalize": "mnist"}, ["sgd"], [], "must be 'unit', got 'mnist'"),
     ("", {"likelihood": "poisson"}, ["sgd"], [], "likelihood should be 'categorical', 'gaussian' or 'bernoulli'"),
     ("", {"lr_step_epochs": "20"}, ["sgd"], [], "lr_step_epochs needs lr_schedule 'step', got 'constant'"),
+    ("", {"warmup_updates": "5"}, ["sgd"], [], "need each other, got 'constant' with warmup_updates 5"),
+    ("", {"lr_schedule": "cosine"}, ["adam:warmup_updates=5"], [], "got 'cosine' with warmup_updates 5"),
+    ("", {"lr_schedule": "linear-warmup-cosine"}, ["foof"], [], "and warmup_updates need each other, got None"),
+    (
+        "",
+        {"lr_schedule": "linear-warmup-cosine", "warmup_updates": "5", "lr_decay": "0.5"},
+        ["sgd"],
+        [],
+        "lr_decay is of lr_schedule 'step' or 'exp', got lr_decay 0.5 with 'linear-warmup-cosine'",
+    ),
+    ("", {"warmup_updates": "0"}, ["sgd"], [], "warmup_updates should be greater than or equal to 1, got '0'"),
+    ("", {"warmup_updates": "5"}, ["foof:step=rescale"], [], "step 'rescale' finds warmup_updates itself, got"),
+    ("", {"lr_schedule": "cosine"}, ["foof:step=rescale"], [], "step 'rescale' finds lr_schedule itself, got"),
     ("", {"clip_decay": "0.1"}, ["kfac"], [], "clip_decay needs a clip_norm"),
     ("", {"T": "5"}, ["sgd"], [], "'sgd' has no option 'T', as --T was given"),
     ("", {"damping_kind": "standard"}, ["sgd", "foof"], [], "as --damping-kind was given"),
@@ -322,7 +335,6 @@ _REFUSED = [
     ("", {}, ["torch.optim"], [], "unknown method 'torch.optim'"),
     ("", {}, ["torch.optim:Nothing"], [], "has no attribute 'Nothing'"),
     ("", {}, ["no_such_module:X"], [], "importing no_such_module failed"),
-    ("", {}, ["torch.optim:LBFGS"], [], "needs a closure"),
     ("", {}, ["math:sqrt"], [], "expected a class"),
     ("", {}, ["fractions:Fraction"], [], "neither a torch.optim.Optimizer nor a preconditioner: it lacks orders"),
 ]
@@ -437,11 +449,12 @@ def test_yaml_is_utf8_and_merges_are_no_duplicates(config_file):
         ({}, ["sgd:lr=none"]),
         *(({"model": name}, ["foof"]) for name, entry in MODELS.items() if not entry.sequential),
         ({"model": "transformer", "dataset": "shakespeare", "depth": "3", "tied": False}, ["foof", "kfac:T=3", "sgd"]),
-        ({"model": "transformer", "dataset": "a/ü.txt", "context": "5"}, ["sgd:step=rescale", "natural", "adamw"]),
+        ({"model": "transformer", "dataset": "a/ü.txt", "context": "5", "dataset_digest": "0"}, ["sgd:step=rescale", "natural", "adamw"]),
         ({"model": "autoencoder", "likelihood": "bernoulli", "dataset": "curves"}, ["kfac"]),
         ({"model": "resnet18", "norm": "none", "init": "he", "pad_to": "28", "augment": "crop"}, ["sgd"]),
         ({"likelihood": "gaussian", "normalize": "unit"}, ["torch.optim:Adam:clip_norm=1e-3,clip_decay=0.1"]),
         ({"momentum": "0.5", "momentum_after_epoch": "1"}, ["sgd", "foof"]),
+        ({"lr_schedule": "linear-warmup-cosine", "warmup_updates": "5"}, ["sgd", "torch.optim:RMSprop", "foof"]),
         ({"lr_schedule": "step", "lr_step_epochs": "20", "lr_decay": "0.5", "clip_norm": "1"}, ["sgd", "foof"]),
     ],
 )

@@ -27,7 +27,6 @@ _WHEN_FOUND = {
     "DocIsANumber": "cannot be looked at: AttributeError",
     "Silent": "cannot be looked at: RuntimeError: no",
     "Lacks": "it lacks observe, refresh",
-    "NeedsClosure": "needs a closure",
     "number": "is a int, expected a class",
 }
 # Types are checked by annotation while tests run, before ours.

@@ -7,6 +7,7 @@ from kfbench.curvature.approximations import (
     KroneckerProduct,
     SampleFisher,
     ScaledEigenbasis,
+    cosine_distance,
     relative_error,
     spectrum_distance,
 )
@@ -45,6 +46,8 @@ def _check(fisher, approximation, F, D):
     spectra = [torch.linalg.eigvalsh(M) for M in (F, D)]
     wanted = (spectra[0] - spectra[1]).norm() / spectra[0].norm()
     assert spectrum_distance(fisher, approximation).item() == pytest.approx(wanted.item(), rel=1e-10)
+    cosine = (F * D).sum() / (F.norm() * D.norm())
+    assert 1 - cosine_distance(fisher, approximation).item() == pytest.approx(cosine.item(), rel=1e-10)
 
 
 @pytest.mark.parametrize("size", SIZES)

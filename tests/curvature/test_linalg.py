@@ -94,6 +94,18 @@ def _system(d):
     return M, torch.randn(d, dtype=torch.float64)
 
 
+def test_an_eigenbasis_that_is_no_number_is_found_in_double_precision(monkeypatch):
+    """As LAPACK has answered for singular matrices in float32; what is not finite itself stays so."""
+    A = torch.randn(6, 3)
+    M, own = A @ A.T, torch.linalg.eigh
+    nothing = torch.full((6,), torch.nan), torch.full((6, 6), torch.nan)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda m: nothing if m.dtype == torch.float32 else own(m))
+    values, vectors = eigenbasis(M)
+    assert values.dtype == vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors @ values.diag() @ vectors.T, M, rtol=1e-5, atol=1e-5)
+    assert eigenbasis(M * torch.inf)[0].isnan().all()
+
+
 @pytest.mark.parametrize("d", [1, 2, 30])
 @pytest.mark.parametrize("started", [False, True])
 def test_conjugate_gradient_solves(d, started):

@@ -179,7 +179,7 @@ def test_the_penalty_is_part_of_what_is_preconditioned(case):
 
     one, two, none = direction(0.1), direction(0.2), direction(0.0)
     # Nor is a direction linear whose scales, or whose length, are those of the very gradient.
-    if not case.name.startswith("ekfac-ra") and not case.name.endswith("kfac-norm"):
+    if not case.name.startswith(("ekfac-ra", "shampoo", "soap", "muon")) and not case.name.endswith("kfac-norm"):
         assert_close(two - one, one - none, 1e-7, what=case.name)
     assert float((one - none).norm()) > 1e-6
 
@@ -233,6 +233,25 @@ def test_a_candidate_that_is_no_number_is_not_chosen():
     other.backward(p.likelihood.loss(output, p.y), output)
     for g, twin in zip(found.values(), other.model.parameters(), strict=True):
         assert_close(g, twin.grad, 1e-12, what="the direction is that of the damping that stays")
+
+
+def test_a_candidate_that_its_refresh_refuses_is_not_chosen(monkeypatch):
+    p = problem("mlp", 7)
+    pre = Preconditioning(p.model, "foof", damping=1.0, T=1, order="same")
+    own = pre.turn.method.refresh
+
+    def refuses(damping):
+        if damping == 0.5:
+            raise FloatingPointError("raise --damping")
+        own(damping)
+
+    monkeypatch.setattr(pre.turn.method, "refresh", refuses)
+    with pre.capture():
+        output = p.model(p.x)
+    pre.accumulate(p.likelihood.loss(output, p.y), output)
+    values = iter([3.0, 2.0])
+    pre.finish(None, (0.5, 2.0), lambda direction, inner: torch.tensor(next(values)))
+    assert pre.damping == 2.0 and all(w.grad.isfinite().all() for w in p.model.parameters())
 
 
 class WithDropout(nn.Module):

@@ -115,3 +115,19 @@ def test_a_note_that_cannot_be_read_is_left_out(tmp_path):
         (tmp_path / "sgd" / f"trial-{name}" / "trial.json").write_text(content)
     with Ledger(tmp_path, ["lr"]) as ledger, pytest.warns(UserWarning, match=r"trial-a/trial\.json"):
         assert [note["point"] for note in ledger.begun("sgd", "refine", "tpe")] == [{"lr": 1}]
+
+
+def test_a_trial_of_another_device_counts_where_it_may(tmp_path):
+    config = load_config(specs=["sgd"], flags={"parameters": ["lr"]}, command="sweep")
+    method = plan(config)[0]
+    own = trial(config, method, {"lr": 0.1}, "grid", 0)
+    assert own.hash == own.hash_on("cpu") != own.hash_on("cuda")
+    (tmp_path / "trials.csv").write_text(SOUND.replace("abc", own.hash_on("cuda")))
+    with Ledger(tmp_path, ["lr"]) as ledger:
+        assert ledger.find(own) is None
+    with Ledger(tmp_path, ["lr"], any_device=True) as ledger:
+        row = ledger.find(own)
+        assert row is not None and row["final_train_loss"] == 0.5 and ledger.rows[own.hash] is row
+        assert ledger.find(trial(config, method, {"lr": 0.2}, "grid", 0)) is None
+        assert ledger.find(trial(config, method, {"lr": 0.1}, "grid", 1)) is None
+    assert [row["config_hash"] for row in read_trials(tmp_path / "trials.csv")] == [own.hash_on("cuda")]

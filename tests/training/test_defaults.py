@@ -25,7 +25,7 @@ def _kinds(option):
 
 # How a run goes on, or how far its steps, not what the method is; how factors are estimated, which fully connected
 # layers do not show.
-_OF_RUNS = ("lr_schedule", "order", "nesterov", "warm_start", "step", "adapt", *FACTORS)
+_OF_RUNS = ("lr_schedule", "order", "nesterov", "warm_start", "step", "adapt", "rest", *FACTORS)
 
 
 def _variants():

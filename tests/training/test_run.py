@@ -25,6 +25,7 @@ SPECS += ["ekfac:T=6", "ekfac:T=6,S=4,fisher=sampled,order=independent", "ekfac-
 SPECS += ["kflr:T=3", "kflr:T=2,fisher_columns=2", "kfra:T=3"]
 SPECS += ["foof-kfac-damping:T=3", "foof-centred:T=3,S=2", "foof-per-sample"]
 SPECS += ["natural:T=3,lr=0.05,damping=1,fisher_data=30"]
+SPECS += ["shampoo:T=3", "shampoo:T=2,graft=adam,sides=right,accumulate=sum", "soap:T=3", "muon"]
 SPECS += ["natural:T=2,lr=0.1,damping=1,order=same,fisher=full,block_diagonal=true"]
 SPECS += ["gn-cg:T=2,momentum=0.5,nesterov=true,lr=0.03"]
 CPU = torch.device("cpu")
@@ -151,6 +152,16 @@ def test_learning_rate_schedule_is_recorded(runs, schedule):
     assert lr.iloc[0] == 0.2
     assert lr.is_monotonic_decreasing
     assert lr.iloc[-1] < 0.1
+
+
+def test_a_warm_up_is_recorded_update_by_update(runs):
+    spec = "foof:lr=0.2,lr_schedule=linear-warmup-cosine,warmup_updates=4,T=3"
+    _, folder = runs.train(spec, updates=8)
+    lr = pd.read_csv(folder / "seed-0" / "updates.csv")["lr"]
+    cosine = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert list(lr) == pytest.approx([0.2 * factor for factor in (0.25, 0.5, 0.75, 1.0, *cosine)])
+    with pytest.raises(UsageError, match="warmup_updates is 4, not below the 4 updates of the run"):
+        runs.train(spec, updates=4)
 
 
 def test_weight_decay_is_decoupled_from_the_direction(runs):

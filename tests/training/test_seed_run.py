@@ -66,10 +66,13 @@ def _assert_same_run(folder, whole):
     [
         *SPECS,
         "adam:lr_schedule=cosine",
+        "kfac:T=4,lr_schedule=linear-warmup-cosine,warmup_updates=7",
         "foof:T=4,momentum=0.9,lr=0.01",
         "foof:T=4,momentum=0.9,nesterov=true,momentum_after_epoch=2,lr=0.01",
         "foof:T=4,lr_schedule=step,lr_step_epochs=2,clip_norm=1e-3,clip_decay=0.1",
         "foof:T=4,average=0.9,tau1=0.3",
+        "torch.optim:LBFGS:lr=0.1,max_iter=3",
+        "torch.optim:LBFGS:lr=0.1,max_iter=3",
     ],
 )
 def test_killed_run_continues_bit_for_bit(runs, spec, monkeypatch):
@@ -98,6 +101,10 @@ def test_killed_run_of_a_text_continues_bit_for_bit(runs, spec, monkeypatch, tmp
     path.write_text("to be or not to be\n" * 200)
     flags = {"dataset": str(path), "model": "transformer", "context": 6, "heads": 2, "width": 8, "eval_samples": 20}
     _assert_continues_bit_for_bit(runs, spec, monkeypatch, **flags, lr=1e-4)
+
+
+def test_killed_run_under_autocast_continues_bit_for_bit(runs, monkeypatch):
+    _assert_continues_bit_for_bit(runs, "kfac:T=4", monkeypatch, amp="bfloat16")
 
 
 def _assert_continues_bit_for_bit(runs, spec, monkeypatch, **flags):

@@ -1,5 +1,6 @@
 """Text as a data set: characters are tokens, samples are windows that do not overlap, the last tenth is held out."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kfbench.config.problem_table import DATASETS, is_own_text
+from kfbench.config.schema import Problem
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
 from kfbench.problems.idx import opened
@@ -18,18 +20,22 @@ from kfbench.results.records import BITS_COLUMNS
 _MOST_BYTES = 2**28  # 250 times the text that is carried; as whole numbers eight times as many bytes
 # Of each the model has an input and an output, and curvature a factor of as many squared numbers.
 _MOST_CHARACTERS = 5000
+_DIGITS = 16  # of SHA-256, in hexadecimal, as of other data of a user's own
 # Of the vectors that are backpropagated for the Fisher of a (micro-)batch, in bytes.
 _MOST_VECTORS = 2.5e8
 
 
-def load_characters(name: str, data_dir: str | None, context: int, device: torch.device | str = "cpu") -> Dataset:
-    """The text of that name, or in the user's own file, as a data set; UsageError, one sentence, for every fault.
+def load_characters(problem: Problem, device: torch.device | str = "cpu") -> Dataset:
+    """The text of ``problem``, ours or in the user's own file; UsageError, one sentence, for every fault.
 
     The vocabulary is every character that the text holds, test part included, in the order of their code points.
     Inputs [n, context] are characters t of window n, targets [n, context] the characters t + 1 of the same part.
     """
-    path = text_file(name, data_dir)
+    context, path = problem.context, text_file(problem.dataset, problem.data_dir)
+    assert context is not None, "the problem is spelled out"
     text = read_text(path)
+    if problem.dataset_digest not in (None, found := _digest(text)):
+        raise UsageError(f"{path} holds another text than was asked for: digest {found}, not {problem.dataset_digest}")
     vocabulary, tokens = _tokens(path, text)
     held_out = len(tokens) // 10
     parts = tokens[: len(tokens) - held_out], tokens[len(tokens) - held_out :]
@@ -58,6 +64,15 @@ def text_file(name: str, data_dir: str | None) -> Path:
 
 def _texts() -> list[str]:
     return [name for name, entry in DATASETS.items() if entry.text]
+
+
+def digest(name: str) -> str:
+    """Of what a text holds, whatever ends its lines; UsageError where it cannot be read."""
+    return _digest(read_text(text_file(name, None)))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def read_text(path: Path) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from kfbench.config.load import load_config
 from kfbench.config.problem_table import DATASETS
+from kfbench.config.schema import Problem
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import check_dataset
 from kfbench.problems.sequences.characters import bits_per_character, check_vectors, load_characters, text_file
@@ -28,6 +29,10 @@ def _written(path, text, encoding="utf-8"):
     return str(path)
 
 
+def _loaded(name, context):
+    return load_characters(Problem(dataset=name, context=context))
+
+
 def test_the_embedded_text_is_the_known_one():
     entry = DATASETS["shakespeare"]
     text = gzip.decompress(text_file("shakespeare", None).read_bytes())
@@ -35,14 +40,14 @@ def test_the_embedded_text_is_the_known_one():
     assert [row["check"] for row in check_dataset("shakespeare")] == ["ok"]
     assert len(set(text)) == entry.classes == 80
     assert (len(text) - len(text) // 10, len(text) // 10) == entry.sizes
-    data = load_characters("shakespeare", None, 64)
+    data = _loaded("shakespeare", 64)
     assert data.outputs == 80 and data.train_inputs.shape == ((entry.sizes[0] - 1) // 64, 64)
     assert data.test_inputs.shape == ((entry.sizes[1] - 1) // 64, 64)
 
 
 def test_windows_do_not_overlap_and_targets_follow_by_one(tmp_path):
     text = "".join(chr(ord("a") + (i * i + i // 7) % 23) for i in range(203))
-    data = load_characters(_written(tmp_path / "own.txt", text), None, 6)
+    data = _loaded(_written(tmp_path / "own.txt", text), 6)
     vocabulary = sorted(set(text))
     tokens = [vocabulary.index(c) for c in text]
     train, test = tokens[:183], tokens[183:]  # the last tenth, rounded down, is held out
@@ -56,8 +61,8 @@ def test_windows_do_not_overlap_and_targets_follow_by_one(tmp_path):
 
 def test_every_way_to_end_a_line_and_every_character_is_read(tmp_path):
     text = "Zoë ate 🥚\n" * 40
-    plain = load_characters(_written(tmp_path / "a.txt", text), None, 4)
-    windows = load_characters(_written(tmp_path / "b.txt", "\ufeff" + text.replace("\n", "\r\n")), None, 4)
+    plain = _loaded(_written(tmp_path / "a.txt", text), 4)
+    windows = _loaded(_written(tmp_path / "b.txt", "\ufeff" + text.replace("\n", "\r\n")), 4)
     assert plain.outputs == len(set(text))
     assert torch.equal(plain.train_inputs, windows.train_inputs)
 
@@ -76,21 +81,25 @@ def test_every_way_to_end_a_line_and_every_character_is_read(tmp_path):
 def test_what_is_no_text_is_one_sentence(tmp_path, content, says):
     (tmp_path / "own.txt").write_bytes(content)
     with pytest.raises(UsageError, match=says) as refused:
-        load_characters(str(tmp_path / "own.txt"), None, 16)
+        _loaded(str(tmp_path / "own.txt"), 16)
     assert "\n" not in str(refused.value)
 
 
 def test_a_text_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match=r"is no file; accepted are shakespeare, or the path of a \.txt file"):
-        load_characters(str(tmp_path / "none.txt"), None, 16)
+        _loaded(str(tmp_path / "none.txt"), 16)
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         ({"dataset": "shakespeare"}, "model 'mlp' takes images, data set 'shakespeare' has characters"),
-        ({"model": "transformer"}, "model 'transformer' takes characters, data set 'fashion-mnist-1k' has images"),
-        ({"context": 8}, "context is for characters, data set 'fashion-mnist-1k' has images, got context 8"),
+        ({"model": "transformer"}, "model 'transformer' takes characters, data set 'fashion-mnist-1k' has none"),
+        (
+            {"dataset": "a.npz", "model": "transformer"},
+            "model 'transformer' takes characters, data set 'a.npz' has none",
+        ),
+        ({"context": 8}, "context is of characters, data set 'fashion-mnist-1k' has none, got context 8"),
         ({"heads": 2}, "model 'mlp' has no option 'heads'"),
         ({"dataset": "x.txt", "model": "transformer", "normalize": "own"}, "normalize is for images"),
         ({"dataset": "x.txt", "model": "transformer", "pad_to": 8}, "pad_to is for images"),
@@ -104,21 +113,33 @@ def test_what_does_not_fit_together_is_said_before_anything_is_read(flags, says)
         load_config(specs=["sgd"], flags=flags)
 
 
-def test_a_file_that_changes_is_read_again(tmp_path):
+def _config(path, **more):
+    flags = {"dataset": str(path), "model": "transformer", "context": 4, "batch_size": 10, **more}
+    return load_config(specs=["sgd"], flags=flags)
+
+
+def test_a_text_is_known_by_what_it_holds(tmp_path):
+    """Runs on another text under the same path are other runs; line ends make no difference."""
     path = tmp_path / "own.txt"
-    config = load_config(
-        specs=["sgd"],
-        flags={"dataset": _written(path, "ab" * 500), "model": "transformer", "context": 4, "batch_size": 10},
-    )
-    assert build_data(config, CPU).outputs == 2
-    _written(path, "abc" * 500)
+    _written(path, "ab\n" * 500)
+    config = _config(path)
+    digest = config.problem.dataset_digest
     assert build_data(config, CPU).outputs == 3
+    _written(path, "ab\r\n" * 500)
+    assert _config(path).problem.dataset_digest == digest and build_data(config, CPU).outputs == 3
+    _written(path, "abc\n" * 500)
+    assert _config(path).problem.dataset_digest != digest
+    assert build_data(_config(path), CPU).outputs == 4
+    with pytest.raises(UsageError, match="holds another text than was asked for: digest"):
+        build_data(config, CPU)
+    with pytest.raises(UsageError, match="dataset_digest is of a data set of your own"):
+        _config("shakespeare", dataset_digest=digest)
 
 
 def test_accuracy_is_per_position_and_the_loss_a_sum_over_them(tmp_path):
     from kfbench.problems.likelihoods import Categorical
 
-    data = load_characters(_written(tmp_path / "own.txt", "abac" * 100), None, 5)
+    data = _loaded(_written(tmp_path / "own.txt", "abac" * 100), 5)
     table = torch.tensor([[0.0, 3.0, 0.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])  # a is followed by b, b and c by a
     model = torch.nn.Embedding.from_pretrained(table)
     loss, accuracy = evaluate(model, Categorical(class_dim=-1), data.train_inputs, data.train_targets)
@@ -133,7 +154,7 @@ def test_accuracy_is_per_position_and_the_loss_a_sum_over_them(tmp_path):
 
 
 def test_an_exact_fisher_of_too_many_outputs_is_refused(tmp_path):
-    data = load_characters(_written(tmp_path / "own.txt", "abcdefgh" * 400), None, 32)
+    data = _loaded(_written(tmp_path / "own.txt", "abcdefgh" * 400), 32)
     check_vectors("kflr", data, lambda outputs: outputs, 100)  # 256 vectors
     with pytest.raises(UsageError, match=r"method 'kflr' backpropagates 256 vectors, .* take 262 MB, above the 250"):
         check_vectors("kflr", data, lambda outputs: outputs, 1000)
@@ -151,6 +172,17 @@ def test_bits_are_recorded_of_texts_alone(runs, tmp_path):
         assert seed[f"{part}_bits_per_character"] == bits == summary["mean"][f"{part}_bits_per_character"]
     images, other = runs.train("adam", updates=2)
     assert not any("bits" in key for key in (*images["runs"][0], *images["mean"], *epochs(other)))
+
+
+def test_tokens_go_through_autocast(runs, tmp_path):
+    """Whose output is rounded back to the precision of the run, not to that of the inputs."""
+    flags = {"dataset": _written(tmp_path / "own.txt", "to be or not to be\n" * 300), "model": "transformer"}
+    flags |= {"context": 8, "heads": 2, "width": 8, "updates": 4, "lr": 1e-3}
+    for spec in ("adam", "kfac:T=2", "ekfac:T=2"):
+        found = [
+            float(epochs(runs.train(spec, amp=amp, **flags)[1]).iloc[-1]["train_loss"]) for amp in ("none", "bfloat16")
+        ]
+        assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
 def _archive(path, leave_out=()):
