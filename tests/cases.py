@@ -25,6 +25,7 @@ from kfbench.preconditioners.kfra import KFRA
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.models import autoencoder, autoencoder_sigmoid
+from kfbench.problems.sequences.transformer import transformer
 from tests import dense, situations
 
 
@@ -389,6 +390,18 @@ def _autoencoder(make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
     return lambda: make((1, 2, 3), width=8, bias=True)
 
 
+_TOKENS, _CONTEXT = 3, 2
+
+
+def _tokens() -> nn.Module:
+    """One causal block, with weights large enough for each layer to matter; a label at every position."""
+    model = transformer((_CONTEXT,), _TOKENS, width=4, depth=1, heads=2)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.6)
+    return model
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model of float64, a batch, its labels (or whatever the likelihood takes) and the likelihood."""
@@ -400,16 +413,18 @@ class Problem:
 
     @property
     def layers(self) -> dict[str, nn.Module]:
-        return {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        kinds = nn.Linear | nn.Conv2d | nn.Embedding
+        return {n: m for n, m in self.model.named_modules() if isinstance(m, kinds)}
 
 
-# name -> (model, shape of one input); every layer has d_out != d_in, but SharedLayer's.
+# name -> (model, shape of one input); every layer has d_out != d_in, but SharedLayer's and one of the tokens'.
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: _mlp(False), (5,)),
     "mlp-bias": (lambda: _mlp(True), (5,)),
     "shared": (SharedLayer, (5,)),
     "sequence": (Sequence, (2, 3)),
     "conv": (_conv, (2, 5, 4)),
+    "tokens": (_tokens, (_CONTEXT,)),
     "autoencoder": (_autoencoder(autoencoder), (1, 2, 3)),
     "autoencoder-sigmoid": (_autoencoder(autoencoder_sigmoid), (1, 2, 3)),
 }
@@ -433,6 +448,10 @@ def problem(name: str, n: int, seed: int = 0) -> Problem:
     with torch.random.fork_rng():
         model = make().double()
         x = torch.randn(n, *shape, dtype=torch.float64)
+        if name == "tokens":
+            x, y = torch.randint(_TOKENS, (2, n, *shape))
+            x[0] = x[0, 0]  # a token that is there twice
+            return Problem(model, x, y, Categorical(class_dim=-1))
         with torch.no_grad():
             model(x)  # lazy layers
         y = torch.randint(3, (n,))

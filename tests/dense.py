@@ -113,6 +113,8 @@ class Rows:
 
     def _positions(self, given: Tensor) -> list[Tensor]:
         layer = self.layer
+        if isinstance(layer, nn.Embedding):
+            return list(torch.eye(layer.num_embeddings, dtype=layer.weight.dtype)[given])
         rows = _patches(layer, given) if isinstance(layer, nn.Conv2d) else list(given.reshape(-1, given.shape[-1]))
         if layer.bias is not None:
             rows = [torch.cat([row, torch.ones(1, dtype=row.dtype)]) for row in rows]
@@ -201,8 +203,10 @@ def tridiagonal(pairs: list[list[tuple[Tensor, Tensor]]]) -> tuple[Tensor, list[
 
 def gradient(model: nn.Module, layer: nn.Module, losses: Tensor) -> Tensor:
     """The mean gradient of weight and bias in one matrix, by autograd."""
-    parameters = [layer.weight] + ([layer.bias] if layer.bias is not None else [])
-    found = torch.autograd.grad(losses.mean(), parameters, retain_graph=True)
+    bias = getattr(layer, "bias", None)
+    found = torch.autograd.grad(losses.mean(), [layer.weight] + ([] if bias is None else [bias]), retain_graph=True)
+    if isinstance(layer, nn.Embedding):  # a token's vector is a column
+        return found[0].T
     weight = found[0].reshape(len(found[0]), -1)
     return torch.cat([weight, found[1][:, None]], dim=1) if len(found) > 1 else weight
 

@@ -1,10 +1,12 @@
 """Methods with one mistake each, of the kinds seen in published code: every one must be caught."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +17,9 @@ from kfbench.curvature.linalg import damped_inverses, damped_power
 from kfbench.curvature.recursion import Link, recursion
 from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.convolution_layer import ConvolutionLayer
-from kfbench.layers.moments import MeasuredMoment, MomentOfPairs
+from kfbench.layers.embedding_layer import Counts, EmbeddingLayer
+from kfbench.layers.estimate import Estimate
+from kfbench.layers.moments import Form, MeasuredMoment, Moment, MomentOfPairs, MomentOfRows
 from kfbench.layers.shifts import Shifts
 from kfbench.preconditioners.ekfac import EKFAC
 from kfbench.preconditioners.ekfac_ra import EKFACRA
@@ -1023,6 +1027,63 @@ MUTANT_LAYERS: list[type[ConvolutionLayer]] = [
     TransposedShifts,
     SumOfTheWholeImage,
 ]
+
+
+class _ScaledCounts(Counts):
+    """Counts with a factor that none of the samples says."""
+
+    kind = "counts of a mutant"
+    factor: ClassVar[Callable[[Tensor], float]]
+
+    def measure(self, x: Tensor) -> Tensor:
+        return super().measure(x) * type(self).factor(x)
+
+
+class _SummedCounts(_ScaledCounts):
+    factor = len
+
+
+class _MeanCounts(_ScaledCounts):
+    factor = staticmethod(lambda x: 1 / x.shape[1])
+
+
+class _MutantEmbedding(EmbeddingLayer):
+    counts: ClassVar[type[Counts]]
+
+    def form(self, image: tuple[int, ...], ones: bool, estimate: Estimate) -> Form | None:
+        right = super().form(image, ones, estimate)
+        return right and self.counts(*dataclasses.astuple(right))
+
+
+class CountsWithoutN(_MutantEmbedding):
+    """A token counts as often as it is in the batch, not in a sample."""
+
+    counts = _SummedCounts
+
+
+class CountsOverPositions(_MutantEmbedding):
+    """A mean over positions where A is a sum."""
+
+    counts = _MeanCounts
+
+
+class PresentTokens(EmbeddingLayer):
+    """A token counts once a sample, however often it is there."""
+
+    def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
+        rows = torch.cat([self.input_rows(x) for x in inputs], dim=1)
+        return MeasuredMoment(rows.amax(1).sum(0).diag())
+
+
+class BagOfTokens(EmbeddingLayer):
+    """Under expand what reduce takes, but for its 1/P: the second moment of each sample's counts."""
+
+    def input_moment(self, inputs: list[Tensor], ones: bool, estimate: Estimate) -> Moment:
+        return MomentOfRows(torch.cat([self.input_rows(x) for x in inputs], dim=1).sum(1))
+
+
+# Likewise of embeddings.
+MUTANT_EMBEDDINGS: list[type[EmbeddingLayer]] = [CountsWithoutN, CountsOverPositions, PresentTokens, BagOfTokens]
 
 # mutant -> the row of cases.METHODS that it pretends to be.
 MUTANTS: dict[type, str] = {

@@ -102,7 +102,7 @@ def kfra(s: Situation) -> Tensor:
 def foof_centred(s: Situation) -> Tensor:
     """With a bias: lambda on all of A but the bias. Without one: G (Sigma + lambda I)^-1."""
     G = s.gradient()
-    if s.layer.bias is not None:
+    if getattr(s.layer, "bias", None) is not None:
         damping = s.damping * torch.ones(len(s.factors[0]), dtype=G.dtype)
         damping[-1] = 0
         M = s.factors[0] + damping.diag()

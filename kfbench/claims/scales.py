@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kfbench.config.problem_table import MODELS, training_images
+from kfbench.config.problem_table import MODELS, training_samples
 from kfbench.config.schema import SECTIONS, Config
 from kfbench.errors import unknown
 
@@ -23,7 +23,7 @@ def changes(full: Config, scale: str, overrides: Mapping[str, Any]) -> dict[str,
     """
     if scale == "full":
         return {}
-    images = training_images(full.problem.dataset, full.problem.train_samples)
+    images = training_samples(full.problem.dataset, full.problem.train_samples, full.problem.context)
     if full.run.batch_size >= images:
         few = min(_FULL_BATCH_IMAGES, images)
         flags: dict[str, Any] = {"train_samples": few, "batch_size": few, "epochs": _FULL_BATCH_EPOCHS}

@@ -26,16 +26,17 @@ def list_names(
             if cite:
                 row["paper"] = entry.paper
             if defaults:
-                row["options"] = _defaults(METHODS[name]) if kind == "method" else ""
+                row["options"] = _defaults(name, METHODS[name]) if kind == "method" else ""
             rows.append(row)
     print_table(rows, format, {"names": rows})
 
 
-def _defaults(entry: MethodEntry) -> str:
+def _defaults(opt: str, entry: MethodEntry) -> str:
     """Every option of a method, and those that are others where a variant is chosen."""
     variants = [f"; with {_written(v.chosen)}: {_written(v.options)}" for v in entry.variants]
     convolutional = [f"; convolutional models: {_written(entry.convolutional)}"] if entry.convolutional else []
-    return _written(entry.options) + "".join([*variants, *convolutional])
+    models = [f"; {name}: {_written(m.defaults[opt])}" for name, m in MODELS.items() if opt in m.defaults]
+    return _written(entry.options) + "".join([*variants, *convolutional, *models])
 
 
 def _written(options: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from kfbench.results.intervals import ENOUGH_FOR_A_MEDIAN
 from kfbench.results.seeds import ENOUGH_PAIRS
-from kfbench.results.tables import number
+from kfbench.results.tables import bits, number
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -21,6 +21,7 @@ def _row(label: str, method: Mapping[str, Any]) -> dict[str, Any]:
         "final train loss": number(mean["final_train_loss"], 4),
         "std": number(std["final_train_loss"], 2),
         "test accuracy": number(mean["test_accuracy"], 4),
+        **bits(mean),
         "updates to target": number(target["updates"], 6),
         "s to target": number(target["seconds_updates"], 4),
         "missed": f"{target['missed']} of {target['of']}",

@@ -74,6 +74,7 @@ def _options(
     # Later wins: the SPEC over a flag, a flag over the default.
     chosen = {**{k: v for k, v in flags.items() if entry.accepts(k)}, **given}
     defaults = entry.defaults(chosen, convolutional=model in MODELS and MODELS[model].convolutional)
+    defaults |= _of_model(opt, model, entry, chosen)
     wanted = {**defaults, **chosen}
     wanted = {k: _with_tuples(v) for k, v in wanted.items()}
     ours = {k: v for k, v in wanted.items() if k in MethodOptions.model_fields and v is not None}
@@ -100,6 +101,14 @@ def _options(
         if options.get(option) and "momentum" in options and not options["momentum"]:
             raise UsageError(f"{opt!r}: {option} needs a momentum above 0, got {options['momentum']}")
     return options
+
+
+def _of_model(opt: str, model: str, entry: MethodEntry, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Defaults of this model; none that a step rule finds itself, nor where a variant of the method is chosen."""
+    if model not in MODELS or any(v.chosen.items() <= {**entry.options, **chosen}.items() for v in entry.variants):
+        return {}
+    found = FOUND_BY_STEP if chosen.get("step") not in (None, "constant") else {}
+    return {key: value for key, value in MODELS[model].defaults.get(opt, {}).items() if key not in found}
 
 
 def _with_step_rule(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> MethodEntry:

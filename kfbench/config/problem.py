@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from kfbench.config.importing import import_object
-from kfbench.config.problem_table import DATASETS, MODEL_OPTIONS, MODELS, OWN_FILES, is_own
+from kfbench.config.problem_table import (
+    DATASETS,
+    DEFAULT_CONTEXT,
+    MODEL_OPTIONS,
+    MODELS,
+    OWN_FILES,
+    dataset_entry,
+    is_own,
+    is_own_text,
+)
 from kfbench.config.schema import Problem
 from kfbench.errors import UsageError, unknown
 
 # Of a user's data set; as text, since it needs torch, and is asked for these alone.
-_DIGEST = "kfbench.problems.own.dataset:digest"
+_DIGEST, _DIGEST_OF_TEXT = "kfbench.problems.own.dataset:digest", "kfbench.problems.sequences.characters:digest"
 
 
 def spelled_out(problem: Problem) -> Problem:
     """What the model says of its output and its images, and the normalisation that follows: records say what ran."""
     # Before ``checked``, so the model may still turn out to be none.
-    entry, data = MODELS.get(problem.model), DATASETS.get(problem.dataset)
+    entry, data = MODELS.get(problem.model), dataset_entry(problem.dataset)
     likelihood = problem.likelihood or (entry.likelihood if entry else "categorical")
     if is_own(problem.dataset):  # it comes as it is to be used
         return problem.model_copy(update={"likelihood": likelihood, "normalize": problem.normalize or "none"})
+    if data and data.text:
+        return problem.model_copy(update={"likelihood": likelihood, "context": problem.context or DEFAULT_CONTEXT})
     if likelihood == "bernoulli" and not problem.likelihood and data and data.real:
         likelihood = "gaussian"  # real numbers are no probabilities
     colours = data and data.channels
@@ -29,8 +40,8 @@ def spelled_out(problem: Problem) -> Problem:
 
 def checked(problem: Problem) -> Problem:
     """The same; UsageError for what does not fit together."""
-    if problem.dataset not in DATASETS and not is_own(problem.dataset):
-        hint = f", package.module:function, or a file {' or '.join(OWN_FILES)}"
+    if dataset_entry(problem.dataset) is None and not is_own(problem.dataset):
+        hint = f", package.module:function, or a file {', '.join(OWN_FILES)} or .txt"
         raise unknown("data set", problem.dataset, DATASETS, hint)
     if problem.model in MODELS:
         accepted = MODELS[problem.model].options
@@ -42,12 +53,14 @@ def checked(problem: Problem) -> Problem:
     entry = MODELS.get(problem.model)
     if problem.likelihood == "categorical" and entry and entry.likelihood != "categorical":
         raise UsageError(f"model {problem.model!r} takes likelihood 'gaussian' or 'bernoulli', got 'categorical'")
+    _check_kind(problem)
     if is_own(problem.dataset):
         _check_own(problem)
         return problem
-    _check_likelihood(problem)
-    _check_normalize(problem)
-    if problem.dataset_digest is not None:
+    if problem.context is None:
+        _check_likelihood(problem)
+        _check_normalize(problem)
+    if not is_own_text(problem.dataset) and problem.dataset_digest is not None:
         got = f"got {problem.dataset_digest!r} with {problem.dataset!r}"
         raise UsageError(f"dataset_digest is of a data set of your own, {got}")
     return problem
@@ -58,9 +71,31 @@ def with_digest(problem: Problem) -> Problem:
 
     UsageError where the data set cannot be had.
     """
-    if not is_own(problem.dataset) or problem.dataset_digest is not None:
+    is_text = is_own_text(problem.dataset)
+    if not (is_text or is_own(problem.dataset)) or problem.dataset_digest is not None:
         return problem
-    return problem.model_copy(update={"dataset_digest": import_object(_DIGEST, "data set")(problem.dataset)})
+    digest = import_object(_DIGEST_OF_TEXT if is_text else _DIGEST, "data set")(problem.dataset)
+    return problem.model_copy(update={"dataset_digest": digest})
+
+
+def _check_kind(problem: Problem) -> None:
+    """UsageError for a model or an option that takes characters where there are none, or else where there are."""
+    entry, model, got = dataset_entry(problem.dataset), MODELS.get(problem.model), f"data set {problem.dataset!r} has"
+    is_text = entry is not None and bool(entry.text)
+    if model is not None and model.sequential and not is_text:
+        use = "use --dataset shakespeare, or the path of a .txt file"
+        raise UsageError(f"model {problem.model!r} takes characters, {got} none; {use}")
+    if problem.context is not None and not is_text:
+        raise UsageError(f"context is of characters, {got} none, got context {problem.context!r}")
+    if not is_text:
+        return
+    if model is not None and not model.sequential:
+        raise UsageError(f"model {problem.model!r} takes images, {got} characters; use --model transformer")
+    if problem.likelihood != "categorical":
+        raise UsageError(f"likelihood of characters must be 'categorical', got {problem.likelihood!r}")
+    for key, unset in (("normalize", None), ("pad_to", None), ("augment", "none")):
+        if (value := getattr(problem, key)) != unset:
+            raise UsageError(f"{key} is for images, {got} characters, got {key} {value!r}")
 
 
 def _check_own(problem: Problem) -> None:

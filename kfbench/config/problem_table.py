@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
+from kfbench.config.families.on_sequences import TRANSFORMER
 from kfbench.config.method_table import BENZING, GEORGE
 
 
@@ -28,6 +30,7 @@ class DatasetEntry:
     # Published mean and deviation of each channel of the training images, pixels from 0 to 1; grey images have none.
     channels: tuple[tuple[float, float], ...] = ()
     real: bool = False  # pixels are real numbers of the file's own scale, and "published" leaves them so
+    text: str = ""  # the name of its file, where samples are windows of a text; its sizes are then characters
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,16 @@ class ModelEntry:
     width: int = 0  # its default, where it has that option
     pad_to: int = 0  # pixels a side of the images that it is made for
     convolutional: bool = False  # whether methods have other defaults for it
+    sequential: bool = False  # it takes characters, all others of ours images
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of methods, where others suit it
 
 
 # Every option that a model may have; those of each are in its entry.
-MODEL_OPTIONS = ("width", "bias", "norm", "init")
+MODEL_OPTIONS = ("width", "bias", "norm", "init", "depth", "heads", "tied")
+_CONVOLUTIONAL_OPTIONS = ("width", "bias", "norm", "init")
+
+# Characters of a window, where no context is given.
+DEFAULT_CONTEXT = 64
 
 _HINTON = "Hinton & Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks, Science"
 
@@ -171,8 +180,30 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
             channels=((0.0, 1.0),),
             real=True,
         ),
+        "shakespeare": DatasetEntry(
+            summary="nine plays of Shakespeare, 1,098,078 characters of 80 kinds, carried in the package",
+            paper="Shakespeare, W., in the editions of Project Gutenberg (public domain), from Open Shakespeare 0.6",
+            classes=80,
+            torchvision="",
+            sizes=(988271, 109807),
+            text="shakespeare.txt",
+            sha256={"shakespeare.txt": "9c4e7d5f3efc8a6fb162a95d7326c4a615fe4872c1615dd5d15a9c47056a2f4d"},
+        ),
     }
 )
+# A text of the user's own, which is read before its characters are known.
+_OWN_TEXT = DatasetEntry("a text of your own", "", classes=0, torchvision="", sizes=(0, 0), text="*.txt")
+
+
+def is_own_text(name: str) -> bool:
+    """Whether a data set is meant by the path of a text."""
+    return name not in DATASETS and name.lower().endswith(".txt")
+
+
+def dataset_entry(name: str) -> DatasetEntry | None:
+    """What is known of a data set, ours or a text of the user's; None of a name that is neither."""
+    return _OWN_TEXT if is_own_text(name) else DATASETS.get(name)
+
 
 _HE = "He, Zhang, Ren & Sun 2016, Deep Residual Learning for Image Recognition, CVPR"
 
@@ -209,7 +240,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
         "convnet": ModelEntry(
             "three 3 x 3 convolutions (16, 32, 64 channels) with pooling, one linear layer; quick",
             "ours: a first experience",
-            MODEL_OPTIONS,
+            _CONVOLUTIONAL_OPTIONS,
             width=16,
             convolutional=True,
         ),
@@ -217,7 +248,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             "VGG11 for 32 x 32 images, 64 channels first, no batch normalisation",
             "Simonyan & Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR; "
             f"{GEORGE}, section 4.2",
-            MODEL_OPTIONS,
+            _CONVOLUTIONAL_OPTIONS,
             width=64,
             pad_to=32,
             convolutional=True,
@@ -225,7 +256,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
         "resnet18": ModelEntry(
             "ResNet18 for 32 x 32 images, 64 channels first, batch normalisation",
             f"{_HE}; {BENZING}, appendix D.6",
-            MODEL_OPTIONS,
+            _CONVOLUTIONAL_OPTIONS,
             width=64,
             pad_to=32,
             convolutional=True,
@@ -233,10 +264,19 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
         "resnet34": ModelEntry(
             "ResNet34 for 32 x 32 images, 64 channels first, batch normalisation",
             f"{_HE}; {GEORGE}, section 4.2",
-            MODEL_OPTIONS,
+            _CONVOLUTIONAL_OPTIONS,
             width=64,
             pad_to=32,
             convolutional=True,
+        ),
+        "transformer": ModelEntry(
+            "causal transformer of characters: pre-norm, 2 blocks, 4 heads, width 64, learned positions",
+            "Radford, Wu, Child, Luan, Amodei & Sutskever 2019, Language Models are Unsupervised Multitask Learners; "
+            "Vaswani et al. 2017, Attention Is All You Need, NeurIPS",
+            ("width", "bias", "depth", "heads", "tied"),
+            width=64,
+            sequential=True,
+            defaults=TRANSFORMER,
         ),
     }
 )
@@ -248,10 +288,12 @@ OWN_FILES = (".npz", ".safetensors")
 
 def is_own(dataset: str) -> bool:
     """Whether it is a user's data set, a file of arrays or package.module:function, and no name of ours."""
-    return dataset not in DATASETS and (dataset.endswith(OWN_FILES) or ":" in dataset)
+    return dataset not in DATASETS and not is_own_text(dataset) and (dataset.endswith(OWN_FILES) or ":" in dataset)
 
 
-def training_images(dataset: str, train_samples: int | None) -> float:
-    """How many images are trained on; infinite where a user's own data set does not say."""
-    size = DATASETS[dataset].sizes[0] if dataset in DATASETS else math.inf
+def training_samples(dataset: str, train_samples: int | None, context: int | None = None) -> float:
+    """How many samples are trained on; infinite where a user's own data set does not say."""
+    size: float = DATASETS[dataset].sizes[0] if dataset in DATASETS else math.inf
+    if dataset in DATASETS and DATASETS[dataset].text:
+        size = (size - 1) // (context or DEFAULT_CONTEXT)
     return min(train_samples or size, size)

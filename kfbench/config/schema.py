@@ -9,14 +9,25 @@ from pydantic import Field
 
 from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
 from kfbench.config.families.descendants import DescendantOptions
-from kfbench.config.section import MOST_PIXELS, MOST_SEEDS, MOST_THREADS, Float, Int, Section, Seed, Text, Width
+from kfbench.config.section import (
+    MOST_PIXELS,
+    MOST_SEEDS,
+    MOST_THREADS,
+    MOST_WIDE,
+    Float,
+    Int,
+    Section,
+    Seed,
+    Text,
+    Width,
+)
 
 
 class Problem(Section):
     """What is trained."""
 
     dataset: Text = Field(
-        "fashion-mnist-1k", description="data set, see `kfbench list`; package.module:function, or a .npz file"
+        "fashion-mnist-1k", description="data set, see `kfbench list`; package.module:function, a .npz or a .txt file"
     )
     dataset_digest: Text | None = Field(
         None, description="digest of your own data set's content: another one is refused (default: as it is found)"
@@ -42,13 +53,19 @@ class Problem(Section):
     augment: Literal["none", "flip", "crop", "flip-crop"] = Field(
         "none", description="vary training images: mirror half of them, cut them out of 4 black pixels around, or both"
     )
+    context: Int | None = Field(
+        None, ge=1, le=MOST_PIXELS, description="characters of a sample, where the data set is a text (default: 64)"
+    )
     model: Text = Field("mlp", description="model, see `kfbench list`, or package.module:function")
     width: Width | None = Field(
         None,
         ge=1,
         description="width of the widest hidden layer, or channels of a convolutional model's first stage, others in "
-        "proportion (default: the model's: mlp 1000, convnet 16, vgg11 and resnets 64)",
+        "proportion (default: the model's: mlp 1000, convnet 16, vgg11, resnets and transformer 64)",
     )
+    depth: Int | None = Field(None, ge=1, le=MOST_PIXELS, description="blocks of a transformer (default: 2)")
+    heads: Int | None = Field(None, ge=1, le=MOST_WIDE, description="heads of its attention (default: 4)")
+    tied: bool | None = Field(None, description="its output has the embedding's weights (default: no)")
     bias: bool | None = Field(None, description="train biases (default: the model's, mlp and resnets no)")
     norm: Literal["batch", "batch-fixed", "none"] | None = Field(
         None, description="batch normalisation: trained, with fixed scale and shift, or none (default: resnets batch)"

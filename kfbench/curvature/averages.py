@@ -8,15 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
-from kfbench.curvature.linalg import DampedInverse, damped_inverses, eigenbasis
+from kfbench.curvature.linalg import DampedInverse, DiagonalInverse, damped_inverses, eigenbasis
 from kfbench.curvature.statistics import Statistics
+from kfbench.layers.embedding_layer import Counts
 from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.moments import Form, Moment, MomentOfRows
 from kfbench.layers.shifts import Shifts
 from kfbench.layers.structured import ChannelGroups, TapMean
 
 _FORMS: dict[str, Callable[..., Form]] = {Shifts.kind: Shifts.of} | {
-    form.kind: form for form in (TapMean, ChannelGroups)
+    form.kind: form for form in (TapMean, ChannelGroups, Counts)
 }
 
 
@@ -35,8 +36,14 @@ class BlockInverse:
         return {"form": self.form.describe(), "blocks": [block.state_dict() for block in self.blocks]}
 
 
-def inverse_from_state(state: dict[str, Any]) -> DampedInverse | BlockInverse:
-    """Restore either, bit for bit."""
+# What damps and inverts a mean, by its structure.
+Inverse = DampedInverse | DiagonalInverse | BlockInverse
+
+
+def inverse_from_state(state: dict[str, Any]) -> Inverse:
+    """Restore any, bit for bit."""
+    if "diagonal" in state:
+        return DiagonalInverse(state["diagonal"])
     if "blocks" not in state:
         return DampedInverse.from_state(state)
     return BlockInverse(form_of(state["form"]), [DampedInverse.from_state(block) for block in state["blocks"]])
@@ -85,6 +92,11 @@ class Means(MutableMapping[str, Tensor]):
         """``tr``, without assembling."""
         form = self.forms.get(name)
         return self.kept[name].trace() if form is None else form.trace(self.kept[name])
+
+    def diagonal(self, name: str) -> Float[Tensor, "d"] | None:
+        """Of a matrix that is diagonal by its structure."""
+        form = self.forms.get(name)
+        return None if form is None else form.diagonal(self.kept[name])
 
     def width(self, name: str) -> int:
         """d."""
@@ -143,16 +155,18 @@ class FactorAverages:
             # N P, without K: over vectors it is a sum.
             self.add_moment(name, layer.output_moment(self.estimate), layer.counted_rows(self.estimate))
 
-    def damped_inverses(
-        self, damping: Mapping[str, Tensor | float]
-    ) -> tuple[dict[str, DampedInverse | BlockInverse], list[str]]:
+    def damped_inverses(self, damping: Mapping[str, Tensor | float]) -> tuple[dict[str, Inverse], list[str]]:
         """``(M + lambda I)^-1`` of every mean, and what needed more damping; see ``linalg.damped_inverses``."""
         blocks = _Blocks(self.means)
         own = {block: damping[name] for name, names in blocks.of.items() for block in names}
         inverses, retried = damped_inverses(blocks, own)
-        whole: dict[str, DampedInverse | BlockInverse] = {}
-        for name, names in blocks.of.items():
-            parts, form = [inverses[block] for block in names], self.means.structure(name)
+        whole: dict[str, Inverse] = {}
+        for name in self.means:
+            diagonal, form = self.means.diagonal(name), self.means.structure(name)
+            if diagonal is not None:
+                whole[name] = DiagonalInverse.of(diagonal, damping[name])
+                continue
+            parts = [inverses[block] for block in blocks.of[name]]
             whole[name] = parts[0] if form is None else BlockInverse(form, parts)
         return whole, retried
 
@@ -161,7 +175,9 @@ class FactorAverages:
 
         In the whole matrix each eigenvalue of SUA's ``C (x) I`` is there for every tap, and any basis of these as good.
         """
-        form = self.means.structure(name)
+        diagonal, form = self.means.diagonal(name), self.means.structure(name)
+        if diagonal is not None:  # its own basis, which no rounding turns
+            return diagonal.clone(), torch.eye(len(diagonal), dtype=diagonal.dtype, device=diagonal.device)
         if form is None:
             return eigenbasis(self.means[name])
         kept = self.means.kept[name]
@@ -194,11 +210,11 @@ def joint_eigenbases(B: FactorAverages, A: FactorAverages) -> dict[str, Kronecke
 
 
 class _Blocks(Mapping[str, Tensor]):
-    """Every block on the diagonal of every mean, by its name in a message; assembled when asked for."""
+    """Every block of every mean that is more than a diagonal, by its name in a message; assembled when asked for."""
 
     def __init__(self, means: Means) -> None:
         self._means = means
-        self.of = {name: self._names(name) for name in means}
+        self.of = {name: self._names(name) for name in means if means.diagonal(name) is None}
         self._places = {block: (name, i) for name, blocks in self.of.items() for i, block in enumerate(blocks)}
 
     def _names(self, name: str) -> list[str]:

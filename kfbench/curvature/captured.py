@@ -265,7 +265,9 @@ def _unchanged(name: str, given: list[tuple[Tensor, int]]) -> list[Tensor]:
 def _input_moment(
     layer: Layer, rows: SampleRows, given: Callable[[], list[Tensor]], ones: bool, estimate: Estimate
 ) -> Moment:
-    if rows.positions > 1:  # however few they are: a layer's own form, once kept, is then kept on
+    if (
+        rows.positions > 1 or layer.always_of_form
+    ):  # however few they are: a layer's own form, once kept, is then kept on
         return layer.input_moment(given(), ones, estimate)
     some = rows.make(slice(estimate.count(rows.samples)))
     return MomentOfRows(with_ones(some) if ones and not layer.has_bias else some)

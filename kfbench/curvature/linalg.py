@@ -88,6 +88,28 @@ class DampedInverse:
         return new
 
 
+class DiagonalInverse:
+    """``(M + lambda I)^-1`` of a diagonal M, acting on rows: every column is scaled."""
+
+    def __init__(self, diagonal: Float[Tensor, "d"]) -> None:
+        self._diagonal = diagonal
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "d"], damping: Tensor | float) -> "DiagonalInverse":
+        """Of M's diagonal. Where an entry and lambda are both 0, ten times rounding size damps, as a retry's would."""
+        damped = values + damping
+        least = 10 * torch.finfo(values.dtype).eps * values.mean()
+        return cls(torch.where(damped > 0, damped, least).reciprocal())
+
+    def __call__(self, rows: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
+        """``rows (M + lambda I)^-1``."""
+        return rows * self._diagonal
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inverse's diagonal."""
+        return {"diagonal": self._diagonal}
+
+
 def damped_inverses(
     matrices: Mapping[str, Tensor], damping: Mapping[str, Tensor | float]
 ) -> tuple[dict[str, DampedInverse], list[str]]:

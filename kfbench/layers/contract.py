@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,8 @@ class Layer(ABC):
     name: str
     module: Any
     group: int = 0
+    always_of_form: ClassVar[bool] = False
+    """Whether its input moment is kept in its form even where a sample has one position."""
 
     @staticmethod
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 from kfbench.layers.contract import Layer, full
 from kfbench.layers.estimate import Estimate
 from kfbench.layers.geometry import Geometry
-from kfbench.layers.moments import Form, JoinedMoment, Moment, MomentOfChunks, MomentOfImages
+from kfbench.layers.moments import Form, JoinedMoment, Moment, MomentOfChunks, MomentOfInputs
 from kfbench.layers.plane import Plane
 from kfbench.layers.sample_rows import SampleRows
 from kfbench.layers.shifts import Shifts
@@ -75,7 +75,7 @@ class ConvolutionLayer(Layer):
             return JoinedMoment.of([self.input_moment([x], ones, estimate) for x in given])
         form = self.form(tuple(given[0].shape[1:]), ones, estimate)
         if form is not None:
-            return MomentOfImages([self.images(x) for x in given], form)
+            return MomentOfInputs([self.images(x) for x in given], form)
         return MomentOfChunks(lambda: self._chunks(given, ones))
 
     def form(self, image: tuple[int, ...], ones: bool, estimate: Estimate) -> Form | None:

@@ -5,6 +5,7 @@ from torch.nn.utils import parametrize
 
 from kfbench.layers.contract import Layer
 from kfbench.layers.convolution_layer import ConvolutionLayer
+from kfbench.layers.embedding_layer import EmbeddingLayer
 from kfbench.layers.linear_layer import LinearLayer
 from kfbench.layers.transposed_layer import TransposedLayer
 
@@ -17,6 +18,7 @@ KINDS: dict[type[nn.Module], type[Layer]] = {
     nn.ConvTranspose1d: TransposedLayer,
     nn.ConvTranspose2d: TransposedLayer,
     nn.ConvTranspose3d: TransposedLayer,
+    nn.Embedding: EmbeddingLayer,
 }
 
 

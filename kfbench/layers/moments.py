@@ -60,6 +60,10 @@ class Form(ABC):
     def trace(self, kept: Tensor) -> Tensor:
         """Its trace [], without it."""
 
+    def diagonal(self, kept: Tensor) -> Tensor | None:
+        """[d] the diagonal of a matrix that is nothing else, None of any other: it is inverted entry by entry."""
+        return None
+
     def describe(self) -> list[object]:
         """Plain values from which ``curvature/averages.form_of`` makes it again."""
         return [self.kind, *(getattr(self, field.name) for field in fields(self))]  # type: ignore[arg-type]
@@ -127,15 +131,15 @@ class MomentOfChunks:
 
 
 @dataclass(frozen=True)
-class MomentOfImages:
-    """Of the patches of images, in a compact form; of a layer called more than once, all have one geometry."""
+class MomentOfInputs:
+    """Of what a layer was given (images, tokens), in a compact form; of several calls, all have one geometry."""
 
-    images: list[Float[Tensor, "N C H W"]]
+    inputs: list[Tensor]
     form: Form
 
     def add_to(self, kept: Tensor | None, keep: float, scale: float) -> Tensor:
         """One compact vector."""
-        for x in self.images:
+        for x in self.inputs:
             with full_precision(x.device):
                 kept = _averaged_in(self.form.measure(x), kept, keep, scale)
             keep = 1.0

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from kfbench.layers.embedding_layer import token_rows
 from kfbench.layers.geometry import Geometry, outputs
 from kfbench.layers.moments import full_precision
 from kfbench.layers.sample_rows import SampleRows, with_ones
@@ -79,6 +80,13 @@ def rows_from_state(state: Any) -> SampleRows:
         return SampleRows.join([rows_from_state(part) for part in state["parts"]])
     if "rows" in state:
         return SampleRows.of(state["rows"])
+    if "made" in state:
+        made: Tensor = state["made"]
+        return SampleRows(lambda part: made[part], *made.shape)
+    if "tokens" in state:
+        tokens: Tensor = state["tokens"]
+        samples, positions = tokens.shape
+        return token_rows(lambda: tokens, samples, positions, state["width"], getattr(torch, state["dtype"]))
     kernel, stride, dilation, zeros, has_bias = state["plane"]
     geometry = Geometry(tuple(kernel), tuple(stride), tuple(dilation), tuple((z, z) for z in zeros))
     images: Tensor = state["images"]

@@ -88,7 +88,8 @@ class SampleRows:
         """Tensors and plain values from which they are made again, without rows where they are not in memory."""
         if self.described is not None:
             return self.described()
-        return {"rows": self.all() if self.in_memory is None else self.in_memory}
+        # Apart, since products of rows that are made when asked for are others than of those in memory.
+        return {"made": self.all()} if self.in_memory is None else {"rows": self.in_memory}
 
     def first(self, samples: int | None) -> "SampleRows":
         """Of the first so many samples, or all; without the layer's own ways, which know all of them."""

@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kfbench.curvature.averages import BlockInverse, FactorAverages, inverse_from_state
+from kfbench.curvature.averages import FactorAverages, Inverse, inverse_from_state
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import DampedInverse
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.estimate import Estimate
 
@@ -35,7 +34,7 @@ class FOOF:
     ) -> None:
         self.estimate = Estimate.of(stat_samples, sharing, spatial, input_groups)
         self.A = FactorAverages(ema, self.estimate)
-        self.inverses: dict[str, DampedInverse | BlockInverse] = {}
+        self.inverses: dict[str, Inverse] = {}
         self.damping_retries = 0
 
     def observe(self, statistics: Statistics) -> None:

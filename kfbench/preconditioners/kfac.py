@@ -19,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
-from kfbench.curvature.averages import BlockInverse, FactorAverages, inverse_from_state, joint_eigenbases
+from kfbench.curvature.averages import FactorAverages, Inverse, inverse_from_state, joint_eigenbases
 from kfbench.curvature.counts import LayerShape, cholesky, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
-from kfbench.curvature.linalg import DampedInverse, factored_damping, warn_of_small_damping
+from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.estimate import Estimate
 from kfbench.preconditioners.contract import FISHERS
@@ -59,7 +59,7 @@ class KFAC:
         self.damping_retries = 0
         self._warned = False  # of a damping that is below rounding
         # After a refresh either the inverses are filled or the bases, by damping kind.
-        self.inverses: dict[str, tuple[DampedInverse | BlockInverse, DampedInverse | BlockInverse]] = {}
+        self.inverses: dict[str, tuple[Inverse, Inverse]] = {}
         self.bases: dict[str, KroneckerEigenbasis] = {}
         self.denominators: dict[str, Tensor] = {}  # s_B s_A' + lambda, of the bases
 

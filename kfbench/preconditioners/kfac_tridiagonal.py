@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
-from kfbench.curvature.averages import BlockInverse, FactorAverages
+from kfbench.curvature.averages import FactorAverages, Inverse
 from kfbench.curvature.counts import LayerShape, eigh
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import DampedInverse, eigenbasis
@@ -165,7 +165,7 @@ class TridiagonalKFAC:
 
 
 def correlations(
-    own: DampedInverse | BlockInverse, following: DampedInverse | BlockInverse, across: Float[Tensor, "d e"]
+    own: Inverse, following: Inverse, across: Float[Tensor, "d e"]
 ) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"], Float[Tensor, "e d"]]:
     """(s, K, W) of one kind of factor, see the module's text: everything cubic is here."""
     assert isinstance(own, DampedInverse) and isinstance(following, DampedInverse), "layers of a chain have no blocks"

@@ -30,7 +30,10 @@ _SUBSET_SEED = 0
 
 @dataclass(frozen=True)
 class Dataset:
-    """Inputs [n, channels, rows, columns], normalised; targets [n] class indices, or [n, pixels] the inputs."""
+    """Inputs [n, channels, rows, columns], normalised; targets [n] class indices, or [n, pixels] the inputs.
+
+    Of a text both are [n, positions] whole numbers, each a place in the vocabulary of ``outputs`` characters.
+    """
 
     train_inputs: Tensor
     train_targets: Tensor
@@ -39,6 +42,12 @@ class Dataset:
     outputs: int
     black: Tensor | None = None  # [channels] a black pixel, normalised
     augment: str = "none"  # how training images are varied when batches are drawn
+    positions: int = 0  # labels of one sample, where it has one at every position
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what a model returns for one input."""
+        return (self.positions, self.outputs) if self.positions else (self.outputs,)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -137,10 +146,11 @@ def _own_mean_and_deviation(images: Tensor, name: str) -> tuple[float, float]:
 def check_dataset(name: str, data_dir: str | None = None) -> list[dict[str, str]]:
     """One row a file: where it lies, its checksum, and whether that is the known one.
 
-    Of IDX files it is the SHA-256 when decompressed, of all others the MD5 that torchvision knows too.
+    Of IDX files and texts it is the SHA-256 when decompressed, of all others the MD5 that torchvision knows too.
     """
     paths = find_files(name, data_dir)
-    read_images(paths, DATASETS[name])
+    if not DATASETS[name].text:  # of which any bytes would do
+        read_images(paths, DATASETS[name])
     return _checksums(name, paths)
 
 

@@ -26,7 +26,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     ``dimensions`` is what is expected: 3 for images [n, rows, columns], 1 for labels [n].
     """
     start = 4 + 4 * dimensions
-    with _opened(path) as file:
+    with opened(path) as file:
         shape = _shape(path, file.read(start), dimensions)
         promised = math.prod(shape)
         if promised > _MOST_BYTES:
@@ -66,7 +66,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 def idx_sha256(path: Path) -> str:
     """Of the decompressed bytes of a plain or gzipped file; UsageError where it cannot be read."""
     digest, read = hashlib.sha256(), 0
-    with _opened(path) as file:
+    with opened(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             read += len(chunk)
@@ -76,7 +76,7 @@ def idx_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """The decompressed bytes of a plain or gzipped file; UsageError for whatever reading them raises."""
     try:
         with path.open("rb") as raw:

@@ -36,7 +36,7 @@ class Likelihood(Protocol):
         """[K, *output.shape]: the columns of an exact square root of the output Fisher."""
 
     def correct(self, output: Tensor, target: Tensor) -> Tensor | None:
-        """[N] booleans, or None where accuracy means nothing."""
+        """[N] booleans, or [N, P] where each position has a label; None where accuracy means nothing."""
 
 
 class Categorical:
@@ -120,7 +120,7 @@ class Categorical:
     def correct(self, output: Tensor, target: Tensor) -> Tensor:
         """Whether the most likely class is the true one, at every position."""
         right = self._logits(output).argmax(dim=-1) == target.reshape(len(target), -1)
-        return right.all(dim=1)
+        return right if right.shape[1] > 1 else right[:, 0]
 
 
 class Gaussian:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kfbench.config.problem_table import DATASETS, DatasetEntry
+from kfbench.config.problem_table import DATASETS, DatasetEntry, is_own_text
 from kfbench.errors import UsageError
 
 FILES = (
@@ -19,6 +19,8 @@ def files_of(entry: DatasetEntry) -> tuple[str, ...]:
     """As published: of IDX images and labels of both parts, or images alone without classes; else the test set last."""
     if entry.md5:
         return tuple(entry.md5)
+    if entry.text:
+        return (entry.text,)
     return FILES if entry.classes else FILES[::2]
 
 
@@ -66,10 +68,10 @@ def any_file_in(folder: Path, entry: DatasetEntry) -> bool:
 def file_states(name: str, data_dir: str | None) -> tuple[tuple[Any, ...], ...]:
     """Path, size and time of change of every file of a data set; nothing where they are not all there."""
     try:
-        paths = find_files(name, data_dir)
-    except UsageError:  # for whoever reads them to say
+        paths = [Path(name).expanduser()] if is_own_text(name) else find_files(name, data_dir)
+        return tuple((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in paths)
+    except (UsageError, OSError, RuntimeError):  # for whoever reads them to say
         return ()
-    return tuple((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in paths)
 
 
 def folders_of(name: str, data_dir: str | None) -> list[Path]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kfbench.config.importing import import_object
 from kfbench.errors import UsageError
 from kfbench.problems.convolutional import convnet, resnet18, resnet34, vgg11
+from kfbench.problems.sequences.transformer import transformer
 
 HIDDEN_LAYERS = 3
 
@@ -130,15 +131,16 @@ _KNOWN: dict[str, Callable[..., nn.Module]] = {
     "vgg11": vgg11,
     "resnet18": resnet18,
     "resnet34": resnet34,
+    "transformer": transformer,
 }
 
 
 def build_model(name: str, input_shape: tuple[int, ...], outputs: int, **options: Any) -> nn.Module:
     """The model of that name, or what the user's ``package.module:function`` returns.
 
-    The function is called with those of ``input_shape`` (C, H, W), ``outputs`` (number of classes,
-    or of pixels where the inputs are the targets) and the options (width, bias, norm, init) that its
-    signature names. UsageError where that fails.
+    The function is called with those of ``input_shape`` (C, H, W), of a text (T,), ``outputs`` (number of classes or
+    characters, or of pixels where the inputs are the targets) and the options (width, bias, norm, init, depth, heads,
+    tied) that its signature names. UsageError where that fails.
     """
     make = _KNOWN.get(name) or import_object(name, "model")
     arguments = {"input_shape": input_shape, "outputs": outputs, **options}

@@ -48,6 +48,8 @@ EPOCH_COLUMNS = (
     "seconds_updates",
     "seconds_elsewhere",
 )
+# Further ones where samples are windows of a text.
+BITS_COLUMNS = ("train_bits_per_character", "test_bits_per_character")
 
 
 class CsvLog:

@@ -40,6 +40,8 @@ class SeedSummary(Versioned):
     peak_memory_bytes: float | None = _Amount
     state_memory_bytes: float | None = _Amount
     target_loss: float | None = None
+    train_bits_per_character: float | None = _MAYBE
+    test_bits_per_character: float | None = _MAYBE
 
 
 class TrialNote(Record):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kfbench.results.intervals import CONFIDENCE
+from kfbench.results.records import BITS_COLUMNS
 
 # Fewer pairs than this are never called significant.
 ENOUGH_PAIRS = 5
@@ -41,7 +42,8 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     statuses = [summary["status"] for summary in summaries]
     worst = next((s for s in ("interrupted", "failed", "diverged") if s in statuses), "done")
     mean, std = {}, {}
-    for key in AVERAGED:
+    of_text = [key for key in BITS_COLUMNS if any(key in summary for summary in summaries)]
+    for key in (*AVERAGED, *of_text):
         mean[key], std[key] = mean_and_deviation([float(v) for s in summaries if (v := s.get(key)) is not None])
     seeds = [summary["seed"] for summary in summaries]
     return {"status": worst, "seeds": seeds, "mean": mean, "std": std, "runs": list(summaries)}

@@ -16,6 +16,12 @@ def number(value: float | None, digits: int, factor: float = 1.0) -> str:
     return "" if value is None else f"{value * factor:.{digits}g}"
 
 
+def bits(values: Mapping[str, float | None]) -> dict[str, str]:
+    """The columns of a text, whose figures are there; none of images."""
+    known = {f"{part} bits/char": f"{part}_bits_per_character" for part in ("train", "test")}
+    return {title: number(values[key], 4) for title, key in known.items() if key in values}
+
+
 def print_table(rows: Sequence[Mapping[str, Any]], format: str, record: Mapping[str, Any]) -> None:
     """To standard output: table, markdown or csv of the rows; json of the whole record."""
     rows = [{printable(str(key)): _shown(value) for key, value in row.items()} for row in rows]

@@ -1,5 +1,6 @@
 """How well each method's curvature stands for the Fisher of a layer, along a trajectory, between its refreshes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,7 +119,7 @@ class Spectrum:
             fisher, batch_size = _exact(tracked.turn), trainee.run.batch_size
             # Two Fishers are formed: of the current batch, and by some methods of their own points.
             points = max(batch_size, tracked.turn.points_of_a_refresh(batch_size))
-            _check_rows(points * vectors_of(fisher, trainee.data.outputs), fisher)
+            _check_rows(points * vectors_of(fisher, math.prod(trainee.data.output_shape)), fisher)
             if fisher not in self.keepers:
                 self._add_keeper(fisher, every)
         panel.listen(self._listen)

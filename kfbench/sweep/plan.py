@@ -12,7 +12,7 @@ from kfbench.config.identity import fingerprint, trajectory
 from kfbench.config.labels import labels
 from kfbench.config.method_table import DEFAULT_S, FOUND_BY_STEP
 from kfbench.config.methods import resolve_method
-from kfbench.config.problem_table import training_images
+from kfbench.config.problem_table import training_samples
 from kfbench.config.schema import Config, Method
 from kfbench.config.specs import find_method
 from kfbench.errors import UsageError, unknown
@@ -119,7 +119,8 @@ def plan(config: Config) -> list[Swept]:
 def trial(config: Config, method: Swept, point: Point, round: str, seed: int) -> Trial:
     """The trial of one point; UsageError where its options do not fit together."""
     run, sweep = config.run, config.sweep
-    full_batch = run.batch_size >= training_images(config.problem.dataset, config.problem.train_samples)
+    problem = config.problem
+    full_batch = run.batch_size >= training_samples(problem.dataset, problem.train_samples, problem.context)
     factor = run.divergence_factor or (None if full_batch else DIVERGENCE_FACTOR)
     changes: dict[str, Any] = {"seed": seed, "seeds": 1, "divergence_factor": factor}
     # A smoke run keeps its few updates.

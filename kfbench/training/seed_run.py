@@ -72,7 +72,7 @@ class SeedRun:
         keep = checkpoint["bytes"] if checkpoint else [None, None]
         columns = (*UPDATE_COLUMNS, *self.trainee.rule.columns)
         self.updates_log = CsvLog(self.folder / "updates.csv", columns, keep[0])
-        epoch_columns = (*EPOCH_COLUMNS, *self.trainee.average_columns)
+        epoch_columns = (*EPOCH_COLUMNS, *self.trainee.further_columns)
         self.epochs_log = CsvLog(self.folder / "epochs.csv", epoch_columns, keep[1])
         self.observer.started(self.trainee.seed, self.trainee.step, self.trainee.total, self.trainee.per_epoch)
         try:
@@ -275,7 +275,7 @@ class SeedRun:
             "best_train_loss": best["train_loss"] if best else None,
             "best_update": best["update"] if best else None,
             "test_accuracy": final["test_accuracy"] if ended and final else None,
-            **{name: final[name] if ended and final else None for name in self.trainee.average_columns},
+            **{name: final[name] if ended and final else None for name in self.trainee.further_columns},
             "updates": updates,
             **self.clocks.state_dict(),
             "seconds_per_update": self.clocks.seconds_updates / updates if updates else None,

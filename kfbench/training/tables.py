@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kfbench.results.tables import number
+from kfbench.results.tables import bits, number
 
 _MEGABYTE = 1e6
 
@@ -28,6 +28,7 @@ def _row(seed: str, method: str, status: str, values: Mapping[str, Any]) -> dict
         "final train loss": number(values.get("final_train_loss"), 4),
         "best train loss": number(values.get("best_train_loss"), 4),
         "test accuracy": number(values.get("test_accuracy"), 4),
+        **bits(values),
         "updates": number(values.get("updates"), 6),
         "s updates": number(values.get("seconds_updates"), 4),
         "s elsewhere": number(values.get("seconds_elsewhere"), 4),

@@ -17,10 +17,11 @@ from kfbench.config.specs import check_own_points, find_method
 from kfbench.errors import UsageError, described, shown
 from kfbench.preconditioners.contract import Preconditioner
 from kfbench.problems.datasets import Dataset, load_dataset
-from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood
+from kfbench.problems.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from kfbench.problems.locations import file_states
 from kfbench.problems.models import build_model
 from kfbench.problems.own.dataset import digest, load_own
+from kfbench.problems.sequences.characters import check_vectors, load_characters
 from kfbench.step_rules.building import with_rest
 from kfbench.step_rules.contract import StepRule
 from kfbench.updates.collected import FisherBatches
@@ -69,21 +70,21 @@ def check_amp(run: Run, device: torch.device, rule: StepRule, opt: str) -> None:
 
 
 def training_forward(run: Run, device: torch.device) -> Callable[[nn.Module, Tensor], Tensor]:
-    """The forward of an update, under autocast where ``amp`` says so; its output is in the precision of the data."""
+    """The forward of an update, under autocast where ``amp`` says so; its output is in the precision of the run."""
     if run.amp == "none":
         return lambda model, x: model(x)
 
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast(device.type, getattr(torch, run.amp)):
             output = model(x)
-        return output.to(x.dtype)
+        return output.to(getattr(torch, run.dtype))
 
     return forward
 
 
 # What the last data set was made from, and that data set: commands ask for the same one again and again.
 _last: tuple[tuple[Any, ...], Dataset] | None = None
-_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to", "augment")
+_MADE_FROM = ("dataset", "data_dir", "normalize", "likelihood", "train_samples", "pad_to", "augment", "context")
 
 
 def build_data(config: Config, device: torch.device) -> Dataset:
@@ -110,6 +111,8 @@ def build_data(config: Config, device: torch.device) -> Dataset:
 def _loaded(problem: Problem, device: torch.device, dtype: torch.dtype) -> Dataset:
     if is_own(problem.dataset):
         return load_own(problem, device, dtype).first(problem.train_samples)
+    if problem.context is not None:
+        return load_characters(problem, device).first(problem.train_samples)
     assert problem.normalize is not None
     data = load_dataset(problem.dataset, problem.data_dir, problem.normalize, device, dtype, pad_to=problem.pad_to or 0)
     data = replace(data.first(problem.train_samples), augment=problem.augment)
@@ -120,12 +123,14 @@ def _content(problem: Problem) -> Any:
     """What changes with the content of a data set."""
     if is_own(problem.dataset):
         return digest(problem.dataset), problem.dataset_digest, problem.model
-    return file_states(problem.dataset, problem.data_dir)
+    return file_states(problem.dataset, problem.data_dir), problem.dataset_digest
 
 
 def build_likelihood(problem: Problem) -> Likelihood:
-    """What the model's output means."""
+    """What the model's output means; of characters classes are the last axis, behind positions."""
     assert problem.likelihood is not None
+    if problem.context is not None:
+        return Categorical(class_dim=-1)
     return LIKELIHOODS[problem.likelihood]()
 
 
@@ -157,10 +162,12 @@ def build_network(problem: Problem, run: Run, data: Dataset, device: torch.devic
         raise UsageError(f"model {problem.model!r} fails on a batch: {type(error).__name__}: {error}") from error
     if inputs._version != before:
         raise UsageError(f"model {problem.model!r} {CHANGES_ITS_INPUT}")
-    if shape != (min(2, len(data.train_inputs)), data.outputs):
+    if shape != (min(2, len(data.train_inputs)), *data.output_shape):
         reconstructs = problem.likelihood != "categorical" and data.outputs == math.prod(data.input_shape)
         what = ", the inputs flattened" if reconstructs else ""
-        raise UsageError(f"model {problem.model!r} returns shape {list(shape)}, expected [2, {data.outputs}]{what}")
+        raise UsageError(
+            f"model {problem.model!r} returns shape {list(shape)}, expected {[2, *data.output_shape]}{what}"
+        )
     return model
 
 
@@ -243,13 +250,14 @@ def check_turn(method: Method, turn: Turn, run: Run, data: Dataset) -> None:
             "'same' takes them; use order 'independent'"
         )
     try:
-        turn.traits.check(turn.damping, points, turn.traits.vectors(data.outputs))
+        turn.traits.check(turn.damping, points, turn.traits.vectors(math.prod(data.output_shape)))
     except ValueError as error:
         raise UsageError(f"method {method.opt!r}: {error}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's check may fail in any way
         raise UsageError(f"method {method.opt!r}: its check raised {described(error)}") from error
+    check_vectors(method.opt, data, turn.traits.vectors, min(points, run.micro_batch_size or run.batch_size))
     if points > len(data.train_inputs):
         raise UsageError(f"method {method.opt!r}: fisher_data is {points}, above the {len(data.train_inputs)} samples")
 
@@ -277,15 +285,6 @@ def _construct(opt: str, path: str, arguments: Mapping[str, Any], *positional: A
         given = ", ".join(f"{k}={shown(v)}" for k, v in sorted(arguments.items())) or "no options"
         what = str(error) if isinstance(error, Exception) else described(error)
         raise UsageError(f"method {opt!r} raised on construction with {given}: {what}") from error
-
-
-def total_updates(run: Run, samples: int) -> tuple[int, int]:
-    """(updates in all, updates an epoch); the last batch of an epoch may be smaller."""
-    per_epoch = math.ceil(samples / run.batch_size)
-    if run.updates is not None:
-        return run.updates, per_epoch
-    assert run.epochs is not None
-    return run.epochs * per_epoch, per_epoch
 
 
 def on_device(state: Any, device: torch.device) -> Any:

@@ -15,7 +15,7 @@ from kfbench.updates.isolation import evaluating, forward_isolated
 
 # Large enough for efficient products, small enough that activations stay in tens of megabytes: those of convolutions,
 # which have weights of more than two dimensions, are images of many channels.
-_BATCH, _BATCH_OF_IMAGES = 2000, 200
+_BATCH, _BATCH_OF_IMAGES, _TOKENS = 2000, 200, 16_384
 CHANGES_ITS_INPUT = "changes its input in place, which is the data set: let its first layer make a new tensor"
 
 
@@ -26,7 +26,8 @@ def evaluate(model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: 
     """
     loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
     correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=inputs.device)
-    size = _BATCH_OF_IMAGES if any(p.dim() > 2 for p in model.parameters()) else _BATCH
+    size = _batch_size(model, inputs)
+    labels = 1  # of a sample
     with torch.no_grad(), evaluating(model):
         for start in range(0, len(inputs), size):
             target = targets[start : start + size]
@@ -38,9 +39,17 @@ def evaluate(model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: 
             loss += likelihood.loss(output, target).sum(dtype=torch.float64)
             right = likelihood.correct(output, target)
             correct = None if right is None or correct is None else correct + right.sum()
+            labels = 1 if right is None else right[0].numel()
     # Read only now: each of these waits for the device.
-    accuracy = None if correct is None else correct.item() / len(inputs)
+    accuracy = None if correct is None else correct.item() / (len(inputs) * labels)
     return loss.item() / len(inputs), accuracy
+
+
+def _batch_size(model: nn.Module, inputs: Tensor) -> int:
+    """Samples of one forward."""
+    if not inputs.is_floating_point():  # tokens, each with a row of its own in every layer
+        return max(1, _TOKENS // inputs[0].numel())
+    return _BATCH_OF_IMAGES if any(p.dim() > 2 for p in model.parameters()) else _BATCH
 
 
 @runtime_checkable

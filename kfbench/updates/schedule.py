@@ -1,9 +1,11 @@
-"""T, S and the kinds of an update: which updates observe and refresh."""
+"""T, S and the kinds of an update: which updates observe and refresh, and how many there are."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 from kfbench.config.method_table import DEFAULT_S
+from kfbench.config.schema import Run
 
 # The three kinds of an update, as a composed method's windows are recorded: METHOD + one of these.
 PARTS = ("/plain", "/observing", "/refresh")
@@ -105,3 +107,12 @@ class AtLooks:
     def refreshes(self, step: int) -> bool:
         """Where there is a look."""
         return self.refreshing and self.observes(step)
+
+
+def total_updates(run: Run, samples: int) -> tuple[int, int]:
+    """(updates in all, updates an epoch); the last batch of an epoch may be smaller."""
+    per_epoch = math.ceil(samples / run.batch_size)
+    if run.updates is not None:
+        return run.updates, per_epoch
+    assert run.epochs is not None
+    return run.epochs * per_epoch, per_epoch

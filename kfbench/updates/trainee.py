@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from kfbench.config.schema import Config
 from kfbench.problems.datasets import Dataset
+from kfbench.problems.sequences.characters import bits_per_character
+from kfbench.results.records import BITS_COLUMNS
 from kfbench.step_rules.building import build_late_momentum, build_rule, build_scheduler
 from kfbench.step_rules.closure import ClosureCalls
 from kfbench.step_rules.contract import Proposed, Taken, Vector
@@ -32,10 +34,10 @@ from kfbench.updates.build import (
     check_chain,
     check_turn,
     on_device,
-    total_updates,
     training_forward,
 )
 from kfbench.updates.evaluation import Repeated, Seen, at_weights_to_judge, evaluate, running_average
+from kfbench.updates.schedule import total_updates
 from kfbench.updates.spent import tensor_bytes
 from kfbench.updates.turn import Turn, Watch
 
@@ -66,6 +68,8 @@ class Trainee:
         self.late_momentum = build_late_momentum(*made_for, self.per_epoch)
         self._around: Watch = lambda task: nullcontext()
         self.average = running_average(self.model, self.method.options.get("average"))
+        averaged = () if self.average is None else tuple(f"averaged_{name}" for name in _JUDGED)
+        self.further_columns = (*averaged, *(BITS_COLUMNS if data.positions else ()))  # of epochs.csv
         if self.method.options.get("tau1") is not None:
             self.preconditioning.turn.observe_apart(self._part)
         self.step = self.samples = 0
@@ -235,17 +239,13 @@ class Trainee:
         if self.average is not None:
             # Before any update there is nothing to average.
             figures += self._evaluated(self.average.module if self.step else self.model)
-        return dict(zip((*_JUDGED, *self.average_columns), figures, strict=True))
+        judged = dict(zip((*_JUDGED, *self.further_columns), figures, strict=False))  # bits follow from these
+        return judged | bits_per_character(judged, self.data.positions)
 
     def _evaluated(self, model: nn.Module) -> Iterator[float | None]:
         k, data = self.eval_samples, self.data
         yield from evaluate(model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
         yield from evaluate(model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
-
-    @property
-    def average_columns(self) -> tuple[str, ...]:
-        """Of epochs.csv, for the running average of the weights."""
-        return () if self.average is None else tuple(f"averaged_{name}" for name in _JUDGED)
 
     @property
     def epoch(self) -> float:

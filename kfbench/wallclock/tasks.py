@@ -1,5 +1,6 @@
 """What an update must cost by its multiply-adds, and where its measured time goes."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     shapes = layer_shapes(trainee, batch, turn.traits.estimate)
     observed, refreshed = turn.schedule.S / turn.schedule.T, 1 / turn.schedule.T
     points = turn.points_of_a_refresh(len(batch[0]))
-    vectors = turn.traits.vectors(trainee.data.outputs)
+    vectors = turn.traits.vectors(math.prod(trainee.data.output_shape))
     counted = _counts(turn.traits, shapes, vectors, points)
     if counted is None:
         return None

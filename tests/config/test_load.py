@@ -222,7 +222,7 @@ def test_plain_yaml_knows_the_number_without_quotes(config_file):
 
 _BOOLEAN_OPTIONS = ("nesterov", "block_diagonal", "warm_start", "muon_nesterov")
 _NOT_BOOLEAN = [
-    *(("problem", key) for key in Problem.model_fields if key != "bias"),
+    *(("problem", key) for key in Problem.model_fields if key not in ("bias", "tied")),
     *(("run", key) for key in Run.model_fields if key not in ("deterministic", "quick")),
     *(("methods.0", key) for key in MethodOptions.model_fields if key not in _BOOLEAN_OPTIONS),
 ]
@@ -447,7 +447,9 @@ def test_yaml_is_utf8_and_merges_are_no_duplicates(config_file):
         ({"model": "logistic", "dataset": "mnist", "data_dir": "ü b", "seed": "3"}, ["sgd:momentum=0"]),
         ({}, ["torch.optim:Adam:betas=(0.8,0.99)", "torch.optim:AdamW"]),
         ({}, ["sgd:lr=none"]),
-        *(({"model": name}, ["foof"]) for name in MODELS),
+        *(({"model": name}, ["foof"]) for name, entry in MODELS.items() if not entry.sequential),
+        ({"model": "transformer", "dataset": "shakespeare", "depth": "3", "tied": False}, ["foof", "kfac:T=3", "sgd"]),
+        ({"model": "transformer", "dataset": "a/ü.txt", "context": "5", "dataset_digest": "0"}, ["sgd:step=rescale", "natural", "adamw"]),
         ({"model": "autoencoder", "likelihood": "bernoulli", "dataset": "curves"}, ["kfac"]),
         ({"model": "resnet18", "norm": "none", "init": "he", "pad_to": "28", "augment": "crop"}, ["sgd"]),
         ({"likelihood": "gaussian", "normalize": "unit"}, ["torch.optim:Adam:clip_norm=1e-3,clip_decay=0.1"]),

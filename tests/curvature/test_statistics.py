@@ -8,6 +8,7 @@ from torch import nn
 from kfbench.curvature.averages import FactorAverages
 from kfbench.preconditioners.kfac import KFAC
 from kfbench.problems.convolutional import convnet, resnet18
+from kfbench.problems.likelihoods import Categorical
 from kfbench.updates.preconditioning import Preconditioning
 from tests import dense
 from tests.cases import MODELS, problem
@@ -105,6 +106,56 @@ def test_factors_of_convolutional_networks_agree_with_curvlinops(network, fisher
         assert_close(pre.method.B.means[name], theirs["gradient_covariances"][name] / P, what=f"B of {name}")
 
 
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("fisher", ["full", "empirical"])
+def test_factors_of_sequences_agree_with_curvlinops(fisher, sharing):
+    """On [N, T, d]: labels at every position under expand, positions averaged before the loss under reduce.
+
+    A is ours over T in both. With a label at every position its loss is a mean over positions where ours is a sum, so
+    its Fisher is ours over T and its B is ours; with one label a sample B is ours times T, as for convolutions.
+    """
+    torch.manual_seed(3)
+    at_every_position, T = sharing == "expand", 6
+    body = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)).double()
+    model = nn.Sequential(body, _ClassesSecond() if at_every_position else _MeanOverPositions())
+    x = torch.randn(4, T, 5, dtype=torch.float64)
+    y = torch.randint(3, (4, T) if at_every_position else (4,))
+    likelihood = Categorical(class_dim=1 if at_every_position else None)
+    method = KFAC(ema=0.0, fisher=fisher, sharing=sharing)
+    pre = Preconditioning(model, method, damping=1.0, T=1, order="same", likelihood=likelihood)
+    with pre.capture():
+        output = model(x)
+    pre.backward(likelihood.loss(output, y), output)
+    operator = KFACLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [(x, y)],
+        fisher_type=_TYPES[fisher],
+        kfac_approx=sharing,
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+    operator.compute_kronecker_factors()
+    theirs = operator.state_dict()
+    for name in ("0.0", "0.2", "0.4"):
+        assert_close(method.A.means[name], theirs["input_covariances"][name] * T, what=f"A of {name}")
+        got, wanted = method.B.means[name], theirs["gradient_covariances"][name] / T
+        ratio = float(got.trace() / wanted.trace())
+        assert_close(got, wanted * ratio, what=f"B of {name}")
+        assert ratio == pytest.approx(T if at_every_position else 1.0), f"B of {name}: ratio {ratio}"
+
+
+class _ClassesSecond(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+class _MeanOverPositions(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
 def test_foof_is_the_forward_only_type_of_curvlinops():
     p = problem("mlp-bias", 5)
     operator = KFACLinearOperator(
@@ -128,7 +179,7 @@ def test_sampled_output_factor_converges_to_the_full_one(model):
     """The Monte-Carlo mean is unbiased: its error falls as 1/sqrt(draws)."""
     p = problem(model, 3)
     _, exact = _factors(p, "full")
-    pre = Preconditioning(p.model, KFAC(fisher="sampled"), damping=1.0, T=1, order="same")
+    pre = Preconditioning(p.model, KFAC(fisher="sampled"), damping=1.0, T=1, order="same", likelihood=p.likelihood)
     output, draws = p.model(p.x).detach(), 3000
     generator = torch.Generator().manual_seed(0)
     sums = {name: torch.zeros_like(B) for name, B in exact.items()}

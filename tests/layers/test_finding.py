@@ -76,7 +76,8 @@ def _layers(module):
 
 
 def test_every_type_is_looked_at():
-    assert {type(make()) for make, _ in MODULES.values()} == set(KINDS)
+    looked_at = {type(make()) for make, _ in MODULES.values()}
+    assert looked_at | {nn.Embedding} == set(KINDS)  # in test_embedding_layer: its inputs are whole numbers
 
 
 @pytest.mark.parametrize("which", MODULES)

@@ -13,7 +13,7 @@ from kfbench.layers.moments import (
     JoinedMoment,
     MeasuredMoment,
     MomentOfChunks,
-    MomentOfImages,
+    MomentOfInputs,
     MomentOfRows,
 )
 from kfbench.layers.shifts import Shifts
@@ -43,12 +43,12 @@ def _moments():
     a, b = _images(), _images(2)
     rows, more = _rows(a), _rows(b)
     A, B, C = (each.T @ each for each in (rows, more, _rows(a.flip(2))))
-    images = [MomentOfImages([x], SHIFTS) for x in (a, b)]
+    images = [MomentOfInputs([x], SHIFTS) for x in (a, b)]
     return {
         "rows": (MomentOfRows(rows), A),
         "chunks": (MomentOfChunks(lambda: iter(rows.split(7))), A),
         "images": (images[0], A),
-        "two calls": (MomentOfImages([a, a.flip(2)], SHIFTS), A + C),
+        "two calls": (MomentOfInputs([a, a.flip(2)], SHIFTS), A + C),
         "measured": (MeasuredMoment(A.clone()), A),
         "joined": (JoinedMoment.of(images), A + B),
         "joined unlike": (JoinedMoment.of([images[0], MomentOfRows(more)]), A + B),

@@ -21,7 +21,7 @@ from tests.properties import LAMBDA, assert_close, backward, directions
 
 
 def _directions(p, method, damping=LAMBDA):
-    pre = Preconditioning(p.model, method, damping=damping, T=1, order="same", seed=3)
+    pre = Preconditioning(p.model, method, damping=damping, T=1, order="same", seed=3, likelihood=p.likelihood)
     backward(pre, p)
     return directions(p), pre
 

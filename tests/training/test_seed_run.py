@@ -94,6 +94,15 @@ def test_killed_run_of_a_convolutional_model_continues_bit_for_bit(runs, monkeyp
     _assert_continues_bit_for_bit(runs, "foof:T=4,lr=0.1,damping=10", monkeypatch, **flags)
 
 
+@pytest.mark.parametrize("spec", ["adam", "foof:T=4", "kfac:T=3", "ekfac:T=6", "natural:T=3,damping=1", "kflr:T=3"])
+def test_killed_run_of_a_text_continues_bit_for_bit(runs, spec, monkeypatch, tmp_path):
+    """Tokens, their counts, and rows of several positions come back as they were."""
+    path = tmp_path / "own.txt"
+    path.write_text("to be or not to be\n" * 200)
+    flags = {"dataset": str(path), "model": "transformer", "context": 6, "heads": 2, "width": 8, "eval_samples": 20}
+    _assert_continues_bit_for_bit(runs, spec, monkeypatch, **flags, lr=1e-4)
+
+
 def test_killed_run_under_autocast_continues_bit_for_bit(runs, monkeypatch):
     _assert_continues_bit_for_bit(runs, "kfac:T=4", monkeypatch, amp="bfloat16")
 

@@ -188,7 +188,7 @@ def test_a_feature_that_never_changes_cannot_be_normalised(monkeypatch):
 
 
 def test_names_of_neither_kind_are_told_what_is_accepted():
-    with pytest.raises(UsageError, match=r"unknown data set 'table.csv'.*package.module:function, or a file .npz or"):
+    with pytest.raises(UsageError, match=r"unknown data set 'table.csv'.*package.module:function, or a file .npz, "):
         load_config(specs=["sgd"], flags={"dataset": "table.csv"})
     with pytest.raises(UsageError, match="dataset_digest is of a data set of your own, got 'x' with 'mnist'"):
         load_config(specs=["sgd"], flags={"dataset": "mnist", "dataset_digest": "x"})

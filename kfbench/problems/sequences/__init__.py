@@ -1,0 +1,1 @@
+"""What is trained on sequences: text as characters, and a model that reads it."""
