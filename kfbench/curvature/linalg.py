@@ -183,9 +183,15 @@ def _cholesky_with_retries(name: str, matrix: Tensor, damping: float) -> Tensor:
 
 def eigenbasis(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
     """Eigenvalues, ascending and clamped at 0, and eigenvectors in columns, of a symmetric M."""
-    values, vectors = torch.linalg.eigh(matrix)
-    # In float32 MKL's answer was no number for a finite, singular matrix of layers that are fed with constant pixels.
-    if matrix.device.type == "cpu" and matrix.isfinite().all() and not values.isfinite().all():
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+        # Read on a CPU alone, where it waits for nothing.
+        solved = matrix.device.type != "cpu" or bool(values.isfinite().all())
+    except torch.linalg.LinAlgError:
+        solved = False
+    # In float32 MKL gives up on some singular matrices, of layers that are fed with constant pixels, or answers with no
+    # number; what is not finite itself it refuses in any precision.
+    if not solved:
         values, vectors = (part.to(matrix.dtype) for part in torch.linalg.eigh(matrix.double()))
     # Negative only by rounding, of a matrix that is positive semi-definite.
     return values.clamp_(min=0), vectors

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kfbench.config.labels import without_shared
 from kfbench.results.styles import styles, title
 from kfbench.sweep.losses import best_of, tuned_curve
 from kfbench.sweep.tables import map_of
@@ -21,6 +22,8 @@ def plot_sweep(summary: Mapping[str, Any], directory: Path) -> None:
     shown = {label: method for label, method in summary["methods"].items() if method["best"] and method["axes"]}
     if not shown:
         return
+    # What tells none of them apart would fill the pictures.
+    shown = {without_shared(label, label, shown)[0]: method for label, method in shown.items()}
     _heat_maps(summary, shown, directory / "heatmap.png")
     _curves(summary, shown, directory / "tuned.png")
     if any(len(method["per_epoch"]) > 2 for method in shown.values()):
@@ -89,9 +92,13 @@ def _curves(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Path) 
     from matplotlib import pyplot
 
     figure, panel = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
+    across = "damping"
     for label, look in styles(list(methods)).items():
         method = methods[label]
         row, column, _, columns, losses = map_of(method)
+        if row is None and column == "damping":  # its step is found by a rule
+            _line(panel, method, {**look, "label": label})
+            continue
         if row is None:
             panel.axhline(method["tuned_loss"], label=f"{label}, tuned", linewidth=1, **look)
             continue
@@ -101,10 +108,10 @@ def _curves(summary: Mapping[str, Any], methods: Mapping[str, Any], path: Path) 
             edge = cell[1] in (columns[0], columns[-1])
             fill = "white" if edge else look["color"]
             panel.plot(x, loss, marker="o", markersize=5, color=look["color"], markerfacecolor=fill)
-        panel.set_xlabel(f"{row} ({column} tuned for each; hollow: at an end of its grid)")
+        across = f"{row} ({column} tuned for each; hollow: at an end of its grid)"
         if all(isinstance(x, float) and x > 0 for x, _, _ in curve):
             panel.set_xscale("log")
-    panel.set(ylabel="final training loss", yscale="log")
+    panel.set(xlabel=across, ylabel="final training loss", yscale="log")
     _finish(figure, panel, summary, path)
 
 

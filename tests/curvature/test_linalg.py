@@ -94,16 +94,25 @@ def _system(d):
     return M, torch.randn(d, dtype=torch.float64)
 
 
-def test_an_eigenbasis_that_is_no_number_is_found_in_double_precision(monkeypatch):
-    """As LAPACK has answered for singular matrices in float32; what is not finite itself stays so."""
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_eigenbasis_that_float32_does_not_find_is_found_in_double_precision(monkeypatch, raises):
+    """As LAPACK has answered for singular matrices; what is not finite itself stays an error."""
     A = torch.randn(6, 3)
     M, own = A @ A.T, torch.linalg.eigh
-    nothing = torch.full((6,), torch.nan), torch.full((6, 6), torch.nan)
-    monkeypatch.setattr(torch.linalg, "eigh", lambda m: nothing if m.dtype == torch.float32 else own(m))
+
+    def eigh(matrix):
+        if matrix.dtype == torch.float64:
+            return own(matrix)
+        if raises:
+            raise torch.linalg.LinAlgError("it failed to converge")
+        return torch.full((6,), torch.nan), torch.full((6, 6), torch.nan)
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
     values, vectors = eigenbasis(M)
     assert values.dtype == vectors.dtype == torch.float32
     torch.testing.assert_close(vectors @ values.diag() @ vectors.T, M, rtol=1e-5, atol=1e-5)
-    assert eigenbasis(M * torch.inf)[0].isnan().all()
+    with pytest.raises(torch.linalg.LinAlgError):
+        eigenbasis(M * torch.nan)
 
 
 @pytest.mark.parametrize("d", [1, 2, 30])

@@ -123,3 +123,12 @@ def test_plots_are_drawn(tmp_path, methods):
 def test_nothing_is_drawn_of_nothing(tmp_path):
     plot_sweep(summary(foof=method(best=None)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_leave_out_what_tells_no_methods_apart(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("kfbench.sweep.plots._curves", lambda summary, methods, path: shown.extend(methods))
+    rest = "weight_decay=1e-05-step=rescale-T=20"
+    methods = {f"kfac-{rest}": method(), f"kflr-{rest}-fisher_columns=10": method(), "sgd": SGD}
+    plot_sweep(summary(**methods), tmp_path)
+    assert shown == ["kfac", "kflr-fisher_columns=10", "sgd"]
