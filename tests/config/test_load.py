@@ -449,7 +449,10 @@ def test_yaml_is_utf8_and_merges_are_no_duplicates(config_file):
         ({}, ["sgd:lr=none"]),
         *(({"model": name}, ["foof"]) for name, entry in MODELS.items() if not entry.sequential),
         ({"model": "transformer", "dataset": "shakespeare", "depth": "3", "tied": False}, ["foof", "kfac:T=3", "sgd"]),
-        ({"model": "transformer", "dataset": "a/ü.txt", "context": "5", "dataset_digest": "0"}, ["sgd:step=rescale", "natural", "adamw"]),
+        (
+            {"model": "transformer", "dataset": "a/ü.txt", "context": "5", "dataset_digest": "0"},
+            ["sgd:step=rescale", "natural", "adamw"],
+        ),
         ({"model": "autoencoder", "likelihood": "bernoulli", "dataset": "curves"}, ["kfac"]),
         ({"model": "resnet18", "norm": "none", "init": "he", "pad_to": "28", "augment": "crop"}, ["sgd"]),
         ({"likelihood": "gaussian", "normalize": "unit"}, ["torch.optim:Adam:clip_norm=1e-3,clip_decay=0.1"]),

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-# The least loss of a few short runs of each (docs/sequences.md): a loss is a sum over positions, and what is left plain
-# (norms, biases, positions) takes the same step.
+# The least loss of a few short runs of each, no sweep's (docs/sequences.md): a loss is a sum over positions.
 TRANSFORMER: Mapping[str, Mapping[str, Any]] = {
     "sgd": {"lr": 0.001},
     "adam": {"lr": 0.003},
