@@ -234,7 +234,7 @@ _WRONG = [
     ([*_SGD, "--dataset", "user_things:data_not_a_number"], "x_train holds 1 number not finite (nan or infinite)"),
     ([*_SGD, "--dataset", "user_things:missing"], "has no attribute 'missing'"),
     ([*_SGD, "--dataset", "missing.npz"], "data set 'missing.npz' was not found: there is no such file"),
-    ([*_SGD, "--dataset", "table.csv"], "package.module:function, or a file .npz or .safetensors"),
+    ([*_SGD, "--dataset", "table.csv"], "package.module:function, or a file .npz, .safetensors or .txt"),
     ([*_SGD[:-2], "--model", "user_things:missing"], "has no attribute 'missing'"),
     ([*_SGD[:-2], "--model", "user_things:model_raises"], "could not be built: ValueError: no such model today"),
     ([*_SGD[:-2], "--model", "user_things:model_is_text"], "returned a str, expected a torch.nn.Module"),
