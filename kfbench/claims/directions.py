@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kfbench.claims.file import SHARED, ClaimFile
-from kfbench.claims.measures import DIRECTIONS, PAIR
+from kfbench.claims.measures import DIRECTIONS, OF_SPECTRA, PAIR
 from kfbench.config.methods import resolve_method
 from kfbench.config.roles import check_metric
 from kfbench.config.schema import Config
@@ -12,8 +12,6 @@ from kfbench.config.specs import find_method, parse_spec
 from kfbench.errors import UsageError, unknown
 from kfbench.similarity.run import check
 from kfbench.sweep.plan import method_label, plan
-
-_OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance", "fisher_cosine_distance")
 
 
 def asked_config(file: ClaimFile, tuning: Mapping[str, Any]) -> Config:
@@ -77,7 +75,7 @@ def check_followed(file: ClaimFile) -> None:
                 raise UsageError(
                     f"{file.path.name}: {side!r} is no pair of similarity.against {looks.settings.against!r}"
                 )
-            if part.measure in _OF_SPECTRA and side not in tracked:
+            if part.measure in OF_SPECTRA and side not in tracked:
                 raise unknown(f"method with an approximation of the Fisher in {file.path.name}", side, tracked)
 
 
@@ -98,7 +96,7 @@ def _check_looks(file: ClaimFile, config: Config) -> None:
     check_metric(looks, config.methods)
     if "progress" in file.measures and not looks.progress:
         raise UsageError(f"{name}: the measure progress needs similarity.progress true, got false")
-    of_spectra = sorted(file.measures & set(_OF_SPECTRA))
+    of_spectra = sorted(file.measures & set(OF_SPECTRA))
     if of_spectra and not looks.spectrum:
         raise UsageError(f"{name}: {', '.join(of_spectra)} needs layers in similarity.spectrum")
 

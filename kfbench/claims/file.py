@@ -120,10 +120,7 @@ class ClaimFile:
         """Equal for equal experiments and predicates at equal scale, wherever they run."""
         run, asked = self.config.run, dict[str, Any]()
         if "similarity" in self.blocks:
-            looks = self.similarity.model_dump()
-            # Added later, where they say nothing new.
-            usual = {"spectrum_points": "batch", "first": None}
-            asked["similarity"] = {k: v for k, v in looks.items() if k not in usual or v != usual[k]}
+            asked["similarity"] = _without(self.similarity.model_dump(), {"spectrum_points": "batch", "first": None})
         if "wallclock" in self.blocks:
             asked["wallclock"] = dump(self.config, "wallclock")["wallclock"]
         if self.tunes:
@@ -144,15 +141,14 @@ class ClaimFile:
                 "published": [_resolved(spec) for spec in self.claim.published],
                 "ask": [_resolved(spec, SHARED) for spec in self.claim.ask],
                 **asked,
-                "claim": {**self.claim.model_dump(exclude=set(_NOT_HASHED)), "parts": self._hashed_parts()},
+                "claim": {
+                    **self.claim.model_dump(exclude=set(_NOT_HASHED)),
+                    "parts": [
+                        _without(part.model_dump(), {"metric": None, "layers": None}) for part in self.claim.parts
+                    ],
+                },
             }
         )
-
-    def _hashed_parts(self) -> list[dict[str, Any]]:
-        """Without keys that did not exist when verdicts were committed, where they say nothing."""
-        usual = {"metric": None, "layers": None}
-        dumped = (part.model_dump() for part in self.claim.parts)
-        return [{k: v for k, v in part.items() if k not in usual or v != usual[k]} for part in dumped]
 
     def _decided(self) -> list[dict[str, Any]]:
         """The methods without the swept parameters, whose defaults no trial takes, and without labels of them."""
@@ -172,6 +168,11 @@ def _resolved(spec: Any, from_elsewhere: Sequence[str] = ()) -> Any:
     defaults = resolve_method(spec).options
     own = {k: v for k, v in _hashed(defaults).items() if k in given or k not in from_elsewhere}
     return {"opt": opt, **own}
+
+
+def _without(dumped: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keys that did not exist when verdicts were committed, where they say what is usual."""
+    return {key: value for key, value in dumped.items() if key not in usual or value != usual[key]}
 
 
 def _hashed(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,11 +170,5 @@ _MEASURES: dict[str, Callable[[Mapping[str, Any], Evidence], Figures]] = {
 TUNED = ("final_train_loss", "test_error", "seconds_to_loss", "least_damping", "stable_share")
 OF_FRESH_SEEDS = ("final_train_loss", "test_error", "seconds_to_loss")
 FINISHED = (*OF_FRESH_SEEDS, "stable_share")
-DIRECTIONS = (
-    "cosine_distance",
-    "progress",
-    "frobenius_error",
-    "error_growth",
-    "spectrum_distance",
-    "fisher_cosine_distance",
-)
+OF_SPECTRA = ("frobenius_error", "error_growth", "spectrum_distance", "fisher_cosine_distance")
+DIRECTIONS = ("cosine_distance", "progress", *OF_SPECTRA)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kfbench.config.problem_table import DATASETS, DatasetEntry, is_own_text
+from kfbench.config.problem_table import DATASETS, OWN_FILES, DatasetEntry, is_own_text
 from kfbench.errors import UsageError
 
 FILES = (
@@ -68,7 +68,8 @@ def any_file_in(folder: Path, entry: DatasetEntry) -> bool:
 def file_states(name: str, data_dir: str | None) -> tuple[tuple[Any, ...], ...]:
     """Path, size and time of change of every file of a data set; nothing where they are not all there."""
     try:
-        paths = [Path(name).expanduser()] if is_own_text(name) else find_files(name, data_dir)
+        is_path = is_own_text(name) or name.endswith(OWN_FILES)
+        paths = [Path(name).expanduser()] if is_path else find_files(name, data_dir)
         return tuple((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in paths)
     except (UsageError, OSError, RuntimeError):  # for whoever reads them to say
         return ()

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kfbench.config.command_blocks import Similarity
 from kfbench.similarity.cosines import FOOFInnerProduct, cosines
-from kfbench.similarity.loss_decrease import LossDecrease, RandomState, rescaled
+from kfbench.similarity.loss_decrease import LossDecrease, rescaled
 from kfbench.similarity.means import WHOLE
 from kfbench.similarity.panel import Panel
 from kfbench.similarity.spectrum import Spectrum
-from kfbench.updates.evaluation import Seen
+from kfbench.updates.evaluation import SameMasks, Seen
 
 Rows = list[dict[str, Any]]
 
@@ -46,7 +46,7 @@ class Looks:
             panel.listen(self._keep_factors)
         if self.spectrum is None:  # which counts updates since a refresh by T
             panel.rest_between_looks(self.every)
-        self._random: RandomState | None = None
+        self._masks: SameMasks | None = None
         self._seen: Seen | None = None
         self._A: dict[str, Tensor] = {}
         self._pending: list[tuple[int, float, Any, Rows, Rows]] = []
@@ -67,10 +67,10 @@ class Looks:
     def before_forward(self, x: Tensor, y: Tensor) -> None:
         """Before the training forward of an update."""
         # Here, since the forward is about to draw the dropout that a step's loss must be measured under.
-        self._random = RandomState(self.trainee.device) if self.looking and self.settings.progress else None
-        asks_batch = self.looking and any(each.rule.looks_at_batch for each in self.panel.asked)
-        parts = self.trainee.micro_batches(x, y)
-        self._seen = Seen(self.trainee.model, self.trainee.likelihood, parts) if asks_batch else None
+        model, likelihood, looking = self.trainee.model, self.trainee.likelihood, self.looking
+        self._masks = SameMasks(model, self.trainee.device) if looking and self.settings.progress else None
+        asks_batch = looking and any(each.rule.looks_at_batch for each in self.panel.asked)
+        self._seen = Seen(model, likelihood, self.trainee.micro_batches(x, y)) if asks_batch else None
 
     def before_turns(self) -> None:
         """Before the methods take their turns."""
@@ -104,9 +104,9 @@ class Looks:
 
     def _progress(self, x: Tensor, y: Tensor, before: float) -> Rows:
         trainee, followed = self.trainee, self.panel.followed
-        assert self._random is not None
+        assert self._masks is not None
         parts = trainee.micro_batches(x, y)
-        decrease = LossDecrease(trainee.model, trainee.likelihood, parts, before, self._random)
+        decrease = LossDecrease(trainee.model, trainee.likelihood, parts, before, self._masks)
         # An optimizer without a learning rate moves as one with 1 would.
         own, own_lr = self.panel.directions[followed.label], trainee.lr or 1.0
         rows = []

@@ -12,25 +12,10 @@ from kfbench.problems.likelihoods import Likelihood
 from kfbench.similarity.panel import matrices
 from kfbench.updates.answers import Direction
 from kfbench.updates.batches import Batch
-from kfbench.updates.isolation import forward_isolated
+from kfbench.updates.evaluation import SameMasks
 
 # The line search: so many half-decades to each side of the given lr, and so many more where the best is at an end.
 _REACH, _EXTENSION = 4, 12
-
-
-class RandomState:
-    """The state of torch's generators at one moment, so that dropout can be drawn again as it was."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore(self) -> None:
-        """Put it in force again."""
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
 
 
 class LossDecrease:
@@ -41,16 +26,14 @@ class LossDecrease:
     """
 
     def __init__(
-        self, model: nn.Module, likelihood: Likelihood, parts: list[Batch], before: float, random: RandomState
+        self, model: nn.Module, likelihood: Likelihood, parts: list[Batch], before: float, masks: SameMasks
     ) -> None:
-        self.model, self.likelihood, self.parts, self.before, self.random = model, likelihood, parts, before, random
+        self.model, self.likelihood, self.parts, self.before, self.masks = model, likelihood, parts, before, masks
 
     @torch.no_grad()
     def of(self, direction: Direction, lr: float) -> float:
         """The progress of the step ``-lr direction``; not a number where the loss is none."""
-        with self._moved(direction, lr), forward_isolated(self.model):
-            # Within the block, which puts the present state back afterwards.
-            self.random.restore()
+        with self._moved(direction, lr), self.masks.again():
             losses = [self.likelihood.loss(self.model(x), y).sum() for x, y in self.parts]
         after = float(torch.stack(losses).sum()) / sum(len(x) for x, _ in self.parts)
         return (self.before - after) / self.before if self.before else math.nan

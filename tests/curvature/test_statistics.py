@@ -24,23 +24,29 @@ def _factors(p, fisher):
     return pre.method.A.means, pre.method.B.means
 
 
+def _factors_of_curvlinops(model, x, y, fisher_type, sharing="expand"):
+    """What its K-FAC keeps of one batch, by kind of factor and layer; weight and bias as one matrix."""
+    operator = KFACLinearOperator(
+        model,
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        [(x, y)],
+        fisher_type=fisher_type,
+        kfac_approx=sharing,
+        separate_weight_and_bias=False,
+        check_deterministic=False,
+    )
+    operator.compute_kronecker_factors()
+    return operator.state_dict()
+
+
 @pytest.mark.parametrize("fisher", ["full", "empirical"])
 @pytest.mark.parametrize("model", ["mlp", "mlp-bias", "conv"])
 def test_factors_agree_with_curvlinops(model, fisher):
     """curvlinops divides A, not B, by the P positions: the product is the same."""
     p = problem(model, 5)
     A, B = _factors(p, fisher)
-    operator = KFACLinearOperator(
-        p.model,
-        nn.CrossEntropyLoss(),
-        list(p.model.parameters()),
-        [(p.x, p.y)],
-        fisher_type=_TYPES[fisher],
-        separate_weight_and_bias=False,
-        check_deterministic=False,
-    )
-    operator.compute_kronecker_factors()
-    theirs = operator.state_dict()
+    theirs = _factors_of_curvlinops(p.model, p.x, p.y, _TYPES[fisher])
     for name, layer in p.layers.items():
         positions = len(dense.Rows(p.model, layer).one_sample(p.x[0], torch.ones(3, dtype=p.x.dtype))[0])
         assert_close(A[name], theirs["input_covariances"][name] * positions, what=f"A of {name}")
@@ -88,18 +94,7 @@ def test_factors_of_convolutional_networks_agree_with_curvlinops(network, fisher
         output = model(x)
     pre.accumulate(nn.functional.cross_entropy(output, y, reduction="none"), output)
     pre.finish()
-    operator = KFACLinearOperator(
-        model,
-        nn.CrossEntropyLoss(),
-        list(model.parameters()),
-        [(x, y)],
-        fisher_type=_TYPES[fisher],
-        kfac_approx=sharing,
-        separate_weight_and_bias=False,
-        check_deterministic=False,
-    )
-    operator.compute_kronecker_factors()
-    theirs = operator.state_dict()
+    theirs = _factors_of_curvlinops(model, x, y, _TYPES[fisher], sharing)
     assert len(positions) == len(theirs["input_covariances"]) and max(positions.values()) > 1
     for name, P in positions.items():
         assert_close(pre.method.A.means[name], theirs["input_covariances"][name] * P, what=f"A of {name}")
@@ -126,18 +121,7 @@ def test_factors_of_sequences_agree_with_curvlinops(fisher, sharing):
     with pre.capture():
         output = model(x)
     pre.backward(likelihood.loss(output, y), output)
-    operator = KFACLinearOperator(
-        model,
-        nn.CrossEntropyLoss(),
-        list(model.parameters()),
-        [(x, y)],
-        fisher_type=_TYPES[fisher],
-        kfac_approx=sharing,
-        separate_weight_and_bias=False,
-        check_deterministic=False,
-    )
-    operator.compute_kronecker_factors()
-    theirs = operator.state_dict()
+    theirs = _factors_of_curvlinops(model, x, y, _TYPES[fisher], sharing)
     for name in ("0.0", "0.2", "0.4"):
         assert_close(method.A.means[name], theirs["input_covariances"][name] * T, what=f"A of {name}")
         got, wanted = method.B.means[name], theirs["gradient_covariances"][name] / T
@@ -158,19 +142,10 @@ class _MeanOverPositions(nn.Module):
 
 def test_foof_is_the_forward_only_type_of_curvlinops():
     p = problem("mlp-bias", 5)
-    operator = KFACLinearOperator(
-        p.model,
-        nn.CrossEntropyLoss(),
-        list(p.model.parameters()),
-        [(p.x, p.y)],
-        fisher_type="forward-only",
-        separate_weight_and_bias=False,
-        check_deterministic=False,
-    )
-    operator.compute_kronecker_factors()
+    theirs = _factors_of_curvlinops(p.model, p.x, p.y, "forward-only")
     pre = Preconditioning(p.model, "foof", damping=1.0, T=1, order="same")
     backward(pre, p)
-    for name, A in operator.state_dict()["input_covariances"].items():
+    for name, A in theirs["input_covariances"].items():
         assert_close(pre.method.A.means[name], A)
 
 

@@ -1,25 +1,18 @@
 """Asked methods with a step rule, and those that need not work between looks."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
-from kfbench.config.load import load_config
 from kfbench.errors import UsageError
-from kfbench.similarity.followed import FollowedTrainee
-from kfbench.updates.build import build_data
 from tests import dense
-from tests.similarity.test_run import CPU, TINY
+from tests.similarity.test_run import _followed, _loss_after, _step
 
 LAMBDA, ETA = 0.2, 0.05
 RULED = f"kfac:T=1,ema=0,order=same,damping={LAMBDA},step=rescale,weight_decay={ETA},fisher=full"
 RAW = f"kfac:T=1,ema=0,order=same,damping={LAMBDA},fisher=full,lr=1"
-
-
-def _followed(specs, follow, **flags):
-    config = load_config(specs=specs, flags=TINY | {"follow": follow} | flags, command="similarity")
-    return FollowedTrainee(config, build_data(config, CPU), 0, CPU)
 
 
 def test_an_asked_direction_is_as_long_as_the_exact_fisher_makes_it():
@@ -53,12 +46,7 @@ def test_progress_of_a_ruled_method_is_that_of_its_own_step():
     rows = {(row["method"], row["kind"]): row for row in trainee.looks.drain()[1]}
     labels = [each.label for each in trainee.panel.asked]
 
-    def loss(steps):
-        with torch.no_grad():
-            for p, old, step in zip(trainee.model.parameters(), kept, steps, strict=True):
-                p.copy_(old - step)
-            return trainee.likelihood.loss(trainee.model(x), y).mean().item()
-
+    loss = partial(_loss_after, trainee, kept, x, y)
     before = loss([0.0] * len(kept))
     for label in labels[:2]:
         after = loss(list(trainee.panel.directions[label].values()))
@@ -108,16 +96,12 @@ def test_what_remembers_nothing_works_at_looks_alone(spec):
 
 def test_no_look_before_the_first():
     trainee = _followed(["kfac:T=1", "sgd"], "sgd", every=2, first=3)
-    trainee.warm_up()
-    for x, y in itertools.islice(trainee.batches(), 8):
-        trainee.update(x, y)
+    _step(trainee, 8)
     assert {row["update"] for row in trainee.looks.drain()[0]} == {4, 6}
 
 
 @pytest.mark.parametrize("spec", ["kfac:T=1,order=same,fisher=empirical", "kfac:T=1,ema=0,fisher=empirical"])
 def test_what_is_averaged_or_one_update_old_works_always(spec):
     trainee = _followed([spec, "sgd"], "sgd", every=3)
-    trainee.warm_up()
-    for x, y in itertools.islice(trainee.batches(), 7):
-        trainee.update(x, y)
+    _step(trainee, 7)
     assert trainee.panel.turns["kfac"].refreshes == 1 + 7, "that of the warm-up, and each update's"

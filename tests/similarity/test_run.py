@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -173,6 +174,14 @@ def test_foofs_inner_product_with_its_own_direction_is_that_with_the_gradient():
         assert (u * times).sum().item() == pytest.approx((u * G).sum().item(), rel=1e-9)
 
 
+def _loss_after(trainee, kept, x, y, steps):
+    """Of the batch, from the weights that were ``kept``."""
+    with torch.no_grad():
+        for p, old, step in zip(trainee.model.parameters(), kept, steps, strict=True):
+            p.copy_(old - step)
+        return trainee.likelihood.loss(trainee.model(x), y).mean().item()
+
+
 @pytest.mark.parametrize("search", [False, True])
 def test_progress_is_what_a_step_would_bring(search):
     trainee = _followed(
@@ -185,12 +194,7 @@ def test_progress_is_what_a_step_would_bring(search):
     rows = {(row["method"], row["kind"]): row for row in trainee.looks.drain()[1]}
     panel = trainee.panel
 
-    def explicit(steps):
-        with torch.no_grad():
-            for p, old, step in zip(trainee.model.parameters(), kept, steps, strict=True):
-                p.copy_(old - step)
-            return trainee.likelihood.loss(trainee.model(x), y).mean().item()
-
+    explicit = partial(_loss_after, trainee, kept, x, y)
     before = explicit([0.0] * len(kept))
     lrs = {"kfac": 0.003, "sgd": 0.05}
     for label, lr in lrs.items():

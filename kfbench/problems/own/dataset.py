@@ -1,7 +1,6 @@
 """A user's data set as one that trains: normalised if that is asked for, its targets those of the likelihood."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +10,11 @@ from kfbench.config.problem_table import MODELS, OWN_FILES
 from kfbench.config.schema import Problem
 from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
+from kfbench.problems.locations import file_states
 from kfbench.problems.own.arrays import NAMES, Arrays, read_arrays
 
 # Of SHA-256, in hexadecimal: as many as no chance makes equal.
-_DIGITS = 16
+DIGITS = 16
 # The last one, its digest, and what it was read from: asked for when a command begins, and again when it trains.
 _last: tuple[tuple[Any, ...], Arrays, str] | None = None
 
@@ -59,20 +59,12 @@ def load_own(problem: Problem, device: torch.device, dtype: torch.dtype) -> Data
 
 def _remembered(name: str) -> tuple[Arrays, str]:
     global _last
-    key = (name, _file_state(Path(name)) if name.endswith(OWN_FILES) else None)
+    key = (name, file_states(name, None) if name.endswith(OWN_FILES) else None)
     if _last is None or _last[0] != key:
         _last = None  # freed first, so that no two are held at once
         arrays = read_arrays(name)
         _last = key, arrays, _digest(arrays)
     return _last[1], _last[2]
-
-
-def _file_state(path: Path) -> tuple[int, int] | None:
-    try:
-        state = path.expanduser().stat()
-    except (OSError, RuntimeError):  # for whoever reads it to say
-        return None
-    return state.st_size, state.st_mtime_ns
 
 
 def _digest(arrays: Arrays) -> str:
@@ -82,7 +74,7 @@ def _digest(arrays: Arrays) -> str:
         if tensor is not None:
             sha.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
             sha.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return sha.hexdigest()[:_DIGITS]
+    return sha.hexdigest()[:DIGITS]
 
 
 def _targets(arrays: Arrays, problem: Problem, where: str) -> tuple[Tensor, Tensor] | None:

@@ -15,12 +15,12 @@ from kfbench.errors import UsageError
 from kfbench.problems.datasets import Dataset
 from kfbench.problems.idx import opened
 from kfbench.problems.locations import find_files
+from kfbench.problems.own.dataset import DIGITS
 from kfbench.results.records import BITS_COLUMNS
 
 _MOST_BYTES = 2**28  # 250 times the text that is carried; as whole numbers eight times as many bytes
 # Of each the model has an input and an output, and curvature a factor of as many squared numbers.
 _MOST_CHARACTERS = 5000
-_DIGITS = 16  # of SHA-256, in hexadecimal, as of other data of a user's own
 # Of the vectors that are backpropagated for the Fisher of a (micro-)batch, in bytes.
 _MOST_VECTORS = 2.5e8
 
@@ -72,7 +72,7 @@ def digest(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def read_text(path: Path) -> str:
