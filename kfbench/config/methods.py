@@ -94,7 +94,7 @@ def _options(
     _check_step_rule(opt, options)
     if "rest" in entry.options and "rest" not in (*entry.constructor, *entry.optimizer_options):
         # Where nothing else is usual, "plain" is as if it were not said.
-        options |= {"rest": None} if options["rest"] == "plain" and entry.options["rest"] is None else {}
+        options |= {"rest": None} if options["rest"] == "plain" and defaults["rest"] is None else {}
         _check_rest(opt, options)
     _check_step_options(opt, {k: v for k, v in options.items() if k not in entry.optimizer_options})
     for option in ("nesterov", "momentum_after_epoch"):
@@ -104,11 +104,20 @@ def _options(
 
 
 def _of_model(opt: str, model: str, entry: MethodEntry, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Defaults of this model; none that a step rule finds itself, nor where a variant of the method is chosen."""
+    """Defaults of this model; none that a step rule finds itself, nor where a variant of the method is chosen.
+
+    What moves the rest has the learning rate that it has on this model by itself.
+    """
     if model not in MODELS or any(v.chosen.items() <= {**entry.options, **chosen}.items() for v in entry.variants):
         return {}
-    found = FOUND_BY_STEP if chosen.get("step") not in (None, "constant") else {}
-    return {key: value for key, value in MODELS[model].defaults.get(opt, {}).items() if key not in found}
+    defaults = dict(MODELS[model].defaults.get(opt, {}))
+    stepped = chosen.get("step") not in (None, "constant")
+    for key in (*(FOUND_BY_STEP if stepped else ()), *(("rest",) if stepped or chosen.get("clip_norm") else ())):
+        defaults.pop(key, None)
+    rest = MODELS[model].defaults.get(chosen.get("rest") or defaults.get("rest") or entry.options.get("rest") or "")
+    if rest and not stepped and "rest_lr" in entry.options:
+        defaults["rest_lr"] = rest["lr"]  # as --opt of that name has it on this model
+    return defaults
 
 
 def _with_step_rule(opt: str, entry: MethodEntry, given: Mapping[str, Any], flags: Mapping[str, Any]) -> MethodEntry:

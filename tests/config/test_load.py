@@ -451,8 +451,9 @@ def test_yaml_is_utf8_and_merges_are_no_duplicates(config_file):
         ({"model": "transformer", "dataset": "shakespeare", "depth": "3", "tied": False}, ["foof", "kfac:T=3", "sgd"]),
         (
             {"model": "transformer", "dataset": "a/ü.txt", "context": "5", "dataset_digest": "0"},
-            ["sgd:step=rescale", "natural", "adamw"],
+            ["sgd:step=rescale", "natural", "adamw", "foof:step=rescale", "kfac:clip_norm=1", "soap:rest=plain"],
         ),
+        ({"model": "transformer", "dataset": "shakespeare"}, ["foof:rest=plain", "kfac:rest=sgd", "ekfac:rest_lr=1"]),
         ({"model": "autoencoder", "likelihood": "bernoulli", "dataset": "curves"}, ["kfac"]),
         ({"model": "resnet18", "norm": "none", "init": "he", "pad_to": "28", "augment": "crop"}, ["sgd"]),
         ({"likelihood": "gaussian", "normalize": "unit"}, ["torch.optim:Adam:clip_norm=1e-3,clip_decay=0.1"]),
@@ -468,6 +469,27 @@ def test_dump_is_read_back_as_the_same(config_file, flags, specs):
     assert again == config
     assert yaml.safe_dump(dump(again)) == text
     assert dump(again) == dump(config) == yaml.safe_load(text), "lists and tuples make no difference"
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "rest"),
+    [
+        ("mlp", "foof", (None, None)),
+        ("mlp", "soap", ("adamw", None)),
+        ("transformer", "foof", ("adamw", 0.003)),
+        ("transformer", "soap", ("adamw", 0.003)),
+        ("transformer", "foof:rest=sgd", ("sgd", 0.001)),
+        ("transformer", "foof:rest_lr=0.1", ("adamw", 0.1)),
+        ("transformer", "foof:rest=plain", ("plain", None)),
+        ("transformer", "foof:step=rescale", (None, None)),
+        ("transformer", "foof:clip_norm=1", (None, None)),
+        ("transformer", "foof-centred", (None, None)),
+    ],
+)
+def test_the_rest_has_the_learning_rate_that_its_optimizer_has_on_this_model(model, spec, rest):
+    dataset = "shakespeare" if model == "transformer" else "fashion-mnist-1k"
+    options = load_config(flags={"model": model, "dataset": dataset}, specs=[spec]).methods[0].options
+    assert (options["rest"], options["rest_lr"]) == rest
 
 
 @pytest.mark.parametrize(
