@@ -10,7 +10,8 @@ class LayerShape:
     ``first``: its input needs no gradient, so the backward pass skips one of its products.
     ``positions``: P. ``factor_per_sample``: multiply-adds of the input factor where it is not formed from rows.
     ``observed``: rows that its factors are made of, where these are not all. ``input_blocks``: (width, how often it
-    meets a row) of each block of the input factor, where it is not one.
+    meets a row) of each block of the input factor, where it is not one. ``looked_up``: the rows are one-hot, so that a
+    product with them adds vectors of d_out.
     """
 
     rows: int
@@ -21,6 +22,7 @@ class LayerShape:
     factor_per_sample: float | None = None
     input_blocks: tuple[tuple[int, int], ...] = ()
     observed: int | None = None
+    looked_up: bool = False
 
     def with_points(self, points: int) -> "LayerShape":
         """The same layer in a batch of another size."""
@@ -29,7 +31,7 @@ class LayerShape:
     @property
     def product(self) -> float:
         """One product of the rows with a [d_out, d_in] matrix."""
-        return float(self.rows * self.d_out * self.d_in)
+        return float(self.rows * self.d_out * (1 if self.looked_up else self.d_in))
 
     @property
     def on_rows(self) -> bool:

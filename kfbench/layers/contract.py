@@ -38,6 +38,8 @@ class Layer(ABC):
     group: int = 0
     always_of_form: ClassVar[bool] = False
     """Whether its input moment is kept in its form even where a sample has one position."""
+    looks_up: ClassVar[bool] = False
+    """Whether its inputs pick columns of the weight, so that a product with them multiplies nothing."""
 
     @staticmethod
     @abstractmethod

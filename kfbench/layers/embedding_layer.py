@@ -22,6 +22,7 @@ class EmbeddingLayer(Layer):
 
     module: nn.Embedding
     always_of_form = True
+    looks_up = True
 
     @staticmethod
     def why_not(module: nn.Embedding) -> str | None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from kfbench.curvature import counts
 from kfbench.curvature.capture import capture
@@ -35,7 +36,8 @@ def layer_shapes(trainee: Trainee, batch: Batch, estimate: Estimate = EXACT) -> 
         rows = len(batch[0]) * positions
         counted = estimate.count(len(batch[0]))
         observed = None if estimate == EXACT else counted * (1 if estimate.sharing == "reduce" else positions)
-        shapes.append(LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor, blocks, observed))
+        shape = LayerShape(rows, layer.d_out, layer.d_in, not shapes, positions, factor, blocks, observed)
+        shapes.append(replace(shape, looked_up=layer.looks_up))
     return shapes
 
 

@@ -6,15 +6,17 @@ import dataclasses
 import json
 import signal
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from kfbench.cli.app import main
 from kfbench.config.load import load_config
 from kfbench.config.method_table import METHODS
-from kfbench.curvature.counts import LayerShape
+from kfbench.curvature.counts import LayerShape, forward_backward
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.updates.build import build_data
 from kfbench.updates.schedule import PARTS
@@ -22,7 +24,7 @@ from kfbench.updates.timed import PartContestant, TraineeContestant, preload
 from kfbench.updates.trainee import Trainee
 from kfbench.wallclock.bench import Bench
 from kfbench.wallclock.ratios import WINDOW_COLUMNS
-from kfbench.wallclock.tasks import TASKS, measured_tasks, predicted_tasks
+from kfbench.wallclock.tasks import TASKS, layer_shapes, measured_tasks, predicted_tasks
 from tests.properties import equal
 from tests.runs import STEPS
 
@@ -93,6 +95,14 @@ def test_counts_are_those_of_the_formulas(spec, task, millions, ratio):
     tasks = predicted_tasks(Trainee(config, data, 0, CPU), preload(data, 100, 0)[0])
     assert tasks[task] / 1e6 == pytest.approx(millions, rel=0.01)
     assert sum(tasks.values()) / 759.8e6 == pytest.approx(ratio, rel=0.01)
+
+
+def test_an_embedding_looks_up_and_multiplies_nothing():
+    """2 samples of 3 tokens, 5 of them in a width of 4: forward and the weight's gradient add 6 vectors each."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 7, bias=False))
+    shapes = layer_shapes(SimpleNamespace(model=model), (torch.randint(5, (2, 3)), torch.zeros(2)))
+    assert [shape.product for shape in shapes] == [6 * 4, 6 * 4 * 7]
+    assert forward_backward(shapes) == 2 * 6 * 4 + 3 * 6 * 4 * 7
 
 
 def test_rows_of_several_vectors_and_positions_are_counted():
