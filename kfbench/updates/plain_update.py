@@ -23,6 +23,7 @@ class PlainUpdate:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._trained: list[nn.Parameter] = []  # in this update: to look for them takes as long as many a kernel
         # Never taken: it tells what an update costs and repeats after to whoever times or counts it.
         self.turn = Turn(PlainGradient(), 0.0, 1, 1, None, OutputFisher(Gaussian()), None)
         self.turn.reschedule(Always(observing=False, refreshing=False))
@@ -33,7 +34,9 @@ class PlainUpdate:
 
     def begin(self) -> None:
         """Before the forwards of an update: gradients of micro-batches add up."""
-        self.model.zero_grad()
+        self._trained = list(self.model.parameters())
+        for parameter in self._trained:
+            parameter.grad = None
 
     def capture(self) -> AbstractContextManager[Any]:
         """The context for one training forward: nothing is captured."""
@@ -47,10 +50,10 @@ class PlainUpdate:
     def finish(self, redirect: Redirect, candidates: Sequence[float] = (), rate: Rate | None = None) -> None:
         """The gradient is its own direction unless a step rule has another; there is no damping to try."""
         if self.turn.l2:
-            for parameter in self.model.parameters():
+            for parameter in self._trained:
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad + self.turn.l2 * parameter
-        gradient = {p: p.grad for p in self.model.parameters() if p.grad is not None}
+        gradient = {p: p.grad for p in self._trained if p.grad is not None}
         other = redirect(gradient, partial(_inner, gradient))
         if other is not None:
             set_gradients(self.model, other)

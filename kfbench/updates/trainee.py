@@ -158,14 +158,15 @@ class Trainee:
         parts = self.micro_batches(x, y)
         # Before the forward, which draws its masks.
         self._seen = Seen(self.model, self.likelihood, parts) if self.rule.looks_at_batch else None
-        total = torch.zeros((), device=self.device)
+        total = None
         for xs, ys in parts:
             with self.preconditioning.capture():
                 output = self._forward(self.model, xs)
             losses = self.likelihood.loss(output, ys)
             part = losses.sum() / len(x)  # not len(xs): the parts add up to the mean over the batch
             self.preconditioning.take_in(losses, output, part)
-            total = total + part.detach()
+            total = part.detach() if total is None else total + part.detach()
+        assert total is not None  # a batch has one part at least
         if self._seen is not None:
             self._seen.loss = total
         return total
@@ -260,7 +261,6 @@ class Trainee:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything from which ``load_state_dict`` continues bit for bit."""
-        cuda = self.device.type == "cuda"
         return self._progress() | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -268,7 +268,7 @@ class Trainee:
             "preconditioning": self.preconditioning.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "random": torch.get_rng_state(),
-            "random_device": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def ended_state_dict(self) -> dict[str, Any]:
