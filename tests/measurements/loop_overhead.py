@@ -1,6 +1,6 @@
 """What `train` costs over a bare PyTorch loop of the same optimizer. A measurement, not a test.
 
-    python -m tests.measurements.loop_overhead [rounds]
+    python -m tests.measurements.loop_overhead [rounds] [device]
 
 Both run the same batches of Fashion-MNIST (mlp 3x1000, N = 100); `train` includes indexing, losses, CSV, progress
 and its clocks, evaluation aside. Interleaved, in random order; prints the ratio's median and 95 % interval.
@@ -20,6 +20,7 @@ from kfbench.config.load import load_config
 from kfbench.results.intervals import median_interval
 from kfbench.training.run import train
 from kfbench.updates.build import build_data, build_network
+from kfbench.updates.spent import synchronise
 from kfbench.updates.timed import preload
 
 UPDATES = 100
@@ -34,6 +35,7 @@ def bare_loop(model, optimizer, batches):
         loss = torch.nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
+    synchronise(loss.device)
     return time.perf_counter() - began
 
 
@@ -44,13 +46,13 @@ def whole_train(config):
     return summary["seconds_updates"] + summary["seconds_elsewhere"]
 
 
-def main(rounds):
-    """Print each round, then the ratio."""
-    flags = {"dataset": "fashion-mnist", "updates": UPDATES, "eval_samples": 1}
+def main(rounds=15, device="cpu"):
+    """Print the ratio over ``rounds``."""
+    flags = {"dataset": "fashion-mnist", "updates": UPDATES, "eval_samples": 1, "device": device}
     config = load_config(specs=["sgd"], flags=flags)
     torch.set_num_threads(1)
-    data = build_data(config, torch.device("cpu"))
-    model = build_network(config.problem, config.run, data, torch.device("cpu"), 0)
+    data = build_data(config, torch.device(device))
+    model = build_network(config.problem, config.run, data, torch.device(device), 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     batches, ratios = preload(data, 100, 0), []
     bare_loop(model, optimizer, batches)
@@ -64,4 +66,4 @@ def main(rounds):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:3])
