@@ -3,9 +3,9 @@
     python -m tests.measurements.claim_costs [scale] [10^9 multiply-adds a second] [ID ...]
 
 Trials and updates are those of the plan: every cell with its seeds, the published options, the fresh seeds of each best
-point and of its neighbours; extensions of grids, evaluations and looks at directions come on top. An update costs its
-count (docs/speed.md), where a method has one, else that of forward and backward. The rate is by default 36, which
-SGD has in the FOOF paper's network on one quiet core (21 ms an update). Prints a CSV, dearest claim first.
+point; extensions of grids, evaluations and looks at directions come on top. An update costs its count (docs/speed.md),
+where a method has one, else that of forward and backward. The rate is by default 36, which SGD has in the FOOF paper's
+network where an update takes 21 ms. Prints a CSV, dearest claim first.
 """
 
 import sys
