@@ -140,7 +140,7 @@ def _ready(errand: Errand) -> ProcessExecutor:
     sys.path += [path for path in errand.paths if path not in sys.path and Path(path or ".").exists()]
     with suppress(OSError):
         os.chdir(errand.working_folder)
-    executor = ProcessExecutor(1, errand.module, errand.preload)
+    executor = ProcessExecutor(1, errand.module, errand.preload, main=False)
     executor.submit(Job("prepare", errand.prepare, (errand.preload,)))
     while not (outcomes := executor.wait(_LOOK_SECONDS)):
         pass

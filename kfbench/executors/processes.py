@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from kfbench.errors import KfbenchError, UsageError, described
@@ -44,7 +45,8 @@ class _Running:
 class ProcessExecutor:
     """Up to ``jobs`` processes on this machine, forked from a server that has imported much; spawned elsewhere.
 
-    ``module`` is what the server imports, once, before it forks; it finds ``preload`` in its environment.
+    ``module`` is what the server imports, once, before it forks; it finds ``preload`` in its environment. Without
+    ``main`` no job imports the program of this process: that of a cluster has threads, beside which a fork may hang.
     """
 
     @classmethod
@@ -52,22 +54,23 @@ class ProcessExecutor:
         """As a leader wants it."""
         return cls(request.jobs, request.module, request.preload)
 
-    def __init__(self, jobs: int, module: str, preload: Mapping[str, Any]) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: int, module: str, preload: Mapping[str, Any], main: bool = True) -> None:
+        self._jobs, self._main = jobs, main
         self._running: dict[str, _Running] = {}
         os.environ[PRELOAD_VARIABLE] = json.dumps(preload)
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
             # "__main__" is what it would import by itself, and is lost where a list is given.
-            self._context.set_forkserver_preload(["__main__", module])
+            self._context.set_forkserver_preload(["__main__", module] if main else [module])
 
     def submit(self, job: Job) -> None:
         """Start it in a process of its own."""
         ours, theirs = self._context.Pipe(duplex=False)
         visible = {name: os.environ[name] for name in _VISIBLE if name in os.environ}
         process = self._context.Process(target=_run, args=(theirs, job, visible))
-        _start(process)
+        with nullcontext() if self._main else _main_hidden():
+            _start(process)
         theirs.close()  # so that the pipe ends when the process does
         self._running[job.key] = _Running(job, process, ours, time.monotonic())
 
@@ -133,6 +136,17 @@ def _start(process: Any) -> None:
             if attempt == _STARTS - 1:
                 raise OSError(errno.ECHILD, "the process from which trials are forked ends as it starts") from error
             time.sleep(_BETWEEN_STARTS)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """The new process is told of no program that it should import."""
+    ours = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = ours
 
 
 def _left(running: _Running) -> float:

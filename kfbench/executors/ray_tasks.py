@@ -49,10 +49,9 @@ class RayExecutor:
         self._end = self._ray.remote(_End).options(**options).remote()
         # Without retries of Ray's own, which would begin a job anew; without limit of jobs, so that the next one
         # is forked from what has imported torch.
-        self._task = self._ray.remote(_attend).options(
-            **{"num_cpus": request.cpus, "num_gpus": request.gpus, "max_retries": 0, "max_calls": 0},
-            num_returns="streaming",
-        )
+        resources = {"num_cpus": request.cpus, "num_gpus": request.gpus}
+        calls = {"max_retries": 0, "max_calls": 0, "num_returns": "streaming"}
+        self._task = self._ray.remote(**resources, **calls)(_attend)
 
     def submit(self, job: Job) -> None:
         """Hand it to the cluster, with what an attempt before left in its folder."""
