@@ -52,6 +52,7 @@ class SlurmExecutor:
         self._temporary = request.directory is None
         self._folder = request.directory / "slurm" if request.directory else Path(tempfile.mkdtemp(dir="."))
         self._made = not self._folder.exists()
+        self._folder.mkdir(exist_ok=True)
         try:
             self._queue = _queue(self._folder.resolve(), self._cluster, request, parameters)
         except BaseException:

@@ -43,3 +43,9 @@ def refuse(preload):
     from kfbench.errors import UsageError
 
     raise UsageError("no data here")
+
+
+def look(*arguments):
+    """A first look at a method that takes a second, so that every worker gets one."""
+    time.sleep(1.0)
+    return {"seconds": 1.0, "slowest_update": 0.01, "environment": {}}
