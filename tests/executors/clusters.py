@@ -2,6 +2,8 @@
 
 import os
 import signal
+from contextlib import suppress
+from pathlib import Path
 
 import ray
 from ray._private import ray_constants
@@ -12,12 +14,11 @@ _STORE = {"object_store_memory": 80 * 2**20}
 
 
 class Nodes:
-    """The first is the leader's and lives to the end; each runs one job at a time."""
+    """The leader's own, which runs no jobs and lives to the end, and others that run one at a time."""
 
     def __init__(self, count):
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **_STORE}
-        )
+        head = {"num_cpus": 0, "include_dashboard": False, **_STORE}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(count - 1):
             self.add()
 
@@ -30,15 +31,40 @@ class Nodes:
         """Another one comes."""
         self._cluster.add_node(num_cpus=1, **_STORE)
 
-    def kill_one(self, index=0):
-        """kill -9 of one that is not the leader's, and another comes in its place."""
-        node = sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)[index]
-        raylet = node.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process
-        os.kill(raylet.pid, signal.SIGKILL)
+    def kill_one(self):
+        """kill -9 of one that is at work, if there is one; another comes in its place."""
+        node = max(self._cluster.worker_nodes, key=lambda node: len(attending(_raylet(node))))
+        os.kill(_raylet(node), signal.SIGKILL)
         self._cluster.remove_node(node, allow_graceful=False)
         self.add()
+
+    def attending(self):
+        """The workers of Ray that attend a trial now."""
+        return [pid for node in self._cluster.worker_nodes for pid in attending(_raylet(node))]
 
     def end(self):
         """All of them."""
         ray.shutdown()
         self._cluster.shutdown()
+
+
+def _raylet(node):
+    return node.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process.pid
+
+
+def attending(raylet):
+    """Its workers that attend a trial."""
+    return [pid for pid in children(raylet) if _words(pid).startswith("ray::_attend")]
+
+
+def children(pid):
+    """Of a process that may be gone."""
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _words(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    return ""

@@ -21,7 +21,7 @@ from tests.executors.sweeps import SMALL, Notes, run, trials  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
 BEATING, FAULTY = "tests.sweep.faulty:Beating", "tests.sweep.faulty:Faulty"
-UPDATES = 60
+UPDATES = 40
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def nodes():
     nodes.end()
 
 
-def there(nodes, jobs=3):
+def there(nodes, jobs=2):
     # As on machines that share no disk, which these do.
     return {"executor": "ray", "ray_address": nodes.address, "ship": "always", "jobs": jobs}
 
@@ -60,15 +60,16 @@ def test_trial_of_a_killed_node_goes_on_elsewhere_from_its_checkpoint(tmp_path, 
     spec, observer, folder = beating(tmp_path, "marker"), Notes(), tmp_path / "s"
 
     def kill():
-        wait_for(lambda: len(checkpoints(folder)) == 3)
+        wait_for(lambda: checkpoints(folder))
         nodes.kill_one()
 
-    killer = threading.Thread(target=kill)
+    # One trial at a time: the node that is killed is the one that has sent the checkpoint.
+    flags, killer = {"updates": UPDATES, "grids": {"lr": "0.01,0.1"}}, threading.Thread(target=kill)
     killer.start()
-    assert run(folder, spec, observer=observer, updates=UPDATES, **there(nodes))["status"] == "done"
+    assert run(folder, spec, observer=observer, **flags, **there(nodes, jobs=1))["status"] == "done"
     killer.join()
     beats = len((tmp_path / "marker").read_text())
-    run(tmp_path / "p", spec, updates=UPDATES)
+    run(tmp_path / "p", spec, jobs=2, **flags)
     pd.testing.assert_frame_equal(trials(folder), trials(tmp_path / "p"))
     assert [sentence for sentence in observer.sentences if sentence.endswith("it goes on elsewhere")]
     whole = len((tmp_path / "marker").read_text()) - beats
@@ -107,12 +108,12 @@ def test_leader_that_is_killed_goes_on_with_the_same_command(tmp_path, nodes):
     leader.send_signal(signal.SIGKILL)
     leader.communicate()
     done = ended(folder)
-    assert 1 <= len(done) < 4
+    assert 1 <= len(done) < 3
     written = {name: (folder / name / "summary.json").stat().st_mtime_ns for name in done["run_dir"]}
     leader = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert leader.returncode == 0, leader.stderr
     assert written == {name: (folder / name / "summary.json").stat().st_mtime_ns for name in written}
-    run(tmp_path / "p", spec, updates=30, grids={"lr": "0.01,0.1,0.2,0.3"}, jobs=4)
+    run(tmp_path / "p", spec, updates=30, grids={"lr": "0.01,0.1,0.2"}, jobs=3)
     pd.testing.assert_frame_equal(trials(folder), trials(tmp_path / "p"))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.executors.clusters import Nodes
+from tests.executors.clusters import Nodes, children
 from tests.executors.sweeps import SMALL, run, trials
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,42 +32,22 @@ _BETWEEN = (3.0, 12.0)
 
 def _command(folder, marker, address):
     flags = {**SMALL, "updates": UPDATES, "extend": 0, "top": 0, "grid": f"lr={GRID}", "out": folder}
-    flags |= {"executor": "ray", "ray_address": address, "ship": "always", "jobs": 3}
+    flags |= {"executor": "ray", "ray_address": address, "ship": "always", "jobs": 2}
     words = [f"--{key.replace('_', '-')}={value}" for key, value in flags.items()]
     return [sys.executable, "-m", "kfbench", "sweep", "lr", "--opt", f"{BEATING}:marker={marker}", *words]
-
-
-def _processes(what, ours):
-    """Of this cluster's: pids whose command line holds the text, and whose ancestors are ours."""
-    parents, named = {}, []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if what in words:
-            named.append(int(path.name))
-    return [pid for pid in named if _descends(pid, ours, parents)]
-
-
-def _descends(pid, from_whom, parents):
-    while pid > 1:
-        if pid == from_whom:
-            return True
-        pid = parents.get(pid, 0)
-    return False
 
 
 def _kill(kind, nodes, leader):
     """Whether there was something to kill."""
     if kind == "node":
-        nodes.kill_one(random.randrange(2))
+        nodes.kill_one()
         return True
     if kind == "leader":
         leader.kill()
         return True
-    found = _processes({"worker": "ray::_attend", "trial": "multiprocessing.forkserver"}[kind], os.getpid())
+    found = nodes.attending()
+    if kind == "trial":  # the server that forks it, or itself
+        found = [pid for worker in found for server in children(worker) for pid in (server, *children(server))]
     if found:
         os.kill(random.choice(found), signal.SIGKILL)
     return bool(found)
