@@ -28,15 +28,14 @@ class Nodes:
         return self._cluster.address
 
     def add(self):
-        """Another one comes."""
+        """Another one comes; Ray lets only the main thread ask for it."""
         self._cluster.add_node(num_cpus=1, **_STORE)
 
     def kill_one(self):
-        """kill -9 of one that is at work, if there is one; another comes in its place."""
+        """kill -9 of one that is at work, if there is one."""
         node = max(self._cluster.worker_nodes, key=lambda node: len(attending(_raylet(node))))
         os.kill(_raylet(node), signal.SIGKILL)
         self._cluster.remove_node(node, allow_graceful=False)
-        self.add()
 
     def attending(self):
         """The workers of Ray that attend a trial now."""

@@ -68,6 +68,7 @@ def test_trial_of_a_killed_node_goes_on_elsewhere_from_its_checkpoint(tmp_path, 
     killer.start()
     assert run(folder, spec, observer=observer, **flags, **there(nodes, jobs=1))["status"] == "done"
     killer.join()
+    nodes.add()
     beats = len((tmp_path / "marker").read_text())
     run(tmp_path / "p", spec, jobs=2, **flags)
     pd.testing.assert_frame_equal(trials(folder), trials(tmp_path / "p"))

@@ -41,6 +41,7 @@ def _kill(kind, nodes, leader):
     """Whether there was something to kill."""
     if kind == "node":
         nodes.kill_one()
+        nodes.add()
         return True
     if kind == "leader":
         leader.kill()
