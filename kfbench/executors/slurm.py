@@ -49,9 +49,8 @@ class SlurmExecutor:
         if self._cluster not in _CLUSTERS:
             raise UsageError(f"slurm.cluster is {shown(self._cluster)}; accepted: {', '.join(_CLUSTERS)}")
         # A first look that keeps nothing hands over jobs all the same, and nodes see no /tmp of this one.
-        self._temporary = request.directory is None
-        self._folder = request.directory / "slurm" if request.directory else Path(tempfile.mkdtemp(dir="."))
-        self._made = not self._folder.exists()
+        self._home = request.directory or Path(tempfile.mkdtemp(prefix="kfbench-slurm-", dir="."))
+        self._folder = self._home / "slurm"
         self._folder.mkdir(exist_ok=True)
         try:
             self._queue = _queue(self._folder.resolve(), self._cluster, request, parameters)
@@ -96,8 +95,7 @@ class SlurmExecutor:
             for running in self._running.values():
                 running.handle.cancel(check=False)
             self._running = {}
-            if self._temporary:
-                self._clear()
+            self._clear()
 
     def _has_ended(self, running: _Running) -> bool:
         if self._cluster == "debug":  # which runs a job when its result is asked for
@@ -114,9 +112,12 @@ class SlurmExecutor:
         return outcome or Outcome(running.job.key, "lost", "another leader has taken its place", seconds)
 
     def _clear(self) -> None:
-        """A sweep that is refused leaves nothing behind."""
-        if self._temporary or self._made:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """A sweep that is refused leaves nothing behind, nor does a first look."""
+        if not self._home.exists() or list(self._home.iterdir()) != [self._folder]:
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._request.directory is None:
+            self._home.rmdir()
 
 
 class _OnNode:

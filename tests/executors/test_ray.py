@@ -41,9 +41,9 @@ def beating(tmp_path, name):
 
 
 def wait_for(condition, process=None):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not condition():
-        assert time.monotonic() < deadline, "it did not come in two minutes"
+        assert time.monotonic() < deadline, "it did not come"
         assert process is None or process.poll() is None, process.stderr.read()
         time.sleep(0.05)
 
@@ -111,7 +111,7 @@ def test_leader_that_is_killed_goes_on_with_the_same_command(tmp_path, nodes):
     done = ended(folder)
     assert 1 <= len(done) < 3
     written = {name: (folder / name / "summary.json").stat().st_mtime_ns for name in done["run_dir"]}
-    leader = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    leader = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert leader.returncode == 0, leader.stderr
     assert written == {name: (folder / name / "summary.json").stat().st_mtime_ns for name in written}
     run(tmp_path / "p", spec, updates=30, grids={"lr": "0.01,0.1,0.2"}, jobs=3)

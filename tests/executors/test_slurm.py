@@ -1,5 +1,7 @@
 """Slurm as far as it goes without one: submitit's local executor, whose jobs are processes; what Slurm would say."""
 
+from pathlib import Path
+
 import pytest
 
 submitit = pytest.importorskip("submitit")
@@ -98,6 +100,15 @@ def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(UsageError) as refused:
         SlurmExecutor.of(request(tmp_path, **parameters))
     assert sentence in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_a_first_look_that_keeps_nothing_leaves_nothing():
+    executor = SlurmExecutor.of(request(None, cluster="debug"))
+    executor.submit(Job("one", "math:sqrt", (9.0,)))
+    assert executor.wait(1.0)[0].value == 3.0
+    executor.stop()
+    executor.stop()
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(

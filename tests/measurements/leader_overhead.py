@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kfbench.config.load import load_config
 from kfbench.executors.contract import Job
-from kfbench.results.records import write_json
+from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, write_csv, write_json
 from kfbench.sweep import run as leading
 from kfbench.sweep.ledger import Ledger
 from kfbench.sweep.run import Sweep
@@ -30,9 +30,11 @@ def nap(tree, label, checkpoint_seconds, folder, anew):
     time.sleep(seconds)
     seed = Path(folder, "seed-0")
     seed.mkdir(exist_ok=True)
-    for name in ("updates.csv", "epochs.csv"):
-        (seed / name).write_text("x" * 20_000)
-    figures = {"final_train_loss": tree["methods"][0]["lr"], "best_train_loss": 1.0, "test_accuracy": 0.5}
+    loss = tree["methods"][0]["lr"]
+    figures = {"final_train_loss": loss, "best_train_loss": loss, "test_accuracy": 0.5}
+    row = {"method": label, "seed": 0, "epoch": 1, "train_loss": loss, "test_accuracy": 0.5, "seconds_updates": seconds}
+    write_csv(seed / "epochs.csv", EPOCH_COLUMNS, [{**row, "update": update} for update in range(10)])
+    write_csv(seed / "updates.csv", UPDATE_COLUMNS, [{**row, "update": update, "loss": loss} for update in range(300)])
     summary = {"seed": 0, "status": "done", "updates": 9, "seconds_updates": seconds, **figures}
     write_json(seed / "summary.json", summary)
     return {"runs": [summary]}
