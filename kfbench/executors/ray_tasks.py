@@ -160,6 +160,8 @@ def _connected(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unless asked for
     # Else a warning that GPUs will be hidden from tasks without any, as they should be.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # Of a cluster that is begun here: seconds of trials are figures, so that they run as those of processes do.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     import ray.util.scheduling_strategies
 

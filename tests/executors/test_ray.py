@@ -97,7 +97,7 @@ def test_leader_that_is_killed_goes_on_with_the_same_command(tmp_path, nodes):
         "updates": 30,
         "extend": 0,
         "top": 0,
-        "grid": "lr=0.01,0.1,0.2,0.3",
+        "grid": "lr=0.01,0.1,0.2",
         "out": folder,
     }
     words = [f"--{key.replace('_', '-')}={value}" for key, value in flags.items()]

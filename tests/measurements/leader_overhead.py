@@ -4,7 +4,8 @@
 
 Trials of a kind that only sleep for so many seconds and leave the files of a small one, so that all that is measured is
 what surrounds them. The leader is a real one: its ledger, its folders, its CSV. Prints for how much of the time the
-workers were at work, the seconds a trial took beyond its sleep, and the leader's own CPU seconds a trial.
+workers were at work, the seconds a trial took beyond its sleep, and what it took of the leader: wall-clock time outside
+its waiting for workers, and CPU time.
 """
 
 import resource
@@ -44,7 +45,7 @@ class _Napping:
     """An executor whose trials are naps; a first look costs nothing."""
 
     def __init__(self, executor):
-        self.executor = executor
+        self.executor, self.waited = executor, 0.0
 
     def submit(self, job):
         function = f"{nap.__module__}:nap" if job.folder is not None else "tests.executors.jobs:look"
@@ -55,7 +56,10 @@ class _Napping:
         return self.executor.free
 
     def wait(self, seconds):
-        return self.executor.wait(seconds)
+        began = time.monotonic()
+        outcomes = self.executor.wait(seconds)
+        self.waited += time.monotonic() - began
+        return outcomes
 
     def stop(self):
         self.executor.stop()
@@ -81,9 +85,9 @@ def main(name, trials, seconds, workers):
         with Ledger(Path(folder), ["lr"]) as ledger, Interruption() as stop:
             sweep = Sweep(config, Path(folder), executor, ledger, SweepObserver(), stop)
             _warm(executor, workers)
-            began, spent = time.monotonic(), _cpu()
+            began, spent, waited = time.monotonic(), _cpu(), executor.waited
             sweep.run()
-            whole, spent = time.monotonic() - began, _cpu() - spent
+            whole, spent, waited = time.monotonic() - began, _cpu() - spent, executor.waited - waited
             executor.stop()
     busy = trials * seconds / (whole * workers)
     beyond = (whole * workers - trials * seconds) / trials

@@ -2,10 +2,11 @@
 
     python -m tests.measurements.random_kills [kills] [seed]
 
-Three nodes, a sweep of sixteen trials of a tiny network that takes its time, and every few seconds a kill -9: of
-a node, of the worker that attends a trial, of a trial's process, or of the leader, which the same command then
-continues. When the kills are done the sweep goes on to its end. It has survived if every trial is there once, with
-the figures of `--executor processes`; one that was itself killed twice has failed until the command is given again.
+Three nodes, a sweep of sixteen trials of a tiny network that takes its time, and a kill -9 some moment after something
+has come home since the one before: of a node, of the worker that attends a trial, of a trial's process or the server
+that forks it, or of the leader, which the same command then continues. When the kills are done the sweep goes on to its
+end. It has survived if every trial is there once, with the figures of `--executor processes`; one that was itself
+killed twice has failed until the command is given again.
 """
 
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +28,8 @@ ROOT = Path(__file__).parent.parent.parent
 BEATING = "tests.sweep.faulty:Beating"
 GRID = ",".join(f"{0.01 * i:.2f}" for i in range(1, 17))
 UPDATES = 90
-# A leader that was killed needs this long before it trains again, so no kill comes sooner.
-_BETWEEN = (3.0, 12.0)
+# Seconds from what has come home to the next kill.
+_BETWEEN = (0.0, 4.0)
 
 
 def _command(folder, marker, address):
@@ -65,18 +67,19 @@ def main(kills, seed):
     def begin():
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=sys.stderr)
 
-    began, leader = time.monotonic(), begin()
+    began, leader, seen = time.monotonic(), begin(), 0.0
     while done < kills and len(_rows(folder)) < 16:
-        time.sleep(random.uniform(*_BETWEEN))
         if leader.poll() is not None:  # at its end, or a trial failed twice: the same command
             leader, leaders = begin(), leaders + 1
+        if (home := _came_home(folder)) == seen:
+            time.sleep(0.1)
             continue
-        kind = random.choice(["node", "node", "worker", "worker", "trial", "leader"])
+        time.sleep(random.uniform(*_BETWEEN))
+        seen, kind = home, random.choice(["node", "node", "worker", "worker", "trial", "leader"])
         if _kill(kind, nodes, leader):
-            done += 1
-            print(
-                f"{time.monotonic() - began:6.1f} s  kill {done}: {kind}, {len(_rows(folder))} trials ended", flush=True
-            )
+            done, seen = done + 1, _came_home(folder)
+            when, ended = time.monotonic() - began, len(_rows(folder))
+            print(f"{when:6.1f} s  kill {done}: {kind}, {ended} trials ended", flush=True)
     leader.wait()
     for _ in range(5):
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode == 0:
@@ -88,6 +91,15 @@ def main(kills, seed):
     run(folder.parent / "processes", spec, updates=UPDATES, grids={"lr": GRID}, jobs=2)
     pd.testing.assert_frame_equal(there, trials(folder.parent / "processes"))
     print(f"{done} kills, {leaders} leaders: all {len(there)} trials there once, as by processes")
+
+
+def _came_home(folder):
+    """When the last checkpoint or row did."""
+    latest = 0.0
+    for path in [*folder.rglob("checkpoint.pt"), *folder.glob("trials.csv")]:
+        with suppress(FileNotFoundError):  # of a trial that ends just now
+            latest = max(latest, path.stat().st_mtime)
+    return latest
 
 
 def _rows(folder):
