@@ -11,6 +11,7 @@ from ray.cluster_utils import Cluster
 
 # Ray lowers the priority of its workers, which beside other jobs of this machine would wait for minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 # What little of the memory the nodes share; objects are records of small trials.
 _STORE = {"object_store_memory": 80 * 2**20}
 
