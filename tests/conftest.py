@@ -30,6 +30,7 @@ def _one_thread_and_empty_folder(tmp_path, monkeypatch):
 def pytest_collection_modifyitems(items):
     """Fast ones first: what trains and what is killed comes last."""
     slow = (
+        "executors",
         "updates",
         "training",
         "wallclock",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from kfbench.claims.scales import SCALES, changes
-from kfbench.config.command_blocks import Similarity
+from kfbench.config.command_blocks import Placed, Similarity
 from kfbench.config.identity import budget, fingerprint
 from kfbench.config.load import configure, dump
 from kfbench.config.method_table import ADDED_LATER
@@ -124,9 +124,9 @@ class ClaimFile:
         if "wallclock" in self.blocks:
             asked["wallclock"] = dump(self.config, "wallclock")["wallclock"]
         if self.tunes:
-            # Not how many at a time and for how long; nor epochs of the fresh seeds that are those of tuning.
-            unsaid = {"jobs", "trial_timeout"}
-            asked["sweep"] = {k: v for k, v in self.config.sweep.model_dump().items() if k not in unsaid}
+            # Not where, how many at a time and for how long; nor epochs of the fresh seeds that are those of tuning.
+            tried = self.config.sweep.model_dump()
+            asked["sweep"] = {k: v for k, v in tried.items() if k not in Placed.model_fields}
             if self.config.sweep.final_epochs == run.epochs:
                 asked["sweep"]["final_epochs"] = None
         if self.measures & OF_TIME:  # what only counts losses may be judged anywhere

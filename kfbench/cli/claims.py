@@ -20,15 +20,17 @@ from kfbench.claims.shelf import (
 )
 from kfbench.claims.tables import caveats, figure_rows, part_rows, verdict_rows
 from kfbench.claims.verdicts import REFUTED
+from kfbench.config.command_blocks import Placed
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
+from kfbench.executors.choosing import check_installed
 from kfbench.results.environment import commit
 from kfbench.results.folders import RUNS, refuse_file
 from kfbench.results.reading import DamagedError
 from kfbench.results.tables import print_table
 
 # Flags that a claim takes beside its scale.
-PLACES = ("data_dir", "device", "threads")
+PLACES = ("data_dir", "device", "threads", *Placed.model_fields)
 
 
 def read_files(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
@@ -81,6 +83,8 @@ def judge(
     if out is not None and (whole_folder or len(claims) > 1):
         raise UsageError(f"--out {out} is of one claim, got {len(claims)}")
     files = [claim_of(path, tree, choice.scale, flags) for path, tree in claims.items()]
+    for file in files:
+        check_installed(file.config.sweep)
     ids = [file.claim.id for file in files]
     if twice := next((id for i, id in enumerate(ids) if id in ids[:i]), None):
         raise UsageError(f"two of these files hold a claim {twice!r}: {', '.join(map(str, claims))}")

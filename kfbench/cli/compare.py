@@ -10,17 +10,18 @@ import typer
 from kfbench.cli.claims import PLACES, Choice, find_claims, judge, read_files
 from kfbench.cli.command import Given, Output, command, end, specs_or
 from kfbench.compare.comparison import Comparison, find_reference, shared_target, summarise
-from kfbench.config.command_blocks import Compare
+from kfbench.config.command_blocks import Compare, Placed
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError, printable
+from kfbench.executors.choosing import check_installed
 from kfbench.results.folders import output_folder, shared_folder
 
 # What is compared when no method is named: the two that everybody knows, and the two that they are held against.
 _DEFAULT = ("sgd", "adam", "foof", "kfac")
 # Of the flags of problem, method and run, those that also say something about runs that have ended.
-_OF_FINISHED_RUNS = ("target_loss", *Compare.model_fields)
+_OF_FINISHED_RUNS = ("target_loss", *(key for key in Compare.model_fields if key not in Placed.model_fields))
 
 What = Annotated[
     Optional[list[Path]],
@@ -121,6 +122,7 @@ def compare(
     if file is not None and not tree:
         raise UsageError(f"{file} is empty: it names nothing to compare")
     settings = given.configured(tree, values, specs_or(given.specs, tree, _DEFAULT))
+    check_installed(settings.compare)
     # Asked again after training; a wrong one is said before.
     find_reference(settings.compare.reference, {method.label: method.opt for method in settings.methods})
     raise typer.Exit(_train_and_compare(settings, output, html))
@@ -220,7 +222,8 @@ def _train_and_compare(settings: Config, output: Output, html: bool) -> int:
         from kfbench.cli.progress import progress_observer
         from kfbench.compare.run import compare as train_missing
 
-        trained = train_missing(settings, directory, progress_observer, folder.begin if folder.replaces else None)
+        begin = folder.begin if folder.replaces else None
+        trained = train_missing(settings, directory, progress_observer, begin, _tell)
         if trained["reused"]:
             print(f"{trained['reused']} of {len(settings.methods)} methods had been run before", file=sys.stderr)
         seeds = range(settings.run.seed, settings.run.seed + settings.run.seeds)
@@ -238,6 +241,10 @@ def _train_and_compare(settings: Config, output: Output, html: bool) -> int:
             status = "failed"
             print("\n".join(map(printable, comparison.damaged)), file=sys.stderr)
     return end(status, directory, quick, "the same command continues")
+
+
+def _tell(sentence: str) -> None:
+    print(printable(sentence), file=sys.stderr, flush=True)
 
 
 def _write(comparison: Comparison, summary: Mapping[str, Any], directory: Path, plot: bool, html: bool) -> None:

@@ -12,6 +12,7 @@ from kfbench.config.load import without_flagged
 from kfbench.config.schema import Config
 from kfbench.config.specs import parse_spec
 from kfbench.errors import UsageError, shown
+from kfbench.executors.choosing import check_installed
 from kfbench.results.folders import shared_folder
 from kfbench.sweep.plan import plan
 
@@ -59,6 +60,7 @@ def sweep(
     What has ended is never run again: the same command continues a sweep that was stopped.
     """
     settings = _settings(given, parameters or [], grid or [])
+    check_installed(settings.sweep)
     cells = sum(method.size for method in plan(settings)) * settings.run.seeds
     if cells > _MANY_CELLS and not yes_many:
         raise UsageError(f"{cells} cells are more than {_MANY_CELLS}: choose coarser grids, or give --yes-many")
@@ -123,6 +125,8 @@ def _refuse_swept_values(spec: str, swept: Sequence[str]) -> None:
 def _warn(settings: Config) -> None:
     import os
 
+    if settings.sweep.executor in ("ray", "slurm"):
+        return  # which count cores themselves
     threads, cores = settings.sweep.jobs * settings.run.threads, os.cpu_count() or 1
     if threads > cores:
         print(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from kfbench.config.section import MOST_SECONDS, MOST_SEEDS, MOST_THREADS, MOST_TRIALS, Float, Int, Section, Text
+from kfbench.errors import UsageError
 
 
 def _as_list(value: Any) -> Any:
@@ -45,7 +46,71 @@ class Wallclock(Section):
     optimizer_only: bool = Field(False, description="time the step alone, without forward and backward")
 
 
-class Sweep(Section):
+class Placed(Section):
+    """Where trials run, how many at a time: it decides no numbers, and is part of no hash."""
+
+    executor: Literal["processes", "ray", "slurm"] | None = Field(
+        None,
+        description="where trials run: processes of this machine, a Ray cluster, or Slurm (default: processes; of "
+        "compare this process, one after the other)",
+    )
+    jobs: Int = Field(1, ge=1, le=MOST_THREADS, description="trials at the same time, each in a process of its own")
+    trial_timeout: Float | None = Field(
+        None, gt=0, le=MOST_SECONDS, description="seconds after which a trial counts as hanging"
+    )
+    trial_cpus: Float | None = Field(
+        None, gt=0, le=MOST_THREADS, description="CPUs that Ray or Slurm sets aside for a trial (default: --threads)"
+    )
+    trial_gpus: Float | None = Field(
+        None,
+        ge=0,
+        le=MOST_THREADS,
+        description="GPUs of a trial; on Ray 0.25 has four share one (default: 1 where --device is cuda, else 0)",
+    )
+    ray_address: Text | None = Field(
+        None, description="HOST:PORT of a Ray cluster, or auto (default: a running one, else one on this machine)"
+    )
+    slurm: dict[str, Any] = Field(
+        default_factory=dict, description="parameters of submitit for Slurm, such as partition or account"
+    )
+    ship: Literal["auto", "always"] | None = Field(
+        None, description="send records home from all nodes of Ray, or only where they share no disk (default: auto)"
+    )
+    checkpoint_seconds: Float | None = Field(
+        None, gt=0, le=MOST_SECONDS, description="time between checkpoints of a trial, each sent home (default: 30)"
+    )
+
+
+# What only some executors take, by key.
+_TAKEN_BY = {
+    "trial_cpus": ("ray", "slurm"),
+    "trial_gpus": ("ray", "slurm"),
+    "ray_address": ("ray",),
+    "slurm": ("slurm",),
+    "ship": ("ray",),
+}
+
+
+def check_placed(block: Placed) -> None:
+    """UsageError where keys do not fit the executor, or each other."""
+    executor = block.executor or "processes"
+    for key, executors in _TAKEN_BY.items():
+        if getattr(block, key) not in (None, {}) and executor not in executors:
+            flag = f"{key} {getattr(block, key)}"
+            raise UsageError(f"{flag} is of --executor {' or '.join(executors)}, got --executor {executor}")
+    gpus, cpus = block.trial_gpus or 0.0, block.trial_cpus or 1.0
+    if gpus > 1 and not gpus.is_integer():
+        raise UsageError(f"trial_gpus is {gpus:g}; accepted: a part of one GPU, or whole ones")
+    if executor == "slurm" and not (gpus.is_integer() and cpus.is_integer()):
+        raise UsageError(f"Slurm gives whole CPUs and GPUs, got trial_cpus {cpus:g} and trial_gpus {gpus:g}")
+    if block.ray_address is not None and block.ray_address.startswith("ray://"):
+        raise UsageError(
+            f"ray_address {block.ray_address} is of Ray Client, which hands on no records: run the command on a node "
+            "of the cluster, with auto or HOST:PORT"
+        )
+
+
+class Sweep(Placed):
     """What `kfbench sweep` tries."""
 
     parameters: tuple[Text, ...] = Field(("lr", "damping"), description="options of methods to tune")
@@ -67,13 +132,9 @@ class Sweep(Section):
     final_seeds: Int = Field(3, ge=1, le=MOST_SEEDS, description="fresh seeds for each of them")
     final_epochs: Int | None = Field(None, ge=1, description="their epochs (default: those of the trials)")
     final_updates: Int | None = Field(None, ge=1, description="their updates, instead of --final-epochs")
-    jobs: Int = Field(1, ge=1, le=MOST_THREADS, description="trials at the same time, each in a process of its own")
-    trial_timeout: Float | None = Field(
-        None, gt=0, le=MOST_SECONDS, description="seconds after which a trial counts as hanging"
-    )
 
 
-class Compare(Section):
+class Compare(Placed):
     """What `kfbench compare` shows."""
 
     reference: Text | None = Field(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kfbench.config.command_blocks import Compare, Similarity, Sweep, Wallclock
+from kfbench.config.command_blocks import Compare, Placed, Similarity, Sweep, Wallclock, check_placed
 from kfbench.config.methods import resolve_methods
 from kfbench.config.problem import checked, spelled_out, with_digest
 from kfbench.config.roles import resolve_roles
@@ -131,6 +131,8 @@ def _block(tree: Mapping[str, Any], name: str, commands: Collection[str], quick:
     if isinstance(block, Sweep) and block.final_epochs is not None and block.final_updates is not None:
         got = f"got final_epochs {block.final_epochs} and final_updates {block.final_updates}"
         raise UsageError(f"give final_epochs or final_updates, not both: {got}")
+    if isinstance(block, Placed):
+        check_placed(block)
     return block.model_copy(update=_QUICK[name]) if quick and name in _QUICK else block
 
 

@@ -10,15 +10,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from kfbench.errors import KfbenchError, described
-from kfbench.executors.contract import Job, Outcome
+from kfbench.errors import KfbenchError, UsageError, described
+from kfbench.executors.contract import Job, Outcome, Request
+from kfbench.results.locking import lock
 
 # What the module that the server imports before it forks may read, as JSON: such a server takes no arguments.
 PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
@@ -26,6 +28,8 @@ PRELOAD_VARIABLE = "KFBENCH_PRELOAD"
 _GRACE_SECONDS = 60.0
 # And to end once it has sent its result.
 _LAST_SECONDS = 5.0
+# Of what says which accelerators a job may use: a fork server has that of its own start.
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # How often it is tried to start a process, and how long between: the server that forks them may be killed, too.
 _STARTS, _BETWEEN_STARTS = 3, 0.5
 
@@ -41,24 +45,32 @@ class _Running:
 class ProcessExecutor:
     """Up to ``jobs`` processes on this machine, forked from a server that has imported much; spawned elsewhere.
 
-    ``module`` is what the server imports, once, before it forks; it finds ``preload`` in its environment.
+    ``module`` is what the server imports, once, before it forks; it finds ``preload`` in its environment. Without
+    ``main`` no job imports the program of this process: that of a cluster has threads, beside which a fork may hang.
     """
 
-    def __init__(self, jobs: int, module: str, preload: Mapping[str, Any]) -> None:
-        self._jobs = jobs
+    @classmethod
+    def of(cls, request: Request) -> "ProcessExecutor":
+        """As a leader wants it."""
+        return cls(request.jobs, request.module, request.preload)
+
+    def __init__(self, jobs: int, module: str, preload: Mapping[str, Any], main: bool = True) -> None:
+        self._jobs, self._main = jobs, main
         self._running: dict[str, _Running] = {}
         os.environ[PRELOAD_VARIABLE] = json.dumps(preload)
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
             # "__main__" is what it would import by itself, and is lost where a list is given.
-            self._context.set_forkserver_preload(["__main__", module])
+            self._context.set_forkserver_preload(["__main__", module] if main else [module])
 
     def submit(self, job: Job) -> None:
         """Start it in a process of its own."""
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_run, args=(theirs, job))
-        _start(process)
+        visible = {name: os.environ[name] for name in _VISIBLE if name in os.environ}
+        process = self._context.Process(target=_run, args=(theirs, job, visible))
+        with nullcontext() if self._main else _main_hidden():
+            _start(process)
         theirs.close()  # so that the pipe ends when the process does
         self._running[job.key] = _Running(job, process, ours, time.monotonic())
 
@@ -126,6 +138,17 @@ def _start(process: Any) -> None:
             time.sleep(_BETWEEN_STARTS)
 
 
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """The new process is told of no program that it should import."""
+    ours = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = ours
+
+
 def _left(running: _Running) -> float:
     return running.began + running.job.timeout - time.monotonic()
 
@@ -138,15 +161,22 @@ def _how_it_ended(code: int | None) -> str:
     return f"ended with exit code {code} and no result"
 
 
-def _run(connection: Connection, job: Job) -> None:
+def _run(connection: Connection, job: Job, visible: Mapping[str, str]) -> None:
     """In the new process: run the job and send what became of it."""
     _die_with_the_leader()  # first: imports take seconds in which the leader may go
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C in the terminal is the leader's to hear; it then asks the trials to stop
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # a scheduler's warning to all: whoever began this will act on it
+    os.environ.update(visible)
     try:
+        folder: dict[str, Any] = {}
+        if job.folder is not None:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            _take_alone(job.folder)
+            folder = {"folder": str(job.folder), "anew": job.anew}
         _print_into(job.log or Path(os.devnull))
         module, _, name = job.function.partition(":")
-        connection.send(("returned", getattr(importlib.import_module(module), name)(*job.arguments)))
+        connection.send(("returned", getattr(importlib.import_module(module), name)(*job.arguments, **folder)))
     except KfbenchError as error:
         connection.send(("refused", str(error)))
     except OSError as error:
@@ -160,9 +190,25 @@ def _run(connection: Connection, job: Job) -> None:
         traceback.print_exc()  # into the log
 
 
+def _take_alone(folder: Path) -> None:
+    """Lock it until this process ends: on a shared disk an attempt before, whose leader is lost, may still save there.
+
+    UsageError where it does not end.
+    """
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while True:
+        try:
+            lock(folder)
+            return
+        except UsageError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_BETWEEN_STARTS)
+
+
 def _is_of_the_disk(error: OSError, job: Job) -> bool:
     """Whether the next trial would meet it too: no space, or the folder of the sweep is not to be written."""
-    ours = job.log is not None and str(error.filename or "").startswith(str(job.log.parent))
+    ours = job.folder is not None and str(error.filename or "").startswith(str(job.folder))
     return ours or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -180,7 +226,6 @@ def _die_with_the_leader() -> None:
 
 def _print_into(log: Path) -> None:
     """Standard output and error, also of C++ code that ends the process."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # what is still in the buffer was meant for elsewhere

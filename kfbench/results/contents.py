@@ -7,17 +7,21 @@ from pathlib import Path
 from kfbench.config.yaml_file import read_yaml
 from kfbench.errors import UsageError
 
+# From which a run goes on; the one before it, and the next one while it takes its place.
+CHECKPOINT, RESERVES = "checkpoint.pt", ("checkpoint.previous.pt", "checkpoint.pt.new")
 # Paths below the folder, as regular expressions; of directories only what is in them counts.
 _RECORDS = r"config\.yaml|environment\.json|summary\.json"
 _SEED = r"seed-\d+/(updates\.csv|epochs\.csv|summary\.json|checkpoint\.pt(\.new)?|checkpoint\.previous\.pt)"
 _RUN = rf"({_RECORDS}|{_SEED}|loss\.png)"
 _TRIAL = rf"trial-[^/]+/(trial\.json|log\.txt|{_RUN})"
+# Of what submitit hands over to Slurm, and gets back.
+_SLURM = r"slurm/[^/]+"
 _WRITTEN_BY = {
     "train": _RUN,
     "similarity": rf"{_RECORDS}|{_SEED}|(similarity|progress|spectrum)\.(csv|png)|heatmap\.png",
     "wallclock": rf"((width|batch_size)=[^/]+/)?({_RECORDS}|windows\.csv)|wallclock\.png",
-    "sweep": rf"{_RECORDS}|trials\.csv|best\.yaml|(heatmap|tuned|per-epoch)\.png|[^/]+/(best\.yaml|{_TRIAL})",
-    "compare": rf"{_RECORDS}|compare\.html|loss\.png|profile\.(csv|png)|[^/]+/{_RUN}",
+    "sweep": rf"{_RECORDS}|trials\.csv|best\.yaml|(heatmap|tuned|per-epoch)\.png|[^/]+/(best\.yaml|{_TRIAL})|{_SLURM}",
+    "compare": rf"{_RECORDS}|compare\.html|loss\.png|profile\.(csv|png)|[^/]+/({_RUN}|seed-\d+/log\.txt)|{_SLURM}",
 }
 # What is written in one piece has this name until it is whole.
 _TORN = r"(\.tmp)?"

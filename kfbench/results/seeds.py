@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kfbench.results.intervals import CONFIDENCE
-from kfbench.results.records import BITS_COLUMNS
+from kfbench.results.records import BITS_COLUMNS, SCHEMA_VERSION
 
 # Fewer pairs than this are never called significant.
 ENOUGH_PAIRS = 5
@@ -47,6 +47,11 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         mean[key], std[key] = mean_and_deviation([float(v) for s in summaries if (v := s.get(key)) is not None])
     seeds = [summary["seed"] for summary in summaries]
     return {"status": worst, "seeds": seeds, "mean": mean, "std": std, "runs": list(summaries)}
+
+
+def summary_of_seeds(label: str, summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What summary.json of a run of several seeds holds."""
+    return {"schema_version": SCHEMA_VERSION, "method": label, **over_seeds(summaries)}
 
 
 @dataclass(frozen=True)

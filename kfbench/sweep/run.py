@@ -12,8 +12,8 @@ from typing import Any
 from kfbench.config.load import dump
 from kfbench.config.schema import Config
 from kfbench.errors import UsageError
+from kfbench.executors.chances import Chances
 from kfbench.executors.contract import Executor, Job, Outcome
-from kfbench.executors.processes import ProcessExecutor
 from kfbench.results.records import SCHEMA_VERSION, write_json, write_yaml
 from kfbench.sweep.ledger import Ledger
 from kfbench.sweep.losses import Row, key
@@ -22,10 +22,10 @@ from kfbench.sweep.report import write_report
 from kfbench.sweep.tuning import Tuning
 from kfbench.sweep.watcher import SweepObserver
 from kfbench.training.interruption import Interruption
+from kfbench.training.places import executor_of_trials
 
 # What runs in other processes, by path: the leader imports no torch.
 _RUN, _PROBE = "kfbench.training.worker:run_trial", "kfbench.training.worker:probe_trial"
-_PRELOADED = "kfbench.training.preload"
 # A timeout meant for hanging trials does not end the first look at a method before this.
 _PROBE_SECONDS = 60.0
 # How many of the next best points may take the place of those that diverge with fresh seeds.
@@ -49,7 +49,8 @@ class Sweep:
         self.config, self.directory, self.executor = config, directory, executor
         self.ledger, self.observer, self.stop = ledger, observer, stop
         self.tunings = [Tuning(method) for method in plan(config)]
-        self._running: dict[str, tuple[Trial, bool]] = {}
+        self._chances = Chances(executor, observer.note)
+        self._running: dict[str, Trial] = {}
         self._done = 0
         self._environment: dict[str, Any] = {}
 
@@ -128,21 +129,20 @@ class Sweep:
         row = self.ledger.find(wanted)
         # One that runs already was asked for twice, and needs no second process.
         if row is None and wanted.hash not in self._running:
-            self._start(wanted, again=False)
+            self._start(wanted)
         elif row is not None:
             self._note_end(row)
 
-    def _start(self, wanted: Trial, again: bool) -> None:
+    def _start(self, wanted: Trial) -> None:
         self.ledger.begin(wanted, self.config.sweep.sampler)
-        folder = self.directory / wanted.folder
-        self._running[wanted.hash] = (wanted, again)
-        arguments = (dump(wanted.config), wanted.method, str(folder), again)
+        self._running[wanted.hash] = wanted
+        arguments = (dump(wanted.config), wanted.method, self.config.sweep.checkpoint_seconds)
         timeout = self.config.sweep.trial_timeout or math.inf
-        self.executor.submit(Job(wanted.hash, _RUN, arguments, folder / "log.txt", timeout))
+        self._chances.start(Job(wanted.hash, _RUN, arguments, timeout, self.directory / wanted.folder))
 
     def _take(self, outcome: Outcome) -> None:
-        """Record a trial that ended; one that crashed gets a second chance."""
-        wanted, again = self._running.pop(outcome.key)
+        """Record a trial that ended; one that crashed gets a second chance, one whose node was lost goes on."""
+        wanted = self._running[outcome.key]
         if outcome.kind == "disk":
             raise OSError(*outcome.value)
         if outcome.kind == "returned":
@@ -150,14 +150,13 @@ class Sweep:
         else:
             summary = {"status": "failed", "reason": outcome.value}
         if summary["status"] == "interrupted" and self.stop.requested:
+            del self._running[outcome.key]
             return  # it will be continued
         if summary["status"] == "interrupted":  # by somebody else
             summary = {"status": "failed", "reason": "was interrupted"}
-        # One that was late would be late again.
-        if summary["status"] == "failed" and outcome.kind != "late" and not again:
-            self.observer.note(f"{wanted.folder}: {summary['reason']}; it is tried once more")
-            self._start(wanted, again=True)
+        if self._chances.again(outcome, summary["reason"] if summary["status"] == "failed" else None):
             return
+        del self._running[outcome.key]
         if summary["status"] == "failed":
             self.observer.note(f"{wanted.folder}: {summary['reason']}")
             write_json(self.directory / wanted.folder / "summary.json", {"schema_version": SCHEMA_VERSION, **summary})
@@ -240,7 +239,7 @@ def sweep(
     names = [name for method in methods for axis in method.axes for name in (axis.name, "lr")]
     # A column of lr beside that of alpha.
     swept = [name for name in dict.fromkeys(names) if name != "lr" or "lr" in config.sweep.parameters]
-    executor = _executor(config, methods[0], config.sweep.jobs)
+    executor = executor_of_trials(config.sweep, config.sweep.jobs, _first_trial(config, methods[0]).config, directory)
     with Ledger(directory, swept, any_device) as ledger, Interruption() as stop:
         try:
             return Sweep(config, directory, executor, ledger, observer, stop).run()
@@ -251,7 +250,7 @@ def sweep(
 def predict(config: Config) -> list[tuple[Swept, int, float]]:
     """Each method, its trials of the grid, and the predicted seconds of one; nothing is written."""
     methods, predicted = plan(config), []
-    executor = _executor(config, methods[0], jobs=1)
+    executor = executor_of_trials(config.sweep, 1, _first_trial(config, methods[0]).config, None)
     try:
         for method in methods:
             outcome = _first_look(executor, _first_trial(config, method))
@@ -268,16 +267,11 @@ def _first_trial(config: Config, method: Swept) -> Trial:
     return trial(config, method, method.cells()[0], "grid", config.run.seed)
 
 
-def _executor(config: Config, method: Swept, jobs: int) -> ProcessExecutor:
-    """With the data of any one trial at hand in all: they share it."""
-    return ProcessExecutor(jobs, _PRELOADED, dump(_first_trial(config, method).config))
-
-
 def _first_look(
     executor: Executor, wanted: Trial, patience: float = math.inf, stop: Interruption | None = None
 ) -> Outcome | None:
     """Build that trial and time its parts; None where the sweep was interrupted meanwhile."""
-    executor.submit(Job("probe", _PROBE, (dump(wanted.config),), timeout=patience))
+    executor.submit(Job("probe", _PROBE, (dump(wanted.config),), patience))
     while not (outcomes := executor.wait(_LOOK_SECONDS)):
         if stop is not None and stop.requested:
             return None

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from kfbench.errors import UsageError
+from kfbench.results.contents import CHECKPOINT, RESERVES
 from kfbench.results.records import SCHEMA_VERSION, write_atomically
 
-CHECKPOINT = "checkpoint.pt"
-RESERVE = "checkpoint.previous.pt"
+RESERVE, _INCOMING = RESERVES
 # What stands before the checksum at the end of the file, and how long both are together.
 _MARK, _DIGEST = b"kfbench:", 16
 _SIGNATURE = len(_MARK) + 2 * _DIGEST
@@ -52,7 +52,7 @@ def save_checkpoint(directory: Path, content: Mapping[str, Any]) -> None:
     torch.save({"schema_version": SCHEMA_VERSION, **content}, buffer)
     _sign(buffer)
     current = directory / CHECKPOINT
-    incoming = directory / (CHECKPOINT + ".new")
+    incoming = directory / _INCOMING
     write_atomically(incoming, buffer.getbuffer())
     if current.exists():
         os.replace(current, directory / RESERVE)
@@ -82,7 +82,7 @@ def load_checkpoint(
     """
     reasons = []
     # In this order: where the first is missing, a crash came between the two renames, and the new one is whole.
-    for name in (CHECKPOINT, CHECKPOINT + ".new", RESERVE):
+    for name in (CHECKPOINT, _INCOMING, RESERVE):
         path = directory / name
         if not path.exists():
             continue
@@ -194,11 +194,11 @@ def _comes_back(value: Any) -> bool:
 
 def remove_reserve(directory: Path) -> None:
     """For runs that have ended: what is kept is the last one."""
-    for name in (CHECKPOINT + ".new", RESERVE):
+    for name in (_INCOMING, RESERVE):
         (directory / name).unlink(missing_ok=True)
 
 
 def remove_checkpoints(directory: Path) -> None:
     """For runs of which only the records are kept."""
-    for name in (CHECKPOINT, CHECKPOINT + ".new", RESERVE):
+    for name in (CHECKPOINT, _INCOMING, RESERVE):
         (directory / name).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.load import dump, load_config
 from kfbench.config.schema import Config
 from kfbench.results.environment import environment
-from kfbench.results.records import ENDED, SCHEMA_VERSION, write_json, write_yaml
+from kfbench.results.records import ENDED, write_json, write_yaml
 from kfbench.results.seed_folder import summary_of_ended
-from kfbench.results.seeds import over_seeds
+from kfbench.results.seeds import summary_of_seeds
 from kfbench.training.checkpoint import CheckpointError, remove_checkpoints
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
@@ -35,13 +36,15 @@ def train(
     keep_weights: bool = True,
     stop: Interruption | None = None,
     begin: Callable[[], None] | None = None,
+    checkpoint_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Run every seed into ``directory``; returns what its summary.json holds.
 
     Without ``keep_weights`` a seed that has ended leaves records only, no checkpoint, and one whose checkpoints are
     all damaged is trained anew with a warning; else that is a UsageError. ``stop`` is that of
     a caller who does more than this one training: a signal that comes at its very end is his. ``begin`` is
-    called once everything fits, before the first file is written.
+    called once everything fits, before the first file is written. Checkpoints are ``checkpoint_seconds`` apart, or as
+    usual.
 
     The folder exists. UsageError for what does not fit, before the first update; a seed that
     diverges or fails, by ``sys.exit`` too, is recorded and the next one goes on; an interruption ends all seeds.
@@ -68,22 +71,41 @@ def train(
             summary = summary_of_ended(folder) if resume else {}
             if summary.get("status") not in ENDED:
                 trainee = trainee or Trainee(config, data, seed, device)
-                try:
-                    summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume)
-                except CheckpointError as error:
-                    if keep_weights:
-                        raise
-                    # In a folder of several methods nobody can be told to begin all of them anew.
-                    warnings.warn(f"{error.reason}; seed {seed} is trained anew", stacklevel=2)
-                    remove_checkpoints(folder)
-                    trainee = Trainee(config, data, seed, device)  # part of one may have been loaded
-                    summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume=False)
+                own = partial(SeedRun, keep_weights=keep_weights, checkpoint_seconds=checkpoint_seconds)
+                summary = train_seed(trainee, config, folder, observer, stop, resume, own)
             trainee = None  # its memory is free before the next one is built
             summaries.append(summary)
             if stop.requested:
                 break
-    total = {"schema_version": SCHEMA_VERSION, "method": config.methods[0].label, **over_seeds(summaries)}
+    total: dict[str, Any] = summary_of_seeds(config.methods[0].label, summaries)
     if stop.requested and len(summaries) < len(seeds):
         total["status"] = "interrupted"  # seeds that never began are missing too
     write_json(directory / "summary.json", total)
     return total
+
+
+def train_seed(
+    trainee: Trainee,
+    config: Config,
+    folder: Path,
+    observer: Observer,
+    stop: Interruption,
+    resume: bool,
+    kind: Callable[..., SeedRun],
+) -> dict[str, Any]:
+    """Train one seed into its own folder, as ``kind`` does; returns its summary.
+
+    Where its checkpoints are damaged, and weights are not what is wanted, it is trained anew with a warning.
+    """
+    run = kind(trainee, config, folder, observer, stop)
+    try:
+        return run.run(resume)
+    except CheckpointError as error:
+        if run.keep_weights:
+            raise
+        # In a folder of several methods nobody can be told to begin all of them anew.
+        warnings.warn(f"{error.reason}; seed {trainee.seed} is trained anew", stacklevel=2)
+        remove_checkpoints(folder)
+        # Part of one may have been loaded.
+        trainee = Trainee(config, trainee.data, trainee.seed, trainee.device)
+        return kind(trainee, config, folder, observer, stop).run(resume=False)

@@ -46,9 +46,10 @@ class SeedRun:
         observer: Observer,
         stop: Interruption,
         keep_weights: bool = True,
+        checkpoint_seconds: float | None = None,
     ) -> None:
         self.trainee, self.folder, self.observer, self.stop = trainee, folder, observer, stop
-        self.keep_weights = keep_weights
+        self.keep_weights, self.checkpoint_seconds = keep_weights, checkpoint_seconds
         self.run_config = config.run
         self.identity = {"method": config.methods[0].label, "seed": trainee.seed}
         self.trajectory = trajectory(config)
@@ -125,7 +126,7 @@ class SeedRun:
                     self.status = "interrupted"
                     return
                 # Only here: the block is empty, so that the CSVs hold all updates that the checkpoint does.
-                if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
+                if time.monotonic() - last_checkpoint > (self.checkpoint_seconds or CHECKPOINT_SECONDS):
                     self._checkpoint()
                     last_checkpoint = time.monotonic()
         if self.keep_weights:
@@ -204,10 +205,7 @@ class SeedRun:
             self.status, self.reason = "diverged", f"the training loss after update {trainee.step} is {loss}"
 
     def _seconds(self) -> dict[str, float]:
-        return {
-            "seconds_updates": self.clocks.seconds_updates,
-            "seconds_elsewhere": self.clocks.seconds_elsewhere,
-        }
+        return {"seconds_updates": self.clocks.seconds_updates, "seconds_elsewhere": self.clocks.seconds_elsewhere}
 
     def _checkpoint(self, ended: bool = False) -> None:
         """Save everything that a continuation needs; at the end the trained weights, without what was for more."""

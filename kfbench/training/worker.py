@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kfbench.config.load import undump
+from kfbench.config.schema import Config
 from kfbench.results.environment import environment
 from kfbench.training.checkpoint import remove_checkpoints
+from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
-from kfbench.training.run import check, train
+from kfbench.training.run import check, train, train_seed
+from kfbench.training.seed_run import SeedRun
 from kfbench.updates.build import build_data
 from kfbench.updates.schedule import PARTS
 from kfbench.updates.timed import PartContestant, TraineeContestant, preload
@@ -20,16 +24,48 @@ from kfbench.updates.timed import PartContestant, TraineeContestant, preload
 _UPDATES = 3
 
 
-def run_trial(tree: Mapping[str, Any], label: str, folder: str, anew: bool) -> dict[str, Any]:
+def run_trial(
+    tree: Mapping[str, Any], label: str, checkpoint_seconds: float | None, folder: str, anew: bool
+) -> dict[str, Any]:
     """Train the one method and seed of a dumped configuration into ``folder``, on from a checkpoint there.
 
-    ``label`` is what the sweep calls the method; ``anew`` throws away what an attempt before left.
+    ``label`` is what the sweep calls the method; ``anew`` throws away what an attempt before left. Checkpoints are
+    ``checkpoint_seconds`` apart, or as usual.
     """
-    config, directory = undump(tree), Path(folder)
-    config = config.with_methods([config.methods[0].model_copy(update={"label": label})])
+    config, directory = _labelled(tree, label), Path(folder)
     if anew:
         remove_checkpoints(directory / f"seed-{config.run.seed}")
-    return train(config, directory, Observer(), resume=True, keep_weights=False)
+    return train(config, directory, Observer(), resume=True, keep_weights=False, checkpoint_seconds=checkpoint_seconds)
+
+
+def run_seed(
+    tree: Mapping[str, Any], label: str, checkpoint_seconds: float | None, folder: str, anew: bool
+) -> dict[str, Any]:
+    """Train one seed of a comparison into ``folder``, which is the seed's alone; otherwise as ``run_trial``.
+
+    Returns its summary as the only one of ``runs``, and ``environment``.
+    """
+    config, directory = _labelled(tree, label), Path(folder)
+    if anew:
+        remove_checkpoints(directory)
+    trainee = check(config)
+    trainee.warn_if_hardly_refreshed()
+    kind = partial(SeedRun, keep_weights=False, checkpoint_seconds=checkpoint_seconds)
+    with Interruption() as stop:
+        summary = train_seed(trainee, config, directory, Observer(), stop, True, kind)
+    return {"runs": [summary], "environment": environment(trainee.device, config.run.amp)}
+
+
+def _labelled(tree: Mapping[str, Any], label: str) -> Config:
+    """A configuration of one method, as its leader calls it."""
+    config = undump(tree)
+    return config.with_methods([config.methods[0].model_copy(update={"label": label})])
+
+
+def check_trial(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Build what a run needs, so that whatever does not fit is said now; returns the environment."""
+    config = undump(tree)
+    return environment(check(config).device, config.run.amp)
 
 
 def probe_trial(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,12 +92,13 @@ def answer(arguments, **environment):
             main()
         except SystemExit as error:
             code = error.code
-    heavy = sorted({"torch", "torchvision", "matplotlib", "pandas"} & set(sys.modules))
+    heavy = sorted({"torch", "torchvision", "matplotlib", "pandas", "ray", "submitit"} & set(sys.modules))
     answers.append([arguments, code, heavy, out.getvalue()])
 for arguments in (["--help"], ["train", "-h"], ["sweep", "--help"], ["compare", "--help-all"], ["similarity", "--help"],
                   ["data", "--help"], ["report", "--help"], ["list"], ["--version"], ["--bogus"],
                   ["train", "--opt", "foof", "--lr", "-1"],
-                  ["sweep", "lr", "--grid", "lr=2:1:decades"], ["report", "nowhere", "--out", "site"]):
+                  ["sweep", "lr", "--grid", "lr=2:1:decades"], ["sweep", "lr", "--ray-address", "auto"],
+                  ["compare", "--executor", "ray", "--trial-cpus", "0"], ["report", "nowhere", "--out", "site"]):
     answer(arguments)
 for words in ("kfbench tr", "kfbench train --opt fo", "kfbench train --dataset fash", "kfbench train --damp"):
     answer([], _KFBENCH_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
@@ -112,8 +113,8 @@ def test_help_lists_completion_and_refusals_import_nothing_heavy():
     for arguments, _, heavy, text in answers:
         assert heavy == [], f"{arguments} imported {heavy}"
         assert text, f"{arguments} said nothing"
-    assert [code for _, code, _, _ in answers[:13]] == [0] * 9 + [2] * 4
-    completed = [text.split() for *_, text in answers[13:]]
+    assert [code for _, code, _, _ in answers[:15]] == [0] * 9 + [2] * 6
+    completed = [text.split() for *_, text in answers[15:]]
     assert completed == [
         ["train"],
         [name for name in METHODS if name.startswith("foof")],
@@ -156,6 +157,10 @@ _WRONG = [
     (["bogus"], "No such command 'bogus'"),
     (["trian"], "Did you mean 'train'?"),
     (["--bogus"], "No such option: --bogus"),
+    (["sweep", "lr", "--executor", "cloud"], "executor should be 'processes', 'ray' or 'slurm', got 'cloud'"),
+    (["sweep", "lr", "--executor", "ray", "--trial-gpus", "-1"], "trial_gpus should be greater than or equal to 0"),
+    (["compare", "--executor", "ray", "--trial-cpus", "nan"], "trial_cpus should be a finite number, got 'nan'"),
+    (["compare", "--ray-address", "auto"], "ray_address auto is of --executor ray, got --executor processes"),
     (["list", "extra"], "unexpected extra argument"),
     (["list", "--format", "xml"], "'xml' is not one of"),
     (["data", "check"], "Missing argument 'NAME'"),

@@ -180,7 +180,8 @@ def test_only_the_verdict_that_was_shown_is_kept(kfbench):
 
 def test_the_hash_does_not_depend_on_where_it_runs():
     path = write()
-    assert read_claim(path, "small").hash == read_claim(path, "small", {"threads": "2", "data_dir": "elsewhere"}).hash
+    elsewhere = {"threads": "2", "data_dir": "elsewhere", "executor": "ray", "jobs": "4", "trial_gpus": "0.25"}
+    assert read_claim(path, "small").hash == read_claim(path, "small", elsewhere).hash
     assert read_claim(path, "small").hash != read_claim(path, "full").hash
 
 
@@ -269,6 +270,15 @@ def test_layers_are_checked_before_anything_is_tuned(kfbench):
     code, _, err = kfbench("compare", path, "--scale", "full")
     assert code == 2 and "easy.yaml: --spectrum 9: no such layer is captured; there are 1, 3, 5, 7" in err
     assert not list(Path("runs").glob("*/*"))
+
+
+def test_trials_of_a_claim_run_where_they_are_asked_to(kfbench):
+    folder, path = Path("runs"), write()
+    code, _, err = kfbench("compare", path, "--scale", "smoke", "--executor", "processes", "-j", "2")
+    assert code == 0, err
+    code, _, err = kfbench("compare", path, "--scale", "full", "--ray-address", "auto")
+    assert code == 2 and "ray_address auto is of --executor ray, got --executor processes" in err
+    assert (folder / "compare-easy-smoke" / "verdict.json").is_file()
 
 
 def test_flags_of_claims_are_refused_where_there_is_none(kfbench):
