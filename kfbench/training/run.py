@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ from kfbench.results.records import ENDED, SCHEMA_VERSION, write_json, write_yam
 from kfbench.results.seed_folder import summary_of_ended
 from kfbench.results.seeds import over_seeds
 from kfbench.training.checkpoint import CheckpointError, remove_checkpoints
-from kfbench.training.interruption import Interruption
+from kfbench.training.interruption import Interruption, interruption_of
 from kfbench.training.observer import Observer
 from kfbench.training.seed_run import SeedRun
 from kfbench.updates.build import build_data, prepare_torch
+from kfbench.updates.ranks.refused import check_shared
+from kfbench.updates.ranks.sharing import ALONE, Ranks
+from kfbench.updates.schedule import warn_if_hardly_refreshed
 from kfbench.updates.trainee import Trainee
 
 
-def check(config: Config) -> Trainee:
+def check(config: Config, ranks: Ranks = ALONE) -> Trainee:
     """UsageError for whatever does not fit, before anything is written; returns what the first seed trains."""
-    device = prepare_torch(config.run)
-    return Trainee(config, build_data(config, device), config.run.seed, device)
+    device = ranks.device(prepare_torch(config.run))
+    trainee = Trainee(config, build_data(config, device), config.run.seed, device, ranks)
+    if ranks.size > 1:
+        check_shared(trainee, config.problem.model, ranks.size)
+    return trainee
 
 
 def train(
@@ -35,49 +42,44 @@ def train(
     keep_weights: bool = True,
     stop: Interruption | None = None,
     begin: Callable[[], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Run every seed into ``directory``; returns what its summary.json holds.
 
     Without ``keep_weights`` a seed that has ended leaves records only, no checkpoint, and one whose checkpoints are
     all damaged is trained anew with a warning; else that is a UsageError. ``stop`` is that of
     a caller who does more than this one training: a signal that comes at its very end is his. ``begin`` is
-    called once everything fits, before the first file is written.
+    called once everything fits, before the first file is written. Of several ``ranks`` each calls this, with the
+    same configuration; the first of them writes.
 
     The folder exists. UsageError for what does not fit, before the first update; a seed that
     diverges or fails, by ``sys.exit`` too, is recorded and the next one goes on; an interruption ends all seeds.
     A method that calls ``os._exit`` or crashes the interpreter ends the process: only `sweep` survives that.
     """
     # First: wrong usage must not cost the time to build a model.
-    if resume and (directory / "config.yaml").is_file():
+    if resume and ranks.is_first and (directory / "config.yaml").is_file():
         refuse_other(trajectory(load_config(directory / "config.yaml")), trajectory(config), directory)
-    first = check(config)
-    first.warn_if_hardly_refreshed()
+    first = check(config, ranks)
+    if not config.run.quick:
+        warn_if_hardly_refreshed(first.preconditioning.T, first.total)
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
     trainee: Trainee | None = first
     data, device = first.data, first.device
     del first  # so that the next seed's model can take its place in memory
     if begin is not None:
         begin()  # before anything else is made there
-    write_yaml(directory / "config.yaml", dump(config))
-    write_json(directory / "environment.json", environment(device, config.run.amp))
+    if ranks.is_first:
+        write_yaml(directory / "config.yaml", dump(config))
+        write_json(directory / "environment.json", environment(device, config.run.amp))
     summaries: list[dict[str, Any]] = []
-    with Interruption() if stop is None else nullcontext(stop) as stop:
+    with interruption_of(ranks) if stop is None else nullcontext(stop) as stop:
         for seed in seeds:
             folder = directory / f"seed-{seed}"
-            folder.mkdir(exist_ok=True)
-            summary = summary_of_ended(folder) if resume else {}
+            summary = ranks.from_first(partial(summary_of_ended, folder)) if resume else {}
             if summary.get("status") not in ENDED:
-                trainee = trainee or Trainee(config, data, seed, device)
-                try:
-                    summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume)
-                except CheckpointError as error:
-                    if keep_weights:
-                        raise
-                    # In a folder of several methods nobody can be told to begin all of them anew.
-                    warnings.warn(f"{error.reason}; seed {seed} is trained anew", stacklevel=2)
-                    remove_checkpoints(folder)
-                    trainee = Trainee(config, data, seed, device)  # part of one may have been loaded
-                    summary = SeedRun(trainee, config, folder, observer, stop, keep_weights).run(resume=False)
+                make = partial(Trainee, config, data, seed, device, ranks)
+                run = partial(SeedRun, config=config, folder=folder, observer=observer, stop=stop)
+                summary = _run(trainee or make(), make, partial(run, keep_weights=keep_weights), resume)
             trainee = None  # its memory is free before the next one is built
             summaries.append(summary)
             if stop.requested:
@@ -85,5 +87,21 @@ def train(
     total = {"schema_version": SCHEMA_VERSION, "method": config.methods[0].label, **over_seeds(summaries)}
     if stop.requested and len(summaries) < len(seeds):
         total["status"] = "interrupted"  # seeds that never began are missing too
-    write_json(directory / "summary.json", total)
+    if ranks.is_first:
+        write_json(directory / "summary.json", total)
     return total
+
+
+def _run(
+    trainee: Trainee, make: Callable[[], Trainee], seed_run: Callable[[Trainee], SeedRun], resume: bool
+) -> dict[str, Any]:
+    run = seed_run(trainee)
+    try:
+        return run.run(resume)
+    except CheckpointError as error:
+        if run.keep_weights:
+            raise
+        # In a folder of several methods nobody can be told to begin all of them anew.
+        warnings.warn(f"{error.reason}; seed {trainee.seed} is trained anew", stacklevel=3)
+        remove_checkpoints(run.folder)
+        return seed_run(make()).run(resume=False)  # part of a checkpoint may have been loaded into the other one
