@@ -142,9 +142,9 @@ class TorchTransport:
         try:
             yield
         except RuntimeError as error:  # so torch says that a connection is closed
-            raise self._ended(error) from error
+            raise self._ended() from error
 
-    def _ended(self, error: BaseException) -> RankError:
+    def _ended(self) -> RankError:
         """Why others cannot be reached: what one of them has told before it left, or that it left without a word."""
         with suppress(Exception):
             if self._store.check([_TOLD]):
@@ -153,7 +153,6 @@ class TorchTransport:
         with suppress(Exception):  # gone too: then everybody says it
             first = self._store.add(_SAID, 1) == 1
         return RankError(
-            f"one of the {self.size} processes ended without a word ({described(error)[:100]}), so the run ends; "
-            "continue it with --resume",
+            f"one of the {self.size} processes ended without a word, so the run ends; continue it with --resume",
             first,
         )

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from kfbench.config.load import load_config
+from kfbench.config.method_table import METHODS
 from kfbench.updates.build import build_data
 from kfbench.updates.ranks.sharing import Several
 from kfbench.updates.trainee import Trainee
@@ -102,7 +103,8 @@ def together(size, work):
 def config_of(spec, **flags):
     """A tiny problem in float64, on which every method trains."""
     usual = {"width": 12, "train_samples": 82, "eval_samples": 50, "batch_size": 20, "dtype": "float64"}
-    if not spec.startswith(("sgd", "adam", "muon")):
+    entry = METHODS.get(spec.split(":")[0])
+    if entry is not None and entry.accepts("warmup_batches"):
         usual["warmup_batches"] = 2
     return load_config(specs=[spec], flags=usual | flags)
 
