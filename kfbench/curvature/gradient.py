@@ -98,6 +98,11 @@ class LayerGradient:
         self._assert_rows()
         return self.rows // max(1, self.samples)
 
+    @property
+    def positions_or_0(self) -> int:
+        """P; 0 where it is known as a matrix alone."""
+        return self.positions if self.rows else 0
+
     def parts(self, numbers: int) -> Iterator[tuple[Float[Tensor, "1 n P d_out"], Float[Tensor, "n P d_in"]]]:
         """Its rows, a few samples at a time; ``numbers``: what is worked on for each sample beside its inputs."""
         g = self.output_gradients.view(self.samples, self.positions, -1)

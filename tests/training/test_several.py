@@ -76,7 +76,7 @@ def test_interrupted_by_a_signal_to_one_of_them_and_continued_by_three(tmp_path,
     assert f"interrupted; continue with: kfbench train --resume --out {run}" in two.errors()[0]
     made = len(updates(run))
     three = Started(tmp_path, 3, "train", "--resume", "--out", run)
-    three.wait_for(run / "seed-0" / "updates.csv", made)
+    three.wait_for(run / "seed-0" / "updates.csv", max(made, 15))
     for process in three.processes:
         os.kill(process.pid, signal.SIGINT)
     assert three.ended() == [130, 130, 130], three.errors()

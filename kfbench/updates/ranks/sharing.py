@@ -124,8 +124,7 @@ class Several(Ranks):
 
     def rows(self, samples: int) -> tuple[slice, int]:
         """Neighbouring ones, the first processes one more where it does not divide; of none left, the first row."""
-        few, more = divmod(samples, self.size)
-        start, count = self.rank * few + min(self.rank, more), few + (self.rank < more)
+        start, count = sum(self._count(rank, samples) for rank in range(self.rank)), self._count(self.rank, samples)
         return slice(start, start + count) if count else slice(0, 1), count
 
     def shares(self, parts: Iterable[Batch]) -> Iterator[Batch]:
@@ -175,10 +174,17 @@ class Several(Ranks):
         return self.sums([tensor * (self._own / self._samples) for tensor in own])
 
     def gradients(self, own: Gradients, plain: Plain) -> tuple[Gradients, Plain]:
-        """As matrices; what keeps rows, keeps those of this process beside its matrix."""
+        """All rows where they are fewer numbers, else matrices, beside which a method that keeps rows has its own."""
         count = sum(n for n, _ in plain)
         of_plain = [_mean_of_parts([(n, g[i]) for n, g in plain], count) for i in range(len(plain[0][1]))]
         used = [g for g in of_plain if g is not None]
+        # Of micro-batches each process decides by its own number of rows in which form they are joined.
+        may_travel = len(plain) == 1 and not self._keeps_rows
+        few = [
+            name for name, G in own.items() if may_travel and rows_are_fewer(self._samples, G.shape, G.positions_or_0)
+        ]
+        by_rows = self._gathered({name: own[name] for name in few})
+        names, own = list(own), {name: G for name, G in own.items() if name not in by_rows}
         means = self.means([*(G.dense() for G in own.values()), *used])
         matrices = dict(zip(own, means, strict=False))
         rest = iter(means[len(own) :])
@@ -188,7 +194,27 @@ class Several(Ranks):
             else LayerGradient.from_dense(matrices[name], self._samples)
             for name, G in own.items()
         }
+        joined = {name: by_rows[name] if name in by_rows else joined[name] for name in names}
         return joined, [(self._samples, [None if g is None else next(rest) for g in of_plain])]
+
+    def _gathered(self, own: Gradients) -> Gradients:
+        """With the rows of all processes, in the order in which one would have them."""
+        if not own:
+            return {}
+        counts = [self._count(rank, self._samples) for rank in range(self.size)]
+        mine = [rows[: counts[self.rank]] for G in own.values() for rows in (G.output_gradients, G.inputs)]
+        widths = [rows.shape[1] for rows in mine]
+        flats = [mine[0].new_empty(count * sum(widths)) for count in counts]
+        flats[self.rank] = torch.cat([rows.reshape(-1) for rows in mine])
+        self._transport.hand_on(flats)
+        split = [flat.split([n * width for width in widths]) for flat, n in zip(flats, counts, strict=True)]
+        parts = [torch.cat([each[i].view(-1, width) for each in split]) for i, width in enumerate(widths)]
+        pairs = zip(own, parts[::2], parts[1::2], strict=True)
+        return {name: LayerGradient(g, a, self._samples) for name, g, a in pairs}
+
+    def _count(self, rank: int, samples: int) -> int:
+        few, more = divmod(samples, self.size)
+        return few + (rank < more)
 
     _keeps_rows = False
 
@@ -235,6 +261,12 @@ class Several(Ranks):
             "bytes_sent": self._transport.bytes_sent,
             "seconds_communication": self._transport.seconds,
         }
+
+
+def rows_are_fewer(samples: int, shape: tuple[int, int], positions: int) -> bool:
+    """Whether the rows of a layer's gradient are fewer numbers than its matrix, of one row a sample."""
+    d_out, d_in = shape
+    return positions == 1 and samples * (d_out + d_in) < d_out * d_in
 
 
 def _mean_of_parts(parts: list[tuple[int, Tensor | None]], count: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from kfbench.preconditioners.contract import Traits
 from kfbench.updates.batches import Batch
 from kfbench.updates.isolation import forward_isolated
 from kfbench.updates.preconditioning import Preconditioning
+from kfbench.updates.ranks.sharing import rows_are_fewer
 from kfbench.updates.schedule import Schedule
 from kfbench.updates.trainee import Trainee
 
@@ -46,6 +47,10 @@ def predicted_traffic(trainee: Trainee, batch: Batch) -> Traffic:
     for shape, kept in _layers(trainee.model, batch, traits):
         sent = traits.numbers_sent(shape) if traits.numbers_sent is not None else {}
         update += sent.get("update", 0)
+        d_out, d_in = shape.d_out, shape.d_in
+        by_rows = trainee.run.micro_batch_size is None and not traits.needs_rows
+        if by_rows and rows_are_fewer(len(batch[0]), (d_out, d_in), shape.positions):
+            update += len(batch[0]) * (d_out + d_in) - d_out * d_in
         if not traits.of_gradients:
             # The factor of inputs in its compact form, where it has one; of symmetric matrices one half.
             outputs = traits.fisher != "none"
@@ -64,9 +69,10 @@ def _layers(model: nn.Module, batch: Batch, traits: Traits) -> list[tuple[LayerS
     found = []
     for name, calls in captured.calls.items():
         layer, x = layers[name], calls[0].input
-        usual = sum(call.positions for call in calls) == 1 and not layer.always_of_form  # formed from rows
+        positions = sum(call.positions for call in calls)
+        usual = positions == 1 and not layer.always_of_form  # formed from rows
         form = None if usual else layer.form(tuple(x.shape[1:]), layer.has_bias, traits.estimate)
         kept = triangle(layer.d_in) if form is None else form.measure(x[:1]).numel()
         blocks = () if form is None else form.input_blocks
-        found.append((LayerShape(len(x), layer.d_out, layer.d_in, input_blocks=blocks), kept))
+        found.append((LayerShape(len(x), layer.d_out, layer.d_in, positions=positions, input_blocks=blocks), kept))
     return found
