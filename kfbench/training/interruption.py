@@ -3,9 +3,10 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kfbench.updates.ranks.sharing import Ranks
+if TYPE_CHECKING:  # it imports torch, and who leads workers has none
+    from kfbench.updates.ranks.sharing import Ranks
 
 
 class Interruption:
@@ -46,7 +47,7 @@ class Interruption:
 class AgreedInterruption(Interruption):
     """Of several processes: ``requested`` turns true in all of them at the same ``look``, whichever got the signal."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: "Ranks") -> None:
         super().__init__()
         self._ranks, self._wanted = ranks, False
 
@@ -59,6 +60,6 @@ class AgreedInterruption(Interruption):
         self._restore()
 
 
-def interruption_of(ranks: Ranks) -> Interruption:
+def interruption_of(ranks: "Ranks") -> Interruption:
     """The kind for one process or for several."""
     return Interruption() if ranks.size == 1 else AgreedInterruption(ranks)
