@@ -14,6 +14,11 @@ from torch import Tensor
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
+def now() -> float:
+    """Seconds of a clock that only differences mean anything of."""
+    return time.perf_counter()
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until a device has done what it was given; a CPU always has."""
     if device.type != "cpu":

@@ -1,6 +1,5 @@
 """How numbers travel between the processes of a run: torch.distributed, its errors one sentence, its bytes counted."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from kfbench.errors import KfbenchError, UsageError, described
 from kfbench.executors.launched import Launched
+from kfbench.updates.spent import now
 
 # Under these names the store, which outlives any one of them, tells the others.
 _TOLD, _SAID = "kfbench/told", "kfbench/said"
@@ -132,10 +132,10 @@ class TorchTransport:
     @contextmanager
     def _timed(self, *flats: Tensor) -> Iterator[None]:
         self.bytes_sent += sum(flat.numel() * flat.element_size() for flat in flats)
-        began = time.perf_counter()
+        began = now()
         with self._one_sentence():
             yield
-        self.seconds += time.perf_counter() - began
+        self.seconds += now() - began
 
     @contextmanager
     def _one_sentence(self) -> Iterator[None]:
