@@ -3,7 +3,8 @@
 import pytest
 
 from kfbench.updates.ranks.sharing import Several
-from kfbench.updates.ranks.traffic import predicted_traffic
+from kfbench.updates.ranks.traffic import Traffic, predicted_traffic
+from kfbench.updates.schedule import Amortisation
 from kfbench.updates.trainee import Trainee
 from tests.updates.ranks.meeting import CPU, build_data, config_of, together
 from tests.updates.ranks.test_sharing import CONVOLUTIONS, NUMBERS, SEQUENCES
@@ -33,9 +34,11 @@ def test_bytes_are_those_counted(spec, problem, placement):
             before = sum(size for _, size in transport.messages)
             trainee.update(x, y)
             sent.append(sum(size for _, size in transport.messages) - before)
-            if step == 2:
-                assert sum(sent) / 3 == pytest.approx(traffic.per_update(schedule))
         return wanted, sent
 
     for wanted, sent in together(2, work):
         assert sent == wanted
+
+
+def test_on_average_over_a_period():
+    assert Traffic(update=10, observe=6, refresh=12).per_update(Amortisation(T=6, S=2)) == 10 + 2 + 2
