@@ -17,6 +17,8 @@ from kfbench.config.load import configure
 from kfbench.config.method_table import METHODS
 from kfbench.config.schema import Config
 from kfbench.config.yaml_file import read_yaml
+from kfbench.errors import UsageError
+from kfbench.executors.launched import launched
 
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in --out")]
 Format = Annotated[
@@ -143,6 +145,8 @@ def command(
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*arguments, *shared, *options, *flags)]
 
         def run(**values: Any) -> None:
+            if function.__name__ != "train":
+                _refuse_several(function.__name__)
             # Of a flag that was not given the parser may make an empty list.
             given_flags = {f.name: v for f in flags if (v := values.pop(f.name)) not in (None, [], ())}
             common = {p.name: values.pop(p.name) for p in shared}
@@ -157,6 +161,12 @@ def command(
         return Command(run, _short_help(first, examples))
 
     return made
+
+
+def _refuse_several(name: str) -> None:
+    """UsageError where `torchrun` started several processes of a command that runs in one."""
+    if (one_of := launched()) is not None:
+        raise UsageError(f"torchrun is for train alone: {name} takes one process, got WORLD_SIZE={one_of.size}")
 
 
 def _shared(out: str) -> list[inspect.Parameter]:

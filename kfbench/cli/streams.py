@@ -1,11 +1,16 @@
-"""Standard output and error of a command: that nobody reads them decides nothing about the work."""
+"""Standard output and error of a command: that nobody reads them decides nothing; of several processes one speaks."""
 
 import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TextIO
+
+import typer
+
+from kfbench.errors import KfbenchError
+from kfbench.executors.launched import Launched
 
 
 class _Lossy(io.TextIOBase):
@@ -80,3 +85,32 @@ def finish_output() -> None:
     except OSError:
         _give_up(sys.stdout)
         raise
+
+
+@contextmanager
+def one_voice(one_of: Launched | None) -> Iterator[None]:
+    """All but the first process are silent; what they alone know they say at their end."""
+    if one_of is None or "--debug" in sys.argv:
+        yield
+        return
+    try:
+        if one_of.rank == 0:
+            yield
+        else:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                yield
+    except typer.Exit:
+        raise
+    except BaseException as error:
+        if _is_to_say(error, one_of.rank):
+            raise
+        code = (
+            error.exit_code if isinstance(error, KfbenchError) else 130 if isinstance(error, KeyboardInterrupt) else 3
+        )
+        raise typer.Exit(code) from error
+
+
+def _is_to_say(error: BaseException, rank: int) -> bool:
+    from kfbench.updates.ranks.transport import RankError
+
+    return error.to_say if isinstance(error, RankError) else rank == 0

@@ -13,7 +13,7 @@ from kfbench.config.schema import Config
 from kfbench.errors import UsageError
 
 # Keys of `run` that name a seed or a place, or are only looked at afterwards.
-_NOT_NUMBERS = ("seed", "seeds", "target_loss")
+_NOT_NUMBERS = ("seed", "seeds", "target_loss", "refresh_placement")
 
 
 def trajectory(config: Config) -> dict[str, Any]:

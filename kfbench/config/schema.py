@@ -210,6 +210,11 @@ class Run(Section):
     seeds: Int = Field(1, ge=1, le=MOST_SEEDS, description="number of seeds: seed, seed + 1, ...")
     device: Text = Field("cpu", description="any torch device")
     threads: Int = Field(1, ge=1, le=MOST_THREADS, description="threads of the CPU")
+    refresh_placement: Literal["spread", "replicated"] | None = Field(
+        None,
+        description="of several processes each refreshes its part and hands it on, or all refresh all (default: "
+        "spread)",
+    )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of model and data")
     amp: Literal["none", "bfloat16"] = Field(
         "none",

@@ -1,18 +1,20 @@
 """Running averages of the factors of all layers, and damped inverses of those that are kept in blocks."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kfbench.curvature.counts import cholesky, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.linalg import DampedInverse, DiagonalInverse, damped_inverses, eigenbasis
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.embedding_layer import Counts
 from kfbench.layers.estimate import EXACT, Estimate
 from kfbench.layers.moments import Form, Moment, MomentOfRows
+from kfbench.layers.outer_products import from_lower_half, lower_half
 from kfbench.layers.shifts import Shifts
 from kfbench.layers.structured import ChannelGroups, TapMean
 
@@ -38,6 +40,23 @@ class BlockInverse:
 
 # What damps and inverts a mean, by its structure.
 Inverse = DampedInverse | DiagonalInverse | BlockInverse
+
+
+@runtime_checkable  # tests check annotations at run time
+class Placement(Protocol):
+    """Which of several processes does which part of a refresh, so that all have the results."""
+
+    def divided(
+        self,
+        costs: Mapping[str, float],
+        sizes: Mapping[str, list[int]],
+        work: Callable[[list[str]], Mapping[str, list[Tensor]]],
+        like: Tensor,
+    ) -> Mapping[str, list[Tensor]]:
+        """Flat tensors of these ``sizes`` for each name, of the multiply-adds ``costs``; ``work`` makes those of some.
+
+        They have the precision and the device of ``like``.
+        """
 
 
 def inverse_from_state(state: dict[str, Any]) -> Inverse:
@@ -118,6 +137,11 @@ class FactorAverages:
         self.ema, self.estimate = ema, estimate
         self.means = Means()
         self._weights: dict[str, float] = {}
+        self._placement: Placement | None = None
+
+    def place(self, placement: Placement) -> None:
+        """From now on what is cubic is divided over processes, all of which keep the same averages."""
+        self._placement = placement
 
     def add(self, name: str, rows: Float[Tensor, "... d"], divisor: int) -> None:
         """Average in ``sum of row row' / divisor``."""
@@ -159,7 +183,7 @@ class FactorAverages:
         """``(M + lambda I)^-1`` of every mean, and what needed more damping; see ``linalg.damped_inverses``."""
         blocks = _Blocks(self.means)
         own = {block: damping[name] for name, names in blocks.of.items() for block in names}
-        inverses, retried = damped_inverses(blocks, own)
+        inverses, retried = self._damped_inverses(blocks, own)
         whole: dict[str, Inverse] = {}
         for name in self.means:
             diagonal, form = self.means.diagonal(name), self.means.structure(name)
@@ -169,6 +193,25 @@ class FactorAverages:
             parts = [inverses[block] for block in blocks.of[name]]
             whole[name] = parts[0] if form is None else BlockInverse(form, parts)
         return whole, retried
+
+    def _damped_inverses(
+        self, blocks: "_Blocks", damping: Mapping[str, Tensor | float]
+    ) -> tuple[dict[str, DampedInverse], list[str]]:
+        placement, like = self._placement, next(iter(self.means.kept.values()), None)
+        if placement is None or like is None:
+            return damped_inverses(blocks, damping)
+
+        def work(names: list[str]) -> dict[str, list[Tensor]]:
+            made, retried = damped_inverses({block: blocks[block] for block in names}, damping)
+            # What stands above the diagonal of a Cholesky factor is never read.
+            return {n: [lower_half(made[n].factor), like.new_full((1,), float(n in retried))] for n in names}
+
+        widths = {block: blocks.width(block) for block in blocks}
+        costs = {block: cholesky(d) for block, d in widths.items()}
+        found = placement.divided(costs, {block: [d * (d + 1) // 2, 1] for block, d in widths.items()}, work, like)
+        flags = torch.cat([like.new_empty(0), *(flag for _, flag in found.values())]).tolist()
+        inverses = {block: DampedInverse(from_lower_half(half, symmetric=False)) for block, (half, _) in found.items()}
+        return inverses, [block for block, flag in zip(found, flags, strict=True) if flag]
 
     def eigenbasis(self, name: str) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
         """Eigenvalues and eigenvectors of one mean: of a structured one block by block, in its structure.
@@ -206,7 +249,22 @@ class FactorAverages:
 
 def joint_eigenbases(B: FactorAverages, A: FactorAverages) -> dict[str, KroneckerEigenbasis]:
     """Of ``B (x) A`` of every layer: everything cubic is here."""
-    return {name: KroneckerEigenbasis.joined(B.eigenbasis(name), A.eigenbasis(name)) for name in A.means}
+    placement, like = A._placement, next(iter(A.means.kept.values()), None)
+    if placement is None or like is None:
+        return {name: KroneckerEigenbasis.joined(B.eigenbasis(name), A.eigenbasis(name)) for name in A.means}
+    of = {f"{side} of {name}": (factor, name) for name in A.means for side, factor in (("B", B), ("A", A))}
+    dense = {key: at for key, at in of.items() if at[0].means.diagonal(at[1]) is None}
+    widths = {key: factor.means.width(name) for key, (factor, name) in dense.items()}
+
+    def work(keys: list[str]) -> dict[str, list[Tensor]]:
+        found = {key: of[key][0].eigenbasis(of[key][1]) for key in keys}
+        return {key: [values, vectors.flatten()] for key, (values, vectors) in found.items()}
+
+    costs = {key: eigh(d) for key, d in widths.items()}
+    found = placement.divided(costs, {key: [d, d * d] for key, d in widths.items()}, work, like)
+    whole = {key: factor.eigenbasis(name) for key, (factor, name) in of.items() if key not in dense}
+    whole |= {key: (values, vectors.view(len(values), -1)) for key, (values, vectors) in found.items()}
+    return {name: KroneckerEigenbasis.joined(whole[f"B of {name}"], whole[f"A of {name}"]) for name in A.means}
 
 
 class _Blocks(Mapping[str, Tensor]):
@@ -227,6 +285,12 @@ class _Blocks(Mapping[str, Tensor]):
         name, index = self._places[block]
         form = self._means.forms.get(name)
         return self._means.kept[name] if form is None else form.block(self._means.kept[name], index)
+
+    def width(self, block: str) -> int:
+        """d, without assembling."""
+        name, index = self._places[block]
+        form = self._means.forms.get(name)
+        return self._means.width(name) if form is None else form.input_blocks[index][0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -68,6 +68,24 @@ class LayerShape:
         return symmetric_product(vectors * (self.rows if self.observed is None else self.observed), self.d_out)
 
     @property
+    def input_triangles(self) -> int:
+        """Numbers of a triangular factor of every block of the input factor, each with a flag; none of a diagonal's."""
+        if self.is_diagonal:
+            return 0
+        return sum(triangle(width) + 1 for width, _ in self.input_blocks or ((self.d_in, 1),))
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether the input factor is, by its structure."""
+        return self.d_in > 1 and self.input_blocks == ((1, self.d_in),)
+
+    @property
+    def both_bases(self) -> int:
+        """Numbers of the eigenvectors and eigenvalues of both factors; none of a diagonal one."""
+        of_inputs = 0 if self.is_diagonal else self.d_in * (self.d_in + 1)
+        return of_inputs + self.d_out * (self.d_out + 1)
+
+    @property
     def without_blocks(self) -> "LayerShape":
         """For what takes the input factor as one matrix, however it is structured: bases."""
         return replace(self, input_blocks=())
@@ -87,6 +105,11 @@ def label_backward(shapes: list[LayerShape], vectors: int) -> float:
 def symmetric_product(rows: int, d: int) -> float:
     """``rows' rows`` counted whole, though only blocks on one side of the diagonal are multiplied out."""
     return float(rows * d * d)
+
+
+def triangle(d: int) -> int:
+    """Numbers on and below the diagonal."""
+    return d * (d + 1) // 2
 
 
 def cholesky(d: int) -> float:

@@ -98,14 +98,22 @@ class LayerGradient:
         self._assert_rows()
         return self.rows // max(1, self.samples)
 
+    @property
+    def positions_or_0(self) -> int:
+        """P; 0 where it is known as a matrix alone."""
+        return self.positions if self.rows else 0
+
     def parts(self, numbers: int) -> Iterator[tuple[Float[Tensor, "1 n P d_out"], Float[Tensor, "n P d_in"]]]:
         """Its rows, a few samples at a time; ``numbers``: what is worked on for each sample beside its inputs."""
         g = self.output_gradients.view(self.samples, self.positions, -1)
-        inputs = self._inputs
-        if not isinstance(inputs, SampleRows):
-            inputs = SampleRows.of(inputs.view(self.samples, self.positions, -1))
-        for part, a in inputs.parts(numbers):
+        for part, a in self.sample_rows().parts(numbers):
             yield g[None, part], a
+
+    def sample_rows(self) -> SampleRows:
+        """Its input rows, sample by sample."""
+        if isinstance(self._inputs, SampleRows):
+            return self._inputs
+        return SampleRows.of(self._inputs.view(self.samples, self.positions, -1))
 
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         """The gradient as a matrix."""

@@ -66,15 +66,19 @@ class DampedInverse:
             return rows @ self._inverse
         return self.rest(self.halfway(rows))  # (L L')^-1 = L'^-1 L^-1: L' comes first
 
+    @property
+    def factor(self) -> Float[Tensor, "d d"]:
+        """L, while it is held."""
+        assert self._cholesky is not None
+        return self._cholesky
+
     def halfway(self, rows: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
         """``rows L'^-1``, while L is held: in the refresh that made it."""
-        assert self._cholesky is not None
-        return torch.linalg.solve_triangular(self._cholesky.T, rows, upper=True, left=False)
+        return torch.linalg.solve_triangular(self.factor.T, rows, upper=True, left=False)
 
     def rest(self, rows: Float[Tensor, "R d"]) -> Float[Tensor, "R d"]:
         """``rows L^-1``, likewise."""
-        assert self._cholesky is not None
-        return torch.linalg.solve_triangular(self._cholesky, rows, upper=False, left=False)
+        return torch.linalg.solve_triangular(self.factor, rows, upper=False, left=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The matrix that is held, and how often it was used."""

@@ -1,5 +1,8 @@
 """Sums of outer products of rows, of which only one side of the diagonal is multiplied out."""
 
+import math
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,3 +44,21 @@ def _mirror(matrix: Tensor, block: int) -> None:
         matrix[:half, half:].copy_(matrix[half:, :half].T)
         _mirror(matrix[:half, :half], block)
         _mirror(matrix[half:, half:], block)
+
+
+def lower_half(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "h"]:
+    """What stands on and below the diagonal, row by row, h = d (d + 1) / 2: all of a symmetric or triangular matrix."""
+    return matrix.reshape(-1)[_below(len(matrix), matrix)]
+
+
+def from_lower_half(half: Float[Tensor, "h"], symmetric: bool) -> Float[Tensor, "d d"]:
+    """The inverse; zeros above the diagonal, or what is below it once more."""
+    d = (math.isqrt(8 * len(half) + 1) - 1) // 2
+    matrix = half.new_zeros(d, d)
+    matrix.view(-1)[_below(d, half)] = half
+    return matrix + matrix.tril(-1).T if symmetric else matrix
+
+
+def _below(d: int, like: Tensor) -> Tensor:
+    rows, columns = torch.tril_indices(d, d, device=like.device)
+    return rows * d + columns

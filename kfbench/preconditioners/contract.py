@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from kfbench.curvature.approximations import Approximation
+from kfbench.curvature.averages import Placement
 from kfbench.curvature.captured import Wanted
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
@@ -23,6 +24,18 @@ FISHERS = ("sampled", "full", "empirical")
 # All that ``fisher`` may be; "recursion" goes from layer to layer instead (``curvature/recursion.py``), "gradients"
 # has none: the mean gradients themselves are observed.
 FISHER_KINDS = ("none", *FISHERS, "recursion", "gradients")
+
+
+@runtime_checkable  # tests check annotations at run time
+class Sharing(Protocol):
+    """Several processes at one method: each sees its own rows of a batch, moments and gradients are of the whole."""
+
+    @property
+    def placement(self) -> Placement | None:
+        """How refreshes are divided; None where each process makes them all."""
+
+    def means(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """Over the whole batch, of what each process has as a mean over its own rows."""
 
 
 class Preconditioner(Protocol):
@@ -111,6 +124,14 @@ class Traits:
 
     counts_retries: bool = False
     """Whether there is a ``damping_retries``: how many factors needed more damping than asked for."""
+
+    over_processes: Callable[[Sharing], None] | None = None
+    """Told, before training, that several processes see a share of each batch each, and how their means are joined.
+    Without it a method works there if it asks for nothing but moments or mean gradients, and refreshes in each."""
+
+    numbers_sent: Callable[[LayerShape], dict[str, int]] | None = None
+    """How many numbers of one layer then travel beyond gradient and factors: at every "update", "observe", "refresh",
+    and of a refresh that is divided what is "handed on"."""
 
     check: Callable[[float, int, int], None] = lambda damping, points, vectors: None
     """ValueError, before anything is trained, for damping, points of a refresh and vectors backpropagated

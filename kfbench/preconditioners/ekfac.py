@@ -28,9 +28,9 @@ from kfbench.curvature.counts import LayerShape, eigh
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis, second_moments
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
-from kfbench.curvature.statistics import Statistics
+from kfbench.curvature.statistics import LayerStatistics, Statistics
 from kfbench.layers.estimate import Estimate
-from kfbench.preconditioners.contract import FISHERS
+from kfbench.preconditioners.contract import FISHERS, Sharing
 
 DAMPING_INITS = ("plain", "factors", "factors-pi")
 
@@ -65,6 +65,7 @@ class EKFAC:
         self.damping: dict[str, Tensor] = {}  # what is added to S: a scalar, or [d_out, d_in]
         self._warned = False  # of a damping that is below rounding
         self._observed: Statistics | None = None  # until the refresh that follows in the same update
+        self._sharing: Sharing | None = None
 
     def observe(self, statistics: Statistics) -> None:
         """Average in both factors; with labels other than the true ones, measure the scales."""
@@ -73,7 +74,7 @@ class EKFAC:
         self._observed = statistics
         # Before the first refresh there is no basis to measure in.
         if self.bases and not self.needs_rows:
-            self.scales = self._measured_scales(statistics)
+            self.scales = self._whole(self._measured_scales(statistics))
 
     def refresh(self, damping: float) -> None:
         """New eigenbases, and the scales in them from the rows observed last; RuntimeError without any."""
@@ -81,7 +82,7 @@ class EKFAC:
             raise RuntimeError("EKFAC measures its scales on observed rows: observe a batch before each refresh")
         # The bases first: scales hold in the basis they were measured in alone.
         self._refresh_bases(damping)
-        self.scales = self._measured_scales(self._observed)
+        self.scales = self._whole(self._measured_scales(self._observed))
         self._observed = None  # a batch's rows are large, and each refresh wants its own
 
     def _refresh_bases(self, damping: float) -> None:
@@ -95,13 +96,25 @@ class EKFAC:
 
     def apply(self, gradients: Mapping[str, LayerGradient]) -> dict[str, Tensor]:
         """Directions [d_out, d_in]; with true labels the scales are measured first, on the gradient's rows."""
+        if self.needs_rows and self._sharing is not None:
+            self.scales |= self._whole(self._measured_scales({n: _as_statistics(G) for n, G in gradients.items()}))
+            return {n: self._rescaled(n, self.bases[n].rotate(G)) for n, G in gradients.items()}
         return {name: self._direction(name, G) for name, G in gradients.items()}
 
     def _direction(self, name: str, G: LayerGradient) -> Tensor:
         rotated = self._rotated(name, G)
         if self.needs_rows and G.added is not None:  # which is in no row
             rotated += self.bases[name].rotate(LayerGradient.from_dense(G.added, G.samples))
+        return self._rescaled(name, rotated)
+
+    def _rescaled(self, name: str, rotated: Tensor) -> Tensor:
         return self.bases[name].rotate_back(rotated.div_(self.scales[name] + self.damping[name]))
+
+    def _whole(self, scales: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of all processes' rows, where there are several."""
+        if self._sharing is None:
+            return scales
+        return dict(zip(scales, self._sharing.means(list(scales.values())), strict=True))
 
     def _rotated(self, name: str, G: LayerGradient) -> Tensor:
         """``U_B' G U_A``, a new tensor; what is measured on the gradient is measured on the way."""
@@ -151,6 +164,19 @@ class EKFAC:
             counts["apply"] = scales + d_out * d_in * (d_out + d_in)
         return counts
 
+    def over_processes(self, sharing: Sharing) -> None:
+        """Eigenbases are divided; scales, of which each measures its own rows' mean, are joined."""
+        self._sharing = sharing
+        if sharing.placement is not None:
+            self.A.place(sharing.placement)
+            self.B.place(sharing.placement)
+
+    def numbers_sent(self, shape: LayerShape) -> dict[str, int]:
+        """Bases, and scales whenever they are measured: at every update with true labels, else with the factors."""
+        scales = shape.d_out * shape.d_in
+        measured = {"refresh": scales, "update" if self.needs_rows else "observe": scales}
+        return {"handed on": shape.both_bases, **measured}
+
     def forget(self, names: Collection[str]) -> None:
         """Layers that are others now start anew."""
         self.A.forget(names)
@@ -177,6 +203,11 @@ class EKFAC:
         self.bases = {name: KroneckerEigenbasis(**basis) for name, basis in state["bases"].items()}
         self.scales, self.damping = dict(state["scales"]), dict(state["damping"])
         self._observed = None
+
+
+def _as_statistics(G: LayerGradient) -> LayerStatistics:
+    """The rows of a gradient, which are those of true labels."""
+    return LayerStatistics(G.sample_rows(), G.output_gradients.view(1, G.samples, G.positions, -1))
 
 
 def without_scales(shape: LayerShape, vectors: int) -> dict[str, float]:

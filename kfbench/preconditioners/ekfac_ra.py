@@ -57,6 +57,10 @@ class EKFACRA(EKFAC):
         self.scales[name].mul_(kept).addcmul_(counted, counted, value=(1 - decay) * G.samples)
         return rotated
 
+    def numbers_sent(self, shape: LayerShape) -> dict[str, int]:
+        """Bases alone: scales follow from the gradient."""
+        return {"handed on": shape.both_bases}
+
     def multiply_adds(self, shape: LayerShape, vectors: int) -> dict[str, float]:
         """Those of standard K-FAC: the average has no product of its own."""
         return without_scales(shape, vectors)

@@ -10,6 +10,7 @@ from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.estimate import Estimate
+from kfbench.preconditioners.contract import Sharing
 
 
 class FOOF:
@@ -58,6 +59,15 @@ class FOOF:
             "refresh": shape.input_cholesky,
             "apply": shape.right_side,
         }
+
+    def over_processes(self, sharing: Sharing) -> None:
+        """A's Cholesky factors are divided."""
+        if sharing.placement is not None:
+            self.A.place(sharing.placement)
+
+    def numbers_sent(self, shape: LayerShape) -> dict[str, int]:
+        """Those of the Cholesky factor."""
+        return {"handed on": shape.input_triangles}
 
     def forget(self, names: Collection[str]) -> None:
         """Layers that are others now start anew."""

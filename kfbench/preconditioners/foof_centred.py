@@ -19,9 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import damped_inverses
 from kfbench.curvature.statistics import Statistics
+from kfbench.layers.estimate import EXACT
 from kfbench.layers.sample_rows import RowMap
 from kfbench.preconditioners.foof import FOOF
 
@@ -44,7 +46,7 @@ class CentredFOOF(FOOF):
         """Average in ``sum_p a a'``, ``sum_p a`` and P of every layer."""
         for name, layer in statistics.items():
             self.biased[name] = layer.has_bias
-            self.A.add_moment(name, layer.input_moment(ones=True), layer.samples)
+            self.A.add_moment(name, layer.input_moment(ones=True), layer.counted(EXACT))
 
     def refresh(self, damping: float) -> None:
         """Mean input and ``(Sigma + lambda I)^-1`` of every layer, Sigma the mean of ``sum_p (a - c)(a - c)'``."""
@@ -69,6 +71,10 @@ class CentredFOOF(FOOF):
                 right = partial(_centred, self.inverses[name], *self.centres[name])
             directions[name] = G.transform(right=right)
         return directions
+
+    def numbers_sent(self, shape: LayerShape) -> dict[str, int]:
+        """None: a covariance is inverted by every process."""
+        return {}
 
     def forget(self, names: Collection[str]) -> None:
         """Layers that are others now start anew."""

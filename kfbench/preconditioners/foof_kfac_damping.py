@@ -9,6 +9,7 @@ from torch import Tensor
 from kfbench.curvature.counts import LayerShape
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import Statistics
+from kfbench.preconditioners.contract import Sharing
 from kfbench.preconditioners.kfac import KFAC
 
 RESCALES = ("lambda_B", "kfac-norm")
@@ -71,6 +72,14 @@ class FOOFWithKFACDamping:
         counts, right = self.kfac.multiply_adds(shape, vectors), shape.right_side
         counts["apply"] = right if self.rescale == "lambda_B" else counts["apply"] + shape.product + right
         return counts
+
+    def over_processes(self, sharing: Sharing) -> None:
+        """As K-FAC's."""
+        self.kfac.over_processes(sharing)
+
+    def numbers_sent(self, shape: LayerShape) -> dict[str, int]:
+        """Likewise."""
+        return self.kfac.numbers_sent(shape)
 
     def forget(self, names: Collection[str]) -> None:
         """Layers that are others now start anew."""

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from kfbench.curvature.approximations import KroneckerProduct
 from kfbench.curvature.averages import FactorAverages, Inverse, inverse_from_state, joint_eigenbases
-from kfbench.curvature.counts import LayerShape, cholesky, eigh
+from kfbench.curvature.counts import LayerShape, cholesky, eigh, triangle
 from kfbench.curvature.eigenbasis import KroneckerEigenbasis
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.linalg import factored_damping, warn_of_small_damping
 from kfbench.curvature.statistics import Statistics
 from kfbench.layers.estimate import Estimate
-from kfbench.preconditioners.contract import FISHERS
+from kfbench.preconditioners.contract import FISHERS, Sharing
 
 DAMPING_KINDS = ("heuristic", "standard", "standard-as-released")
 
@@ -121,6 +121,17 @@ class KFAC:
             "refresh": shape.input_cholesky + cholesky(d_out) if heuristic else eigh(d_in) + eigh(d_out),
             "apply": (shape if heuristic else shape.without_blocks).right_side + shape.left_side + rotation_back,
         }
+
+    def over_processes(self, sharing: Sharing) -> None:
+        """Cholesky factors or eigenbases of both factors are divided."""
+        if sharing.placement is not None:
+            self.A.place(sharing.placement)
+            self.B.place(sharing.placement)
+
+    def numbers_sent(self, shape: LayerShape) -> dict[str, int]:
+        """Those of both Cholesky factors, or of both bases and their eigenvalues."""
+        heuristic = self.damping_kind == "heuristic"
+        return {"handed on": shape.input_triangles + triangle(shape.d_out) + 1 if heuristic else shape.both_bases}
 
     def forget(self, names: Collection[str]) -> None:
         """Layers that are others now start anew."""

@@ -228,9 +228,24 @@ class OutputFisher:
         # A user's own likelihood need not have these.
         self._root_times = getattr(likelihood, "root_times", None)
         self._fisher_sum = getattr(likelihood, "fisher_sum", None)
+        self._place: Callable[[], tuple[int, slice]] | None = None
+
+    def draw_for_whole(self, place: Callable[[], tuple[int, slice]]) -> None:
+        """From now on outputs are part of a batch of so many samples, these rows of it, for which others draw alike."""
+        self._place = place
 
     def vectors(self, output: Tensor, fisher: str) -> Tensor:
         """[K, *output.shape]: what is backpropagated, of "sampled" labels or, for any other kind, of the exact root."""
+        draws = fisher == "sampled" or self._columns is not None or self._mixes()
+        if self._place is None or not draws:
+            return self._vectors(output, fisher)
+        # Drawn for all samples, so that each meets what it would meet if one process had the whole batch.
+        samples, rows = self._place()
+        whole = output.new_zeros(samples, *output.shape[1:])
+        whole[rows] = output
+        return self._vectors(whole, fisher)[:, rows]
+
+    def _vectors(self, output: Tensor, fisher: str) -> Tensor:
         if fisher == "sampled":
             return self.likelihood.sampled_vectors(output, self.generator)
         if self._columns is not None:

@@ -15,6 +15,7 @@ from kfbench.similarity.means import SimilaritySummary
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
 from kfbench.updates.build import build_data, prepare_torch
+from kfbench.updates.schedule import warn_if_hardly_refreshed
 
 
 def check(config: Config) -> FollowedTrainee:
@@ -32,7 +33,8 @@ def similarity(
     fails keeps what was recorded and the next one goes on; an interruption ends all seeds.
     """
     first = check(config)
-    first.warn_if_hardly_refreshed()
+    if not config.run.quick:
+        warn_if_hardly_refreshed(first.preconditioning.T, first.total)
     seeds = range(config.run.seed, config.run.seed + config.run.seeds)
     trainee: FollowedTrainee | None = first
     data, device, head = first.data, first.device, _head(config, first)

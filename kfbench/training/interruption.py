@@ -3,7 +3,10 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it imports torch, and who leads workers has none
+    from kfbench.updates.ranks.sharing import Ranks
 
 
 class Interruption:
@@ -15,6 +18,9 @@ class Interruption:
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[int, Any] = {}
+
+    def look(self) -> None:
+        """Between two updates: where several processes must agree, they do so now."""
 
     def __enter__(self) -> "Interruption":
         # Python lets no other thread set handlers.
@@ -36,3 +42,24 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class AgreedInterruption(Interruption):
+    """Of several processes: ``requested`` turns true in all of them at the same ``look``, whichever got the signal."""
+
+    def __init__(self, ranks: "Ranks") -> None:
+        super().__init__()
+        self._ranks, self._wanted = ranks, False
+
+    def look(self) -> None:
+        """Whether any of them got one."""
+        self.requested = self._ranks.agreed(self._wanted)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True
+        self._restore()
+
+
+def interruption_of(ranks: "Ranks") -> Interruption:
+    """The kind for one process or for several."""
+    return Interruption() if ranks.size == 1 else AgreedInterruption(ranks)

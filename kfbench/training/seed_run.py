@@ -13,18 +13,12 @@ from torch import Tensor
 from kfbench.config.identity import refuse_other, trajectory
 from kfbench.config.schema import Config
 from kfbench.errors import KfbenchError, UsageError, described
-from kfbench.results.records import ENDED, EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS, CsvLog, write_json
+from kfbench.results.records import ENDED, EPOCH_COLUMNS, SCHEMA_VERSION, UPDATE_COLUMNS
 from kfbench.training.block import Block
-from kfbench.training.checkpoint import (
-    check_whole,
-    first_unreadable,
-    load_checkpoint,
-    remove_checkpoints,
-    remove_reserve,
-    save_checkpoint,
-)
+from kfbench.training.checkpoint import check_whole, first_unreadable
 from kfbench.training.interruption import Interruption
 from kfbench.training.observer import Observer
+from kfbench.training.seed_records import SeedRecords, Unwritten
 from kfbench.updates.spent import Clocks, peak_memory_bytes, reset_peak_memory
 from kfbench.updates.trainee import Trainee
 
@@ -50,6 +44,8 @@ class SeedRun:
     ) -> None:
         self.trainee, self.folder, self.observer, self.stop = trainee, folder, observer, stop
         self.keep_weights, self.checkpoint_seconds = keep_weights, checkpoint_seconds
+        self.ranks = trainee.ranks
+        self.records = SeedRecords(folder) if self.ranks.is_first else Unwritten()
         self.run_config = config.run
         self.identity = {"method": config.methods[0].label, "seed": trainee.seed}
         self.trajectory = trajectory(config)
@@ -68,13 +64,11 @@ class SeedRun:
         CheckpointError where there are checkpoints, and from none it can go on.
         """
         reset_peak_memory(self.trainee.device)
-        checkpoint = load_checkpoint(self.folder, self._restore) if resume else None
+        checkpoint = self._continued() if resume else None
         # Cut back to the checkpoint, as its updates since then are made again.
         keep = checkpoint["bytes"] if checkpoint else [None, None]
         columns = (*UPDATE_COLUMNS, *self.trainee.rule.columns)
-        self.updates_log = CsvLog(self.folder / "updates.csv", columns, keep[0])
-        epoch_columns = (*EPOCH_COLUMNS, *self.trainee.further_columns)
-        self.epochs_log = CsvLog(self.folder / "epochs.csv", epoch_columns, keep[1])
+        self.records.begin(columns, (*EPOCH_COLUMNS, *self.trainee.further_columns), keep)
         self.observer.started(self.trainee.seed, self.trainee.step, self.trainee.total, self.trainee.per_epoch)
         try:
             if checkpoint is None:
@@ -88,14 +82,14 @@ class SeedRun:
         except (OSError, KfbenchError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a user's method or model may fail in any way, by sys.exit too
+            self.ranks.end(error)
             self._stop_early("failed", error)
         finally:
-            self.updates_log.close()
-            self.epochs_log.close()
+            self.records.close()
         summary = self._summary()
-        write_json(self.folder / "summary.json", summary)
+        self.records.summarise(summary)
         if self.status in ENDED:
-            (remove_reserve if self.keep_weights else remove_checkpoints)(self.folder)
+            self.records.clear(self.keep_weights)
         self.observer.finished(summary)
         return summary
 
@@ -111,6 +105,7 @@ class SeedRun:
             if trainee.step >= trainee.total:
                 break
             self._update(x, y)
+            self.stop.look()
             boundary = trainee.step % trainee.per_epoch == 0 or trainee.step == trainee.total
             # By the number of the update: a continued run then looks where the whole one does.
             if boundary or trainee.step % BLOCK == 0 or self.stop.requested:
@@ -160,8 +155,8 @@ class SeedRun:
         values = [row["loss"] for row in whole]
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
         rows = whole if bad is None else whole[: bad + 1]  # with the bad one, which says what happened
-        rows[-1] |= self._seconds()
-        self.updates_log.append(rows)
+        rows[-1] |= self.clocks.so_far()
+        self.records.append_updates(rows)
         self.observer.flushed(rows[-1])
         self.recent.extend(values)
         self.clocks.lap_elsewhere()
@@ -195,17 +190,14 @@ class SeedRun:
         epoch = int(trainee.epoch) if trainee.epoch.is_integer() else trainee.epoch  # 3, not 3.0
         row = {**self.identity, "update": trainee.step, "epoch": epoch, **trainee.evaluate()}
         self.clocks.lap_elsewhere()  # so that this evaluation is in its own row
-        row |= self._seconds()
+        row |= self.clocks.so_far()
         self.epochs.append(row)
-        self.epochs_log.append([row])
+        self.records.append_epochs([row])
         self.observer.evaluated(row)
         self.clocks.lap_elsewhere()
         loss = self.epochs[-1]["train_loss"]
         if trainee.step and not math.isfinite(loss):
             self.status, self.reason = "diverged", f"the training loss after update {trainee.step} is {loss}"
-
-    def _seconds(self) -> dict[str, float]:
-        return {"seconds_updates": self.clocks.seconds_updates, "seconds_elsewhere": self.clocks.seconds_elsewhere}
 
     def _checkpoint(self, ended: bool = False) -> None:
         """Save everything that a continuation needs; at the end the trained weights, without what was for more."""
@@ -218,10 +210,9 @@ class SeedRun:
             "trainee": state,
             "epochs": self.epochs,
             "recent": list(self.recent),
-            "bytes": [self.updates_log.sync(), self.epochs_log.sync()],  # on the disk before what counts on them
             "clocks": self.clocks.state_dict(),
         }
-        save_checkpoint(self.folder, content)
+        self.records.save(content)
         self.clocks.lap_elsewhere()
 
     def _check_state(self) -> None:
@@ -240,6 +231,16 @@ class SeedRun:
         """Go on from a checkpoint; TornError, or whatever a user's method raises, where that cannot be."""
         check_whole(checkpoint, self.folder, self.trainee.seed, self.trainee.total)
         refuse_other(checkpoint["trajectory"], self.trajectory, self.folder)
+        self._go_on(checkpoint)
+
+    def _continued(self) -> dict[str, Any] | None:
+        """The checkpoint from which all processes go on, which the first of them has read."""
+        checkpoint = self.ranks.from_first(lambda: self.records.load(self._restore))
+        if checkpoint is not None and not self.ranks.is_first:
+            self._go_on(checkpoint)
+        return checkpoint
+
+    def _go_on(self, checkpoint: dict[str, Any]) -> None:
         self.trainee.load_state_dict(checkpoint["trainee"])
         self.epochs = checkpoint["epochs"]
         self.recent.extend(checkpoint["recent"])
@@ -283,6 +284,7 @@ class SeedRun:
             "clipped_updates": self.trainee.rule.acted,
             **self.trainee.rule.summary(),
             **self._target(),
+            **self.ranks.described(),
         }
 
     def _target(self) -> dict[str, Any]:

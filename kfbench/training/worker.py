@@ -17,7 +17,7 @@ from kfbench.training.observer import Observer
 from kfbench.training.run import check, train, train_seed
 from kfbench.training.seed_run import SeedRun
 from kfbench.updates.build import build_data
-from kfbench.updates.schedule import PARTS
+from kfbench.updates.schedule import PARTS, warn_if_hardly_refreshed
 from kfbench.updates.timed import PartContestant, TraineeContestant, preload
 
 # Timed updates of each kind.
@@ -49,7 +49,8 @@ def run_seed(
     if anew:
         remove_checkpoints(directory)
     trainee = check(config)
-    trainee.warn_if_hardly_refreshed()
+    if not config.run.quick:
+        warn_if_hardly_refreshed(trainee.preconditioning.T, trainee.total)
     kind = partial(SeedRun, keep_weights=False, checkpoint_seconds=checkpoint_seconds)
     with Interruption() as stop:
         summary = train_seed(trainee, config, directory, Observer(), stop, True, kind)

@@ -1,5 +1,6 @@
 """What a method answers: a direction for every layer, checked once against what it promised."""
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -32,6 +33,15 @@ class Answers:
         if len(asked) == len(gradients):
             return directions
         return {name: directions[name] if name in asked else G.dense() for name, G in gradients.items()}
+
+
+def warn_of_retries(damping: float) -> None:
+    """That directions are damped more than was asked for."""
+    warnings.warn(
+        f"a factor was not positive definite in floating point with damping {damping:g}, so it was damped more; "
+        "raise --damping or use --dtype float64 (further cases are only counted)",
+        stacklevel=3,
+    )
 
 
 def check_directions(directions: Any, gradients: Mapping[str, LayerGradient]) -> None:

@@ -1,5 +1,6 @@
 """What one turn collects of its micro-batches, joined, with layers that were skipped; whether it is finite."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,21 @@ from kfbench.curvature.captured import Captured
 from kfbench.curvature.gradient import LayerGradient
 from kfbench.curvature.statistics import LayerStatistics, join_statistics
 from kfbench.layers.contract import Layer, full
+from kfbench.layers.estimate import EXACT, Estimate
+from kfbench.updates.ranks.sharing import ALONE, Ranks
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs and targets
 FisherBatches = Callable[[int], Batches]  # number of a refresh -> the points that a method draws for itself
 
 
 class Collected:
-    """What the micro-batches of one update have given, until its turn is taken."""
+    """What the micro-batches of one update have given, until its turn is taken; of ``ranks``, what all of theirs have.
 
-    def __init__(self) -> None:
+    ``estimate``: how the moments of its statistics are asked for.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE, estimate: Estimate = EXACT) -> None:
+        self._ranks, self._estimate = ranks, estimate
         self.discard()
 
     def discard(self) -> None:
@@ -39,6 +46,7 @@ class Collected:
     def gradients(self, layers: Mapping[str, Layer], keep_rows: bool, l2: float) -> dict[str, LayerGradient]:
         """Of every layer over the whole batch, with that of ``l2 / 2 |theta|^2``."""
         joined = joined_gradients(self._gradients, self._plain, layers, keep_rows)
+        joined, self._plain = self._ranks.gradients(joined, self._plain)
         return {name: G.plus_matrix(l2 * weights(layers[name])) for name, G in joined.items()} if l2 else joined
 
     def plain(self, parameters: Sequence[nn.Parameter], l2: float) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
@@ -48,7 +56,16 @@ class Collected:
 
     def statistics(self, layers: Mapping[str, Layer], newest_only: bool) -> dict[str, LayerStatistics] | None:
         """Over the whole batch; None where it was not observed."""
-        return joined_statistics(self._statistics, layers, newest_only)
+        joined = joined_statistics(self._statistics, layers, newest_only)
+        return None if joined is None else self.whole(joined)
+
+    def whole(self, statistics: dict[str, LayerStatistics]) -> dict[str, LayerStatistics]:
+        """Of all processes, what this one has of them."""
+        return self._ranks.statistics(statistics, self._estimate)
+
+    def whole_gradients(self, gradients: dict[str, LayerGradient]) -> dict[str, LayerGradient]:
+        """Likewise, of a batch that no update is made of."""
+        return self._ranks.gradients(gradients, [(1, [])])[0]
 
 
 def weights(layer: Layer) -> Tensor:
@@ -141,3 +158,32 @@ def first_not_finite(statistics: Mapping[str, LayerStatistics | LayerGradient]) 
     sums = torch.stack([rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).double() for _, rows in tensors])
     finite = torch.isfinite(sums).tolist()
     return next((name for (name, _), is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
+
+
+# What becomes of statistics that are not finite: left out of the method, or FloatingPointError.
+ON_NONFINITE = ("skip", "stop")
+
+
+class Sieve:
+    """Holds back statistics that are not finite: one corrupt sample would stay in every average for good.
+
+    ValueError for an ``on_nonfinite`` that is not one of ON_NONFINITE.
+    """
+
+    def __init__(self, on_nonfinite: str) -> None:
+        if on_nonfinite not in ON_NONFINITE:
+            raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
+        self._on_nonfinite, self.held_back = on_nonfinite, 0
+
+    def lets_pass(self, statistics: Mapping[str, LayerStatistics | LayerGradient], needed: bool) -> bool:
+        """Whether they are finite; FloatingPointError where they are not, and are ``needed`` or this is to stop."""
+        bad = first_not_finite(statistics)
+        if bad is None:
+            return True
+        self.held_back += 1
+        sentence = f"a batch's statistics of layer {bad!r} are not finite"
+        if self._on_nonfinite == "stop" or needed:
+            raise FloatingPointError(sentence)
+        if self.held_back == 1:
+            warnings.warn(f"{sentence}, so they are left out (further batches are only counted)", stacklevel=3)
+        return False

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kfbench.problems.datasets import Dataset
 from kfbench.problems.likelihoods import Likelihood
 from kfbench.step_rules.contract import Vector
 from kfbench.step_rules.tangents import fisher_products, tangents
 from kfbench.updates.isolation import evaluating, forward_isolated
+from kfbench.updates.ranks.sharing import ALONE, Ranks
 
 # Large enough for efficient products, small enough that activations stay in tens of megabytes: those of convolutions,
 # which have weights of more than two dimensions, are images of many channels.
@@ -19,14 +21,19 @@ _BATCH, _BATCH_OF_IMAGES, _TOKENS = 2000, 200, 16_384
 CHANGES_ITS_INPUT = "changes its input in place, which is the data set: let its first layer make a new tensor"
 
 
-def evaluate(model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> tuple[float, float | None]:
+def evaluate(
+    model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: Tensor, ranks: Ranks = ALONE
+) -> tuple[float, float | None]:
     """(mean loss, accuracy or None), in evaluation mode; sums are kept in float64 on the device.
 
+    Each of several processes takes a part of the samples, and all get the same answer.
     ValueError for a model that changes its input in place; the samples stay as they are.
     """
     loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
     correct: Tensor | None = torch.zeros((), dtype=torch.int64, device=inputs.device)
-    size = _batch_size(model, inputs)
+    size, samples = _batch_size(model, inputs), len(inputs)
+    rows, counted = ranks.rows(samples)
+    inputs, targets = inputs[rows], targets[rows]
     labels = 1  # of a sample
     with torch.no_grad(), evaluating(model):
         for start in range(0, len(inputs), size):
@@ -40,9 +47,18 @@ def evaluate(model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: 
             right = likelihood.correct(output, target)
             correct = None if right is None or correct is None else correct + right.sum()
             labels = 1 if right is None else right[0].numel()
+    loss, *rest = ranks.sums([figure * (counted > 0) for figure in (loss, correct) if figure is not None])
     # Read only now: each of these waits for the device.
-    accuracy = None if correct is None else correct.item() / (len(inputs) * labels)
-    return loss.item() / len(inputs), accuracy
+    accuracy = rest[0].item() / (samples * labels) if rest else None
+    return loss.item() / samples, accuracy
+
+
+def on_both_sets(
+    model: nn.Module, likelihood: Likelihood, data: Dataset, samples: int | None, ranks: Ranks
+) -> Iterator[float | None]:
+    """Loss and accuracy on the training set, then on the test set, or on their first ``samples``."""
+    yield from evaluate(model, likelihood, data.train_inputs[:samples], data.train_targets[:samples], ranks)
+    yield from evaluate(model, likelihood, data.test_inputs[:samples], data.test_targets[:samples], ranks)
 
 
 def _batch_size(model: nn.Module, inputs: Tensor) -> int:

@@ -12,6 +12,7 @@ from kfbench.preconditioners.plain import PlainGradient
 from kfbench.problems.likelihoods import Gaussian, OutputFisher
 from kfbench.step_rules.contract import Vector
 from kfbench.updates.preconditioning import Rate, Redirect, set_gradients, squared_norm
+from kfbench.updates.ranks.sharing import ALONE, Ranks, Several
 from kfbench.updates.schedule import Always
 from kfbench.updates.turn import Turn, Watch
 
@@ -27,6 +28,11 @@ class PlainUpdate:
         # Never taken: it tells what an update costs and repeats after to whoever times or counts it.
         self.turn = Turn(PlainGradient(), 0.0, 1, 1, None, OutputFisher(Gaussian()), None)
         self.turn.reschedule(Always(observing=False, refreshing=False))
+        self._ranks: Ranks = ALONE
+
+    def over_processes(self, ranks: Several) -> None:
+        """From now on this process sees a share of each batch."""
+        self._ranks = ranks
 
     def plain_parameters(self) -> list[nn.Parameter]:
         """All: there is no direction but the gradient."""
@@ -49,6 +55,10 @@ class PlainUpdate:
     @torch.no_grad()
     def finish(self, redirect: Redirect, candidates: Sequence[float] = (), rate: Rate | None = None) -> None:
         """The gradient is its own direction unless a step rule has another; there is no damping to try."""
+        if self._ranks.size > 1:
+            # Each is a part of the mean over the whole batch already.
+            used = [p.grad for p in self.model.parameters() if p.grad is not None]
+            torch._foreach_copy_(used, self._ranks.sums(used))
         if self.turn.l2:
             for parameter in self._trained:
                 if parameter.grad is not None:

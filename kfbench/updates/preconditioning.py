@@ -20,6 +20,7 @@ from kfbench.problems.likelihoods import LIKELIHOODS, Likelihood, OutputFisher
 from kfbench.step_rules.contract import Vector
 from kfbench.updates.answers import Matrices
 from kfbench.updates.collected import FisherBatches
+from kfbench.updates.ranks.sharing import Several
 from kfbench.updates.shared_forward import SharedForward, exact
 from kfbench.updates.turn import Turn, Watch
 
@@ -124,6 +125,10 @@ class Preconditioning:
     def S(self) -> int:
         """Updates of these that observe."""
         return self.turn.schedule.S
+
+    def over_processes(self, ranks: Several) -> None:
+        """From now on this process sees a share of each batch."""
+        self.turn.over_processes(ranks)
 
     def begin(self) -> None:
         """Before the forwards of an update: nothing, what was collected lies in the turn."""

@@ -1,6 +1,7 @@
 """T, S and the kinds of an update: which updates observe and refresh, and how many there are."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,3 +117,13 @@ def total_updates(run: Run, samples: int) -> tuple[int, int]:
         return run.updates, per_epoch
     assert run.epochs is not None
     return run.epochs * per_epoch, per_epoch
+
+
+def warn_if_hardly_refreshed(T: int | None, total: int) -> None:
+    """Fewer than two refreshes in a whole run say little about a method; ``T`` is None where it has none."""
+    if T is not None and total // T < 2:
+        warnings.warn(
+            f"{total} updates give fewer than two refreshes at T = {T}: the method is hardly at work; "
+            f"train longer or lower --T",
+            stacklevel=2,
+        )

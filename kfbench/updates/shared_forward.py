@@ -134,7 +134,7 @@ class SharedForward:
                     turn.traits.want(captured.wanted, observing=True)
                 for turn in filled:
                     if turn.traits.of_gradients:
-                        turn.observe(captured.gradients(losses, keep_graph=True))  # others may draw labels yet
+                        turn.observe(turn.gradients_of(captured, losses))
                     else:
                         turn.observe(turn.statistics_of(captured, losses, output, moments))
                 seen += 1

@@ -14,6 +14,11 @@ from torch import Tensor
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
+def now() -> float:
+    """Seconds of a clock that only differences mean anything of."""
+    return time.perf_counter()
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until a device has done what it was given; a CPU always has."""
     if device.type != "cpu":
@@ -48,13 +53,13 @@ class Clocks:
         """The time since the last lap was spent in filling statistics before update 0."""
         self.seconds_warmup += self._lap()
 
+    def so_far(self) -> dict[str, float]:
+        """The accounts that grow."""
+        return {"seconds_updates": self.seconds_updates, "seconds_elsewhere": self.seconds_elsewhere}
+
     def state_dict(self) -> dict[str, float]:
         """The accounts."""
-        return {
-            "seconds_updates": self.seconds_updates,
-            "seconds_elsewhere": self.seconds_elsewhere,
-            "seconds_warmup": self.seconds_warmup,
-        }
+        return {**self.so_far(), "seconds_warmup": self.seconds_warmup}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Continue the accounts of an interrupted run."""

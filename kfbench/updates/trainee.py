@@ -1,13 +1,12 @@
 """What is trained, by what: one seed's model, optimizer and preconditioning, and one update of it."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kfbench.config.schema import Config
 from kfbench.problems.datasets import Dataset
@@ -36,7 +35,8 @@ from kfbench.updates.build import (
     on_device,
     training_forward,
 )
-from kfbench.updates.evaluation import Repeated, Seen, at_weights_to_judge, evaluate, running_average
+from kfbench.updates.evaluation import Repeated, Seen, at_weights_to_judge, on_both_sets, running_average
+from kfbench.updates.ranks.sharing import ALONE, Ranks, Several
 from kfbench.updates.schedule import total_updates
 from kfbench.updates.spent import tensor_bytes
 from kfbench.updates.turn import Turn, Watch
@@ -48,7 +48,7 @@ Inner = Callable[[Vector | None], Tensor]  # gradient'vector []
 class Trainee:
     """One seed of one method. Equal configuration and seed give bit-equal updates."""
 
-    def __init__(self, config: Config, data: Dataset, seed: int, device: torch.device) -> None:
+    def __init__(self, config: Config, data: Dataset, seed: int, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.run, self.method, self.data, self.seed, self.device = config.run, config.methods[0], data, seed, device
         self.eval_samples = config.problem.eval_samples
         self.total, self.per_epoch = total_updates(config.run, len(data.train_inputs))
@@ -72,6 +72,9 @@ class Trainee:
         self.further_columns = (*averaged, *(BITS_COLUMNS if data.positions else ()))  # of epochs.csv
         if self.method.options.get("tau1") is not None:
             self.preconditioning.turn.observe_apart(self._part)
+        self.ranks = ranks
+        if isinstance(ranks, Several):
+            self.preconditioning.over_processes(ranks)
         self.step = self.samples = 0
         self._current: Batch | None = None  # of the coming step
         self._seen: Seen | None = None  # the batch of the coming step, for rules that look at it
@@ -92,16 +95,6 @@ class Trainee:
         """How many factors needed more damping than asked for."""
         return self.preconditioning.turn.damping_retries
 
-    def warn_if_hardly_refreshed(self) -> None:
-        """Fewer than two refreshes in the whole run say little about a method."""
-        T = self.preconditioning.T
-        if T is not None and not self.run.quick and self.total // T < 2:
-            warnings.warn(
-                f"{self.total} updates give fewer than two refreshes at T = {T}: the method is hardly at work; "
-                f"train longer or lower --T",
-                stacklevel=2,
-            )
-
     def batches(self) -> Iterator[Batch]:
         """The training batches from the coming update on, without end."""
         if self.run.batch_growth is not None:
@@ -111,7 +104,8 @@ class Trainee:
     def warm_up(self) -> None:
         """Fill the statistics of a preconditioned method before its first update."""
         count = self.method.options.get("warmup_batches", 0)
-        self.preconditioning.warm_up(warmup_batches(self.data, self.run.batch_size, self.seed, count))
+        batches = warmup_batches(self.data, self.run.batch_size, self.seed, count)
+        self.preconditioning.warm_up(self.ranks.each(batches))
 
     def _part(self) -> list[Batch]:
         """The first ``tau1`` of the batch, for statistics."""
@@ -158,15 +152,17 @@ class Trainee:
         parts = self.micro_batches(x, y)
         # Before the forward, which draws its masks.
         self._seen = Seen(self.model, self.likelihood, parts) if self.rule.looks_at_batch else None
-        total = None
-        for xs, ys in parts:
-            with self.preconditioning.capture():
-                output = self._forward(self.model, xs)
-            losses = self.likelihood.loss(output, ys)
-            part = losses.sum() / len(x)  # not len(xs): the parts add up to the mean over the batch
-            self.preconditioning.take_in(losses, output, part)
-            total = part.detach() if total is None else total + part.detach()
-        assert total is not None  # a batch has one part at least
+        total: Tensor | None = None
+        with self.ranks.by_itself():
+            for xs, ys in self.ranks.shares(parts):
+                with self.preconditioning.capture():
+                    output = self._forward(self.model, xs)
+                losses = self.likelihood.loss(output, ys)
+                part = self.ranks.part(losses, len(x))  # not len(xs): the parts add up to the mean over the batch
+                self.preconditioning.take_in(losses, output, part)
+                total = part.detach() if total is None else total + part.detach()
+        assert total is not None  # a batch has one part at least, and each process a share of it
+        total = self.ranks.sums([total])[0]
         if self._seen is not None:
             self._seen.loss = total
         return total
@@ -236,17 +232,13 @@ class Trainee:
     def evaluate(self) -> dict[str, float | None]:
         """Losses and accuracies on training and test set, or on their first ``eval_samples``."""
         with at_weights_to_judge(self.optimizer):
-            figures = [*self._evaluated(self.model)]
+            figures = [*on_both_sets(self.model, self.likelihood, self.data, self.eval_samples, self.ranks)]
         if self.average is not None:
             # Before any update there is nothing to average.
-            figures += self._evaluated(self.average.module if self.step else self.model)
+            model = self.average.module if self.step else self.model
+            figures += on_both_sets(model, self.likelihood, self.data, self.eval_samples, self.ranks)
         judged = dict(zip((*_JUDGED, *self.further_columns), figures, strict=False))  # bits follow from these
         return judged | bits_per_character(judged, self.data.positions)
-
-    def _evaluated(self, model: nn.Module) -> Iterator[float | None]:
-        k, data = self.eval_samples, self.data
-        yield from evaluate(model, self.likelihood, data.train_inputs[:k], data.train_targets[:k])
-        yield from evaluate(model, self.likelihood, data.test_inputs[:k], data.test_targets[:k])
 
     @property
     def epoch(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ from kfbench.layers.estimate import Estimate
 from kfbench.preconditioners.contract import FISHER_KINDS, Observed, Preconditioner, Traits
 from kfbench.problems.likelihoods import OutputFisher
 from kfbench.step_rules.greedy_gamma import least
-from kfbench.updates.answers import Answers, Direction, Judge, Matrices, Write
-from kfbench.updates.collected import Batches, Collected, FisherBatches, first_not_finite
+from kfbench.updates.answers import Answers, Direction, Judge, Matrices, Write, warn_of_retries
+from kfbench.updates.collected import Batches, Collected, FisherBatches, Sieve
+from kfbench.updates.ranks.sharing import Several
 from kfbench.updates.schedule import Amortisation, Schedule
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 # The name of a task of an update -> a block around its work.
 Watch = Callable[[str], AbstractContextManager[None]]
-
-_UNWATCHED = nullcontext()
-# What becomes of statistics that are not finite: left out of the method, or FloatingPointError.
-ON_NONFINITE = ("skip", "stop")
 
 
 class Turn:
@@ -63,17 +59,16 @@ class Turn:
         self.has_own_points = self.order == "independent" and self.traits.draws_points
         if self.has_own_points and fisher_batches is None:
             raise ValueError("in order 'independent' the method draws points of its own: give fisher_batches, got None")
-        if on_nonfinite not in ON_NONFINITE:
-            raise ValueError(f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}")
-        self._fisher_batches, self._fisher, self._on_nonfinite = fisher_batches, output_fisher, on_nonfinite
+        self._sieve = Sieve(on_nonfinite)
+        self._fisher_batches, self._fisher = fisher_batches, output_fisher
         self.l2 = 0.0  # eta: the gradient is that of ``eta / 2 |theta|^2`` too
-        self.step = self.refreshes = self.skipped_batches = 0
+        self.step = self.refreshes = 0
         self._known: set[str] = set()  # layers whose statistics are part of the last refresh
         self._answers = Answers(method)
         self._refreshed = self._warned_of_retries = False
         self._listener: Callable[[Direction], None] | None = None
         self._apart: Callable[[], Batches] | None = None
-        self._around: Watch = lambda task: _UNWATCHED
+        self._around: Watch = lambda task: nullcontext()
         self._collected = Collected()
 
     @property
@@ -95,6 +90,11 @@ class Turn:
         return self.has_own_points or self.order == "same" or not self._refreshed
 
     @property
+    def skipped_batches(self) -> int:
+        """How many batches were left out of the statistics because they were not finite."""
+        return self._sieve.held_back
+
+    @property
     def damping_retries(self) -> int:
         """How many factors needed more damping than asked for."""
         return self.method.damping_retries if self.traits.counts_retries else 0  # type: ignore[attr-defined]
@@ -111,6 +111,15 @@ class Turn:
     def observe_apart(self, draw: Callable[[], Batches]) -> None:
         """From now on statistics are of these points of an update, which go through the model once more."""
         self._apart = draw
+
+    def over_processes(self, ranks: Several) -> None:
+        """From now on this process sees a share of each batch; what the method learns of is whole batches."""
+        self._collected = Collected(ranks, self.traits.estimate)
+        self._fisher.draw_for_whole(ranks.place)
+        if self.traits.needs_rows:
+            ranks.keep_rows()
+        if self.traits.over_processes is not None:
+            self.traits.over_processes(ranks)
 
     def redamp(self, damping: float) -> None:
         """From the next refresh on."""
@@ -154,7 +163,7 @@ class Turn:
             self.traits.forget(names)
 
     def discard(self) -> None:
-        """Give up what was collected since the last turn."""
+        """Give up what was collected."""
         self._collected.discard()
 
     def draw(self, captured: Captured, losses: Tensor, output: Tensor, moments: frozenset[Estimate]) -> None:
@@ -182,22 +191,16 @@ class Turn:
         """What the method would observe of one captured forward that no update is made of."""
         self.traits.want(captured.wanted, observing=True)
         self._draw(captured, losses, output, moments)
-        return captured.statistics(self.traits.kind)
+        return self._collected.whole(captured.statistics(self.traits.kind))
+
+    def gradients_of(self, captured: Captured, losses: Tensor) -> dict[str, LayerGradient]:
+        """The same of a method that observes gradients; the graph stays, as others may draw labels yet."""
+        return self._collected.whole_gradients(captured.gradients(losses, keep_graph=True))
 
     def observe(self, statistics: Observed) -> bool:
-        """Hand them to the method, unless they are not finite; returns whether it got them.
-
-        One corrupt sample would stay in every average for good.
-        """
-        bad = first_not_finite(statistics)
-        if bad is not None:
-            self.skipped_batches += 1
-            sentence = f"a batch's statistics of layer {bad!r} are not finite"
-            # Without any refresh there is nothing to go on with.
-            if self._on_nonfinite == "stop" or not self._refreshed:
-                raise FloatingPointError(sentence)
-            if self.skipped_batches == 1:
-                warnings.warn(f"{sentence}, so they are left out (further batches are only counted)", stacklevel=2)
+        """Hand them to the method, unless they are not finite; returns whether it got them."""
+        # Without any refresh there is nothing to go on with.
+        if not self._sieve.lets_pass(statistics, needed=not self._refreshed):
             return False
         with self._around("statistics"):
             self.method.observe(statistics)
@@ -279,11 +282,7 @@ class Turn:
         self._refreshed = True
         self.refreshes += 1
         if self.damping_retries and not self._warned_of_retries:
-            warnings.warn(
-                f"a factor was not positive definite in floating point with damping {self.damping:g}, so it was "
-                "damped more; raise --damping or use --dtype float64 (further cases are only counted)",
-                stacklevel=2,
-            )
+            warn_of_retries(self.damping)
             self._warned_of_retries = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def test_an_optimizer_with_modes_is_judged_at_the_weights_that_it_defines(mine):
 
 def test_it_trains_on_though_its_evaluation_fails(mine, monkeypatch):
     trainee = Trainee(_config("evaluated:Averaged", width=8), *_data_and_device())
-    monkeypatch.setattr("kfbench.updates.trainee.evaluate", lambda *_: 1 / 0)
+    monkeypatch.setattr("kfbench.updates.evaluation.evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainee.evaluate()
     assert trainee.optimizer.mode == "train"
