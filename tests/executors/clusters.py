@@ -11,7 +11,6 @@ from ray.cluster_utils import Cluster
 
 # Ray lowers the priority of its workers, which beside other jobs of this machine would wait for minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 # What little of the memory the nodes share; objects are records of small trials.
 _STORE = {"object_store_memory": 80 * 2**20}
 
@@ -21,7 +20,7 @@ class Nodes:
 
     def __init__(self, count):
         head = {"num_cpus": 0, "include_dashboard": False, **_STORE}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         for _ in range(count - 1):
             self.add()
 
@@ -32,7 +31,7 @@ class Nodes:
 
     def add(self):
         """Another one comes; Ray lets only the main thread ask for it."""
-        self._cluster.add_node(num_cpus=1, **_STORE)
+        _patiently(lambda: self._cluster.add_node(num_cpus=1, **_STORE))
 
     def kill_one(self):
         """kill -9 of one that is at work, if there is one."""
@@ -48,6 +47,14 @@ class Nodes:
         """All of them."""
         ray.shutdown()
         self._cluster.shutdown()
+
+
+def _patiently(start, times=5):
+    """What it starts: Ray gives a node thirty seconds, which a busy machine may need for less."""
+    for _ in range(times - 1):
+        with suppress(Exception):  # it has no kind of its own
+            return start()
+    return start()
 
 
 def _raylet(node):
