@@ -59,6 +59,13 @@ def test_several_processes_are_one(spec, size):
     assert_one_process(spec, size, **NUMBERS)
 
 
+def test_soap_where_no_basis_is_free():
+    """The factor of outputs has full rank; of inputs there are more than outputs, so that one is LAPACK's choice."""
+    config = config_of("soap:T=2,sides=left", lr=0.003, damping=1e-8, **NUMBERS)
+    # Its small second moments divide what rounding left.
+    assert_same(trained(config, UPDATES), trained(config, UPDATES, 2), tolerance=1e-9)
+
+
 def test_of_wide_layers_and_few_rows():
     """Whose gradients one process keeps as rows."""
     assert_one_process("kfac:T=2", 3)
