@@ -106,17 +106,20 @@ def _options(
 def _of_model(opt: str, model: str, entry: MethodEntry, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
     """Defaults of this model; none that a step rule finds itself, nor where a variant of the method is chosen.
 
-    What moves the rest has the learning rate that it has on this model by itself.
+    What moves the rest has the learning rate that was set with the method, else that of its own on this model.
     """
     if model not in MODELS or any(v.chosen.items() <= {**entry.options, **chosen}.items() for v in entry.variants):
         return {}
     defaults = dict(MODELS[model].defaults.get(opt, {}))
     stepped = chosen.get("step") not in (None, "constant")
-    for key in (*(FOUND_BY_STEP if stepped else ()), *(("rest",) if stepped or chosen.get("clip_norm") else ())):
+    usual, alone = defaults.get("rest", entry.options.get("rest")), stepped or chosen.get("clip_norm")
+    rest = chosen.get("rest") or (None if alone else usual)
+    for key in (*(FOUND_BY_STEP if stepped else ()), *(("rest",) if alone else ())):
         defaults.pop(key, None)
-    rest = MODELS[model].defaults.get(chosen.get("rest") or defaults.get("rest") or entry.options.get("rest") or "")
-    if rest and not stepped and "rest_lr" in entry.options:
-        defaults["rest_lr"] = rest["lr"]  # as --opt of that name has it on this model
+    if rest != usual:
+        defaults.pop("rest_lr", None)  # which is of the usual one
+    if "rest_lr" in entry.options and (of_rest := MODELS[model].defaults.get(rest or "")):
+        defaults.setdefault("rest_lr", of_rest["lr"])
     return defaults
 
 

@@ -484,9 +484,11 @@ def test_dump_is_read_back_as_the_same(config_file, flags, specs):
         ("transformer", "foof:step=rescale", (None, None)),
         ("transformer", "foof:clip_norm=1", (None, None)),
         ("transformer", "foof-centred", (None, None)),
+        ("transformer", "foof-centred:rest=adamw", ("adamw", 0.0058)),
+        ("transformer", "kfac:step=rescale,rest=plain", (None, None)),
     ],
 )
-def test_the_rest_has_the_learning_rate_that_its_optimizer_has_on_this_model(model, spec, rest):
+def test_the_rest_has_the_learning_rate_that_was_set_with_the_method_or_its_optimizers_own_there(model, spec, rest):
     dataset = "shakespeare" if model == "transformer" else "fashion-mnist-1k"
     options = load_config(flags={"model": model, "dataset": dataset}, specs=[spec]).methods[0].options
     assert (options["rest"], options["rest_lr"]) == rest
