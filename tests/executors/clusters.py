@@ -19,6 +19,8 @@ class Nodes:
     """The leader's own, which runs no jobs and lives to the end, and others that run one at a time."""
 
     def __init__(self, count):
+        # Ray's nodes put one of their own there, and leave it when they end.
+        self._handler = signal.getsignal(signal.SIGTERM)
         head = {"num_cpus": 0, "include_dashboard": False, **_STORE}
         self._cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         for _ in range(count - 1):
@@ -47,6 +49,7 @@ class Nodes:
         """All of them."""
         ray.shutdown()
         self._cluster.shutdown()
+        signal.signal(signal.SIGTERM, self._handler)
 
 
 def _patiently(start, times=5):
