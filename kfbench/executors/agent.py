@@ -1,5 +1,6 @@
 """What runs on a node for one job: a process for it, a folder of its own, and what it has to send home."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -9,24 +10,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kfbench import __version__
+import kfbench
 from kfbench.config.identity import fingerprint
 from kfbench.errors import KfbenchError, UsageError
 from kfbench.executors.contract import Job, Outcome, Request
 from kfbench.executors.parcels import Parcel, Sender
 from kfbench.executors.processes import ProcessExecutor
-from kfbench.results.environment import commit
 
 # How often it is looked for a checkpoint, and whether the leader wants an end; a job that ends is seen at once.
 _LOOK_SECONDS = 0.5
 
 
-def _code() -> tuple[str, str | None]:
-    """Which kfbench this is."""
-    return __version__, commit()["git_commit"]
+@cache
+def _code() -> tuple[str, str]:
+    """Which kfbench this is: its version, and a digest of its modules, which one that is installed shares."""
+    root, digest = Path(kfbench.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return kfbench.__version__, digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Errand:
     preload: Mapping[str, Any]
     seen_as: tuple[int, ...] | None
     """What tells the leader's own folder from another at that path; None: records are sent home in any case."""
-    code: tuple[str, str | None] = field(default_factory=_code)
+    code: tuple[str, str] = field(default_factory=_code)
     paths: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
     working_folder: str = field(default_factory=os.getcwd)
 
@@ -133,8 +138,7 @@ def _ready(errand: Errand) -> ProcessExecutor:
     key = fingerprint({"module": errand.module, "prepare": errand.prepare, "preload": errand.preload})
     if key in _executors:
         return _executors[key]
-    ours = _code()
-    if errand.code != ours:
+    if errand.code != (ours := _code()):
         raise UsageError(f"its kfbench is {_spelled(ours)}, the leader's {_spelled(errand.code)}; install the same")
     # Where the leader finds a user's own modules, as far as that is here.
     sys.path += [path for path in errand.paths if path not in sys.path and Path(path or ".").exists()]
@@ -150,6 +154,6 @@ def _ready(errand: Errand) -> ProcessExecutor:
     return executor
 
 
-def _spelled(code: tuple[str, str | None]) -> str:
-    version, at = code
-    return f"{version} at commit {at[:12]}" if at else version
+def _spelled(code: tuple[str, str]) -> str:
+    version, digest = code
+    return f"{version} of digest {digest[:12]}"

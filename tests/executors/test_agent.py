@@ -1,9 +1,15 @@
 """What a node does for one job: in the leader's folder where it sees that, else in one of its own, sent home."""
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import kfbench
 from kfbench.config.command_blocks import Placed
 from kfbench.executors import agent
 from kfbench.executors.agent import attend, errand
@@ -82,4 +88,18 @@ def test_another_kfbench_on_the_node_is_refused(home):
     other = replace(errand(job(home), request("auto")), code=("0.0.1", "f" * 40), preload={"of": "other code"})
     (report,) = reports(other, home)
     assert report.outcome.kind == "refused"
-    assert "the leader's 0.0.1 at commit ffffffffffff; install the same" in report.outcome.value
+    assert "the leader's 0.0.1 of digest ffffffffffff; install the same" in report.outcome.value
+
+
+def test_an_installed_copy_of_the_leaders_code_is_the_same_kfbench(tmp_path, home):
+    shutil.copytree(Path(kfbench.__file__).parent, tmp_path / "kfbench", ignore=shutil.ignore_patterns("__pycache__"))
+    words = "from kfbench.executors.agent import Errand; print(*Errand(None, '', '', {}, None).code)"
+
+    def of_copy():
+        command = [sys.executable, "-P", "-c", words]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return tuple(subprocess.check_output(command, env=environment, cwd=tmp_path, text=True).split())
+
+    assert of_copy() == errand(job(home), request("auto")).code
+    (tmp_path / "kfbench" / "errors.py").write_text("# Changed.\n" + (tmp_path / "kfbench" / "errors.py").read_text())
+    assert of_copy() != errand(job(home), request("auto")).code
