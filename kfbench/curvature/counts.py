@@ -91,6 +91,11 @@ class LayerShape:
         return replace(self, input_blocks=())
 
 
+def forward(shapes: list[LayerShape]) -> float:
+    """Every layer once."""
+    return sum(shape.product for shape in shapes)
+
+
 def forward_backward(shapes: list[LayerShape]) -> float:
     """Forward, gradient of the weights, and gradient of the inputs but for the first layer."""
     return sum(shape.product * (2 if shape.first else 3) for shape in shapes)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
+
 from kfbench.curvature import counts
 from kfbench.curvature.capture import capture
 from kfbench.curvature.counts import LayerShape
@@ -20,6 +22,9 @@ from kfbench.updates.trainee import Trainee
 
 # The tasks of Martens & Grosse 2015, appendix G, in the order of an update.
 TASKS = ("forward and backward", "label backward", "statistics", "inverse", "apply", "step")
+
+# Products of two tensors of samples; a backward pass has two for each.
+_OF_ACTIVATIONS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
 def layer_shapes(trainee: Trainee, batch: Batch, estimate: Estimate = EXACT) -> list[LayerShape]:
@@ -41,6 +46,16 @@ def layer_shapes(trainee: Trainee, batch: Batch, estimate: Estimate = EXACT) -> 
     return shapes
 
 
+def products_of_activations(trainee: Trainee, batch: Batch) -> float:
+    """Multiply-adds of a forward pass in which no weight has part: those of attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        trainee.model(batch[0])
+    operations = counter.get_flop_counts()["Global"]
+    return sum(flops for operation, flops in operations.items() if operation in _OF_ACTIVATIONS) / 2
+
+
 def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     """Multiply-adds per update by task, amortised over T and S; None where the method does not count."""
     if isinstance(trainee.rule, ClosureCalls):  # known only once it has taken its steps
@@ -54,19 +69,23 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     if counted is None:
         return None
     tasks = dict.fromkeys(TASKS, 0.0)
-    tasks["forward and backward"] = counts.forward_backward(shapes)
-    seen = shapes
+    between = products_of_activations(trainee, batch) / len(batch[0])
+    tasks["forward and backward"] = counts.forward_backward(shapes) + 3 * between * len(batch[0])
+    seen, points_seen = shapes, len(batch[0])
     # Its own points go forward once more, but backward for their labels alone.
     # So does a part of the batch that is observed apart.
     if part := trainee.method.options.get("tau1"):
-        seen = [shape.with_points(max(1, round(part * len(batch[0])))) for shape in shapes]
-        tasks["forward and backward"] += observed * sum(shape.product for shape in seen)
+        points_seen = max(1, round(part * len(batch[0])))
+        seen = [shape.with_points(points_seen) for shape in shapes]
+        tasks["forward and backward"] += observed * (counts.forward(seen) + between * points_seen)
         counted |= {"statistics": (_counts(turn.traits, seen, vectors, points) or counted)["statistics"]}
     if turn.has_own_points:
-        observed, seen = refreshed, [shape.with_points(points) for shape in shapes]
-        tasks["forward and backward"] += refreshed * sum(shape.product for shape in seen)
+        observed, points_seen = refreshed, points
+        seen = [shape.with_points(points) for shape in shapes]
+        tasks["forward and backward"] += refreshed * (counts.forward(seen) + between * points)
     if turn.has_own_points or turn.traits.fisher in ("sampled", "full"):
-        tasks["label backward"] = observed * counts.label_backward(seen, vectors)
+        backward = counts.label_backward(seen, vectors) + vectors * 2 * between * points_seen
+        tasks["label backward"] = observed * backward
     tasks["statistics"] = observed * counted["statistics"]
     tasks["inverse"] = refreshed * counted["refresh"]
     # Only the update that refreshes applies to the batch it has just observed.
@@ -77,7 +96,7 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     if trainee.preconditioning.T is not None:
         tasks["inverse"] += tries * counted["refresh"]
         tasks["apply"] += tries * counted["apply"]
-        tasks["step"] += rule.inner_products * sum(shape.product for shape in shapes)
+        tasks["step"] += rule.inner_products * counts.forward(shapes)
     tasks["step"] += rule.multiply_adds(shapes, trainee.method.options.get("tau2") or 1.0)
     return tasks
 

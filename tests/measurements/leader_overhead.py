@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from kfbench.config.load import load_config
 from kfbench.executors.contract import Job
 from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, write_csv, write_json
@@ -23,6 +25,8 @@ from kfbench.sweep.run import Sweep
 from kfbench.sweep.watcher import SweepObserver
 from kfbench.training.interruption import Interruption
 from kfbench.training.places import executor_of_trials
+
+NAP = "tests.measurements.leader_overhead"
 
 
 def nap(tree, label, checkpoint_seconds, folder, anew):
@@ -48,7 +52,8 @@ class _Napping:
         self.executor, self.waited = executor, 0.0
 
     def submit(self, job):
-        function = f"{nap.__module__}:nap" if job.folder is not None else "tests.executors.jobs:look"
+        # By its full name: where this file is run it is __main__, which no node knows.
+        function = f"{NAP}:nap" if job.folder is not None else "tests.executors.jobs:look"
         self.executor.submit(Job(job.key, function, job.arguments, job.timeout, job.folder, job.anew))
 
     @property
@@ -89,6 +94,8 @@ def main(name, trials, seconds, workers):
             sweep.run()
             whole, spent, waited = time.monotonic() - began, _cpu() - spent, executor.waited - waited
             executor.stop()
+        statuses = pd.read_csv(Path(folder) / "trials.csv")["status"]
+        assert list(statuses) == ["done"] * trials, statuses.value_counts()
     busy = trials * seconds / (whole * workers)
     beyond = (whole * workers - trials * seconds) / trials
     print(f"{name}: {trials} trials of {seconds:g} s on {workers} workers took {whole:.1f} s: {busy:.1%} busy,")

@@ -16,7 +16,7 @@ from torch import nn
 from kfbench.cli.app import main
 from kfbench.config.load import load_config
 from kfbench.config.method_table import METHODS
-from kfbench.curvature.counts import LayerShape, forward_backward
+from kfbench.curvature.counts import LayerShape, forward_backward, label_backward
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.updates.build import build_data
 from kfbench.updates.schedule import PARTS
@@ -24,7 +24,7 @@ from kfbench.updates.timed import PartContestant, TraineeContestant, preload
 from kfbench.updates.trainee import Trainee
 from kfbench.wallclock.bench import Bench
 from kfbench.wallclock.ratios import WINDOW_COLUMNS
-from kfbench.wallclock.tasks import TASKS, layer_shapes, measured_tasks, predicted_tasks
+from kfbench.wallclock.tasks import TASKS, layer_shapes, measured_tasks, predicted_tasks, products_of_activations
 from tests.properties import equal
 from tests.runs import STEPS
 
@@ -103,6 +103,21 @@ def test_an_embedding_looks_up_and_multiplies_nothing():
     shapes = layer_shapes(SimpleNamespace(model=model), (torch.randint(5, (2, 3)), torch.zeros(2)))
     assert [shape.product for shape in shapes] == [6 * 4, 6 * 4 * 7]
     assert forward_backward(shapes) == 2 * 6 * 4 + 3 * 6 * 4 * 7
+
+
+def test_attention_multiplies_positions_with_one_another():
+    """Scores and their mix: T^2 d each, masked or not; a backward pass has two of each."""
+    flags = {"dataset": "shakespeare", "model": "transformer", "context": 5, "width": 8, "heads": 2, "depth": 3}
+    config = load_config(
+        specs=["kfac:T=2,S=1"], flags={**flags, "train_samples": 20, "eval_samples": 20, "batch_size": 4}
+    )
+    data = build_data(config, CPU)
+    trainee, batch = Trainee(config, data, 0, CPU), preload(data, 4, 0)[0]
+    products = 4 * 3 * 2 * 5 * 5 * 8
+    assert products_of_activations(trainee, batch) == products
+    tasks, shapes = predicted_tasks(trainee, batch), layer_shapes(trainee, batch)
+    assert tasks["forward and backward"] == forward_backward(shapes) + 3 * products
+    assert tasks["label backward"] == (label_backward(shapes, 1) + 2 * products) / 2
 
 
 def test_rows_of_several_vectors_and_positions_are_counted():
