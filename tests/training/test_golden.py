@@ -14,8 +14,8 @@ FLAGS = {
     **{"width": "16", "train_samples": "90", "eval_samples": "50", "batch_size": "20", "updates": "12"},
     **{"dtype": "float64", "clip_norm": "0.01", "lr_schedule": "cosine"},
 }
-# What depends on the basis of an eigenvalue 0.
-BASES = ("ekfac", "soap")
+# What depends on the basis of an eigenvalue 0; SOAP of outputs alone has none.
+ROUGHLY = {"ekfac": 1e-2, "soap": 1e-5}
 
 
 def test_every_method_has_one():
@@ -26,12 +26,12 @@ def test_every_method_has_one():
 def test_losses_are_those_recorded(kfbench, spec):
     """Bit for bit on the machine that recorded them; elsewhere sums may be taken in another order.
 
-    EKFAC's scales, and SOAP's, depend on the basis within a repeated eigenvalue (constant pixels have the eigenvalue
-    0), which is LAPACK's choice: another processor was 1.4e-3 off.
+    EKFAC's scales depend on the basis within a repeated eigenvalue (constant pixels have the eigenvalue 0), which is
+    LAPACK's choice: another set of instructions was 5e-3 off. So do two-sided SOAP's, which was 2e-2 off.
     """
     flags = FLAGS | ({"warmup_batches": "3"} if find_method(spec.split(":")[0]).accepts("warmup_batches") else {})
     given = [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", value)]
     code, _, err = kfbench("train", "--opt", spec, *given, "--out", "here")
     assert code == 0, err
     losses = pd.read_csv("here/seed-0/updates.csv")["loss"]
-    assert losses.tolist() == pytest.approx(GOLDEN[spec], rel=1e-2 if spec.startswith(BASES) else 1e-7)
+    assert losses.tolist() == pytest.approx(GOLDEN[spec], rel=ROUGHLY.get(spec.split(":")[0].split("-")[0], 1e-7))
