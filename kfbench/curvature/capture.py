@@ -19,15 +19,20 @@ from kfbench.layers.contract import Layer
 
 
 class capture:
-    """``with capture(layers) as captured:`` around a training forward; the hooks end with the block."""
+    """``with capture(layers) as captured:`` around a training forward; the hooks end with the block.
 
-    def __init__(self, layers: dict[str, Layer], plain: list[nn.Parameter] | None = None) -> None:
-        self.captured = Captured(dict(layers), plain or [])
+    ``unwritten``: layers whose outputs are known not to be changed in place; it learns of those that are not.
+    """
+
+    def __init__(
+        self, layers: dict[str, Layer], plain: list[nn.Parameter] | None = None, unwritten: set[str] | None = None
+    ) -> None:
+        self.captured = Captured(dict(layers), plain or [], set() if unwritten is None else unwritten)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Captured:
         for layer in self.captured.layers.values():
-            hook = self._make_hook(layer.name, layer.d_out * layer.groups)
+            hook = self._make_hook(layer)
             # A model may give the layer its input by keyword.
             self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
         return self.captured
@@ -36,16 +41,20 @@ class capture:
         for handle in self._handles:
             handle.remove()
 
-    def _make_hook(self, name: str, width: int) -> Callable[..., Tensor | None]:
-        calls = self.captured.calls
+    def _make_hook(self, layer: Layer) -> Callable[..., Tensor | None]:
+        calls, name, width = self.captured.calls, layer.name, layer.d_out * layer.groups
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
             if not output.requires_grad:  # evaluation, or under no_grad
                 self.captured.without_graph.add(name)
                 return None
             replaced = None
-            if output._is_view():  # an in-place operation on a view would rewrite its edge
-                output = replaced = output.clone()
+            if output._is_view():
+                # An in-place operation on a view would rewrite its edge. A copy costs time, so one is made until the
+                # first losses show that there is no such operation.
+                if name not in self.captured.unwritten:
+                    output = replaced = output.clone()
+                self.captured.outputs.append((name, output, output._version))
             x = args[0] if args else kwargs["input"]
             # A layer used twice has two. Detaching keeps memory and version counter, so a later change is noticed.
             samples, positions = output.shape[0], output.numel() // max(1, output.shape[0] * width)

@@ -51,12 +51,16 @@ class Captured:
 
     layers: dict[str, Layer]
     plain: list[nn.Parameter]
+    unwritten: set[str] = field(default_factory=set)
+    """Layers whose outputs, where these are views, nobody is known to change in place."""
     calls: dict[str, list[Call]] = field(default_factory=dict)
     without_graph: set[str] = field(default_factory=set)
     """Layers that were called under no_grad: by an evaluation, or where a checkpoint hides them."""
     loss_scale: float = 1.0
     """What the losses were multiplied by; it is taken out of every gradient."""
     wanted: Wanted = field(default_factory=Wanted)
+    outputs: list[tuple[str, Tensor, int]] = field(default_factory=list)
+    """What layers returned as views or copies of such, each with its version, until the losses are there."""
     _reached: set[Any] | None = None
     _true: Backpropagated | None = None
     _inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -69,7 +73,18 @@ class Captured:
         self._inputs.pop(name, None)
 
     def reach(self, losses: Tensor) -> Counter[int]:
-        """Find out which calls ``losses`` are made of; returns how often each parameter (by id) is used below them."""
+        """Find out which calls ``losses`` are made of; returns how often each parameter (by id) is used below them.
+
+        CaptureError where a layer's output was changed in place, and was not in the forwards before.
+        """
+        written = {name for name, output, version in self.outputs if output._version != version}
+        if new := sorted(written & self.unwritten):
+            raise CaptureError(
+                f"the output of layer {new[0]!r} was changed in place, which it was not in the forwards before; make "
+                "the operation that follows it out of place"
+            )
+        self.unwritten |= {name for name, *_ in self.outputs} - written
+        self.outputs.clear()
         self._reached, uses = nodes_below(losses)
         return uses
 

@@ -42,6 +42,7 @@ class Coverage:
         self.layers, self.left_out = find_layers(model)
         self._trainable, self._parts = self._fingerprint(), _parts(self.layers)
         self._verified: dict[str, set[_Kind]] = {}
+        self.unwritten: set[str] = set()  # layers whose outputs were not changed in place
         self._named: set[str] = set()
         self._warned_of_mixing = False
         self.recursion = False  # whether some method hands its Fisher from layer to layer
@@ -74,6 +75,7 @@ class Coverage:
         self._parts = _parts(found)
         replaced = sorted(name for name in known if name in found and before[name] != self._parts[name])
         changed = {*replaced, *(found.keys() ^ known)}
+        self.unwritten -= changed
         for name in changed:
             self._verified.pop(name, None)
         if replaced:

@@ -1,6 +1,6 @@
 """One style for one method everywhere: a colour and dashes, told apart by colour-blind readers too; titles of plots.
 
-Families share a colour (Okabe & Ito 2008, Color Universal Design); dashes tell their members apart.
+Families share a colour (Okabe & Ito 2008, Color Universal Design, and a brown); dashes tell their members apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from kfbench.config.labels import method_name
 
 _SOLID: tuple[float, ...] = ()
 _DASHED, _DASH_DOT, _DOTTED = (5.0, 2.0), (7.0, 2.0, 1.5, 2.0), (1.5, 1.5)
-_BLACK, _ORANGE, _PINK, _BLUE, _RED, _GREEN, _SKY = (
+_BLACK, _ORANGE, _PINK, _BLUE, _RED, _GREEN, _SKY, _BROWN = (
     "#000000",
     "#E69F00",
     "#CC79A7",
@@ -20,6 +20,7 @@ _BLACK, _ORANGE, _PINK, _BLUE, _RED, _GREEN, _SKY = (
     "#D55E00",
     "#009E73",
     "#56B4E9",
+    "#7F5200",
 )
 
 
@@ -47,9 +48,9 @@ LOOKS = {
     "ekfac-ra": Look(_GREEN, _DASHED),
     "natural": Look(_SKY, _SOLID),
     "gn-cg": Look(_SKY, _DASHED),
-    "shampoo": Look(_ORANGE, _DASH_DOT),
-    "soap": Look(_ORANGE, _DASHED),
-    "muon": Look(_ORANGE, _DOTTED),
+    "shampoo": Look(_BROWN, _DASH_DOT),
+    "soap": Look(_BROWN, _SOLID),
+    "muon": Look(_ORANGE, _DASHED),
 }
 # A user's methods: three more colours (Tol 2021, the muted scheme), by name, so that one keeps its own too.
 _OTHERS = ("#882255", "#999933", "#777777")

@@ -36,12 +36,23 @@ def plot_losses(records: Sequence[Records], path: Path) -> None:
     left.set(xlabel="update", ylabel="training loss", yscale="log")
     right.set(xlabel="seconds in updates", yscale="log")
     left.legend(frameon=False)
+    _plain_numbers(left)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     figure.suptitle(title(records[0].config["problem"], records[0].config["run"]), fontsize=10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _plain_numbers(axes: "Axes") -> None:
+    """260 in place of 2.6 x 10^2, where losses of less than a decade leave no tick that is a power of ten."""
+    from matplotlib.ticker import LogFormatter
+
+    low, high = axes.get_ylim()
+    if low >= 1 and high < 10 * low:
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
 
 
 def _epoch_line(axes: "Axes", own: "pd.DataFrame", x: str, label: str, look: dict[str, str]) -> None:

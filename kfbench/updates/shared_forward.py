@@ -52,7 +52,7 @@ class SharedForward:
         for turn in self.turns if changed else ():
             turn.discard()
             turn.forget(changed)
-        block = capturing.capture(self.layers, self.coverage.plain_parameters())
+        block = capturing.capture(self.layers, self.coverage.plain_parameters(), self.coverage.unwritten)
         self._captured = block.captured
         return self._guarded(block)
 
@@ -101,7 +101,7 @@ class SharedForward:
 
     def of_batch(self, x: Tensor, y: Tensor) -> tuple[Captured, Tensor, Tensor]:
         """(captured, losses [N], output) of a batch that no update is made of."""
-        block = capturing.capture(self.layers, self.coverage.plain_parameters())
+        block = capturing.capture(self.layers, self.coverage.plain_parameters(), self.coverage.unwritten)
         with block as captured:
             output = self.model(x)
         losses = self.likelihood.loss(output, y)

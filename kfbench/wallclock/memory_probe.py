@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,7 +53,9 @@ def _apart(tree: dict[str, Any]) -> Iterator[dict[str, int]]:
     config = undump(tree)
     device = prepare_torch(config.run)
     data = build_data(config, device)
-    yield _measure(config, data, preload(data, config.run.batch_size, config.run.seed), device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the leader's own runs of the method have said it
+        yield _measure(config, data, preload(data, config.run.batch_size, config.run.seed), device)
 
 
 def _measure(config: Config, data: Dataset, batches: list[Batch], device: torch.device) -> dict[str, int]:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 
+import matplotlib
 import pytest
 
 from kfbench.compare.comparison import mean_curve, summarise
@@ -159,3 +160,14 @@ def test_tables_for_pipes(comparison, capsys):
 def test_curves_are_plotted(comparison, tmp_path):
     plot_losses(records_of(comparison), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 10_000
+
+
+def test_losses_within_a_decade_are_plain_numbers(comparison, tmp_path):
+    records = records_of(comparison)
+    for record in records:
+        record.epochs["train_loss"] *= 100
+        record.updates["loss"] *= 100
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        plot_losses(records, tmp_path / "loss.svg")
+    drawn = (tmp_path / "loss.svg").read_text()
+    assert ">100<" in drawn and ">60<" in drawn and "\u00d7" not in drawn

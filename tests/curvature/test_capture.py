@@ -99,6 +99,66 @@ def test_activation_in_place_on_a_view_does_not_spoil_the_rows():
     assert not _assert_plain_gradient(Net(), *_x()).left_out
 
 
+class _Positions(nn.Module):
+    """Of [N, 1, 4]: its layers' outputs are views. The first one's is changed in place ``where`` it says so."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.a, self.b, self.where, self.seen = nn.Linear(4, 5).double(), nn.Linear(5, 3).double(), where, []
+
+    def forward(self, x):
+        h = self.a(x.view(len(x), 1, 4))
+        self.seen.append(h._is_view())
+        h = torch.relu_(h) if self.where(len(self.seen)) else torch.relu(h)
+        return self.b(h).mean(1)
+
+
+def _gradients(model, times):
+    """Of so many updates, and whether each is autograd's."""
+    x, y = _x()
+    pre = Preconditioning(model, Identity(), damping=1.0)
+    for _ in range(times):
+        with pre.capture():
+            output = model(x)
+        losses = cross_entropy(output, y, reduction="none")
+        expected = torch.autograd.grad(losses.mean(), [*model.parameters()], retain_graph=True)
+        pre.backward(losses, output)
+        for parameter, wanted in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, wanted)
+    assert not pre.left_out
+
+
+def test_outputs_that_nobody_changes_in_place_are_copied_once():
+    _gradients(model := _Positions(lambda forward: False), 3)
+    assert model.seen == [False, True, True]
+
+
+def test_outputs_that_are_changed_in_place_are_copied_each_time():
+    _gradients(model := _Positions(lambda forward: True), 3)
+    assert model.seen == [False] * 3
+
+
+def test_an_output_changed_in_place_at_last_is_an_error():
+    """Not silently wrong: its edge is not of the graph any more."""
+    with pytest.raises(CaptureError, match="the output of layer 'a' was changed in place, which it was not"):
+        _gradients(_Positions(lambda forward: forward == 3), 3)
+
+
+def test_an_output_changed_in_place_after_the_forward_is_an_error():
+    model, (x, y) = _Positions(lambda forward: False), _x()
+    pre = Preconditioning(model, Identity(), damping=1.0)
+    for times in range(2):
+        with pre.capture():
+            output = model.b(model.a(x.view(len(x), 1, 4)))
+        output = output.mul_(2) if times else output
+        losses = cross_entropy(output.mean(1), y, reduction="none")
+        if times:
+            with pytest.raises(CaptureError, match="the output of layer 'b'"):
+                pre.backward(losses, output)
+        else:
+            pre.backward(losses, output)
+
+
 def test_input_changed_in_place_is_an_error():
     class Net(nn.Module):
         def __init__(self):

@@ -14,35 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
-
-from kfbench.config.load import load_config
 from kfbench.executors.contract import Job
-from kfbench.results.records import EPOCH_COLUMNS, UPDATE_COLUMNS, write_csv, write_json
-from kfbench.sweep import run as leading
-from kfbench.sweep.ledger import Ledger
-from kfbench.sweep.run import Sweep
-from kfbench.sweep.watcher import SweepObserver
-from kfbench.training.interruption import Interruption
-from kfbench.training.places import executor_of_trials
-
-NAP = "tests.measurements.leader_overhead"
-
-
-def nap(tree, label, checkpoint_seconds, folder, anew):
-    """A trial that sleeps for as many seconds as its damping says, then leaves what a trial leaves."""
-    seconds = tree["methods"][0]["damping"]
-    time.sleep(seconds)
-    seed = Path(folder, "seed-0")
-    seed.mkdir(exist_ok=True)
-    loss = tree["methods"][0]["lr"]
-    figures = {"final_train_loss": loss, "best_train_loss": loss, "test_accuracy": 0.5}
-    row = {"method": label, "seed": 0, "epoch": 1, "train_loss": loss, "test_accuracy": 0.5, "seconds_updates": seconds}
-    write_csv(seed / "epochs.csv", EPOCH_COLUMNS, [{**row, "update": update} for update in range(10)])
-    write_csv(seed / "updates.csv", UPDATE_COLUMNS, [{**row, "update": update, "loss": loss} for update in range(300)])
-    summary = {"seed": 0, "status": "done", "updates": 9, "seconds_updates": seconds, **figures}
-    write_json(seed / "summary.json", summary)
-    return {"runs": [summary]}
 
 
 class _Napping:
@@ -52,8 +24,7 @@ class _Napping:
         self.executor, self.waited = executor, 0.0
 
     def submit(self, job):
-        # By its full name: where this file is run it is __main__, which no node knows.
-        function = f"{NAP}:nap" if job.folder is not None else "tests.executors.jobs:look"
+        function = "tests.measurements.naps:nap" if job.folder is not None else "tests.executors.jobs:look"
         self.executor.submit(Job(job.key, function, job.arguments, job.timeout, job.folder, job.anew))
 
     @property
@@ -72,6 +43,16 @@ class _Napping:
 
 def main(name, trials, seconds, workers):
     """One sweep of so many trials by that executor."""
+    # Here, since every process of a job imports this file anew, as it would the short one of a command.
+    import pandas as pd
+
+    from kfbench.config.load import load_config
+    from kfbench.sweep import run as leading
+    from kfbench.sweep.ledger import Ledger
+    from kfbench.sweep.watcher import SweepObserver
+    from kfbench.training.interruption import Interruption
+    from kfbench.training.places import executor_of_trials
+
     step = 1.0 / trials
     grid = ",".join(f"{step * (i + 1):.10g}" for i in range(trials))
     flags = {"parameters": ["lr"], "grids": {"lr": grid}, "extend": 0, "top": 0, "executor": name, "jobs": workers}
@@ -88,7 +69,7 @@ def main(name, trials, seconds, workers):
         first = leading._first_trial(config, leading.plan(config)[0]).config
         executor = _Napping(executor_of_trials(config.sweep, workers, first, Path(folder)))
         with Ledger(Path(folder), ["lr"]) as ledger, Interruption() as stop:
-            sweep = Sweep(config, Path(folder), executor, ledger, SweepObserver(), stop)
+            sweep = leading.Sweep(config, Path(folder), executor, ledger, SweepObserver(), stop)
             _warm(executor, workers)
             began, spent, waited = time.monotonic(), _cpu(), executor.waited
             sweep.run()

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from kfbench.config.load import load_config
+from kfbench.config.load import dump, load_config
 from kfbench.training.interruption import Interruption
 from kfbench.updates.build import build_data
 from kfbench.updates.timed import preload
@@ -115,6 +115,14 @@ def _interrupted(folder, arguments, wanted, number):
         output, rest = running.communicate()
         late.cancel()
     return running.returncode, output, "".join(errors) + rest
+
+
+def test_a_probe_of_memory_repeats_no_warning(recwarn):
+    """The leader's own run of the method has said it, in words of the command."""
+    flags = {"dataset": "shakespeare", "model": "transformer", "context": 5, "width": 8, "depth": 1, "heads": 2}
+    sizes = {"train_samples": 40, "eval_samples": 20, "batch_size": 4}
+    (memory,) = memory_probe._apart(dump(load_config(specs=["foof:T=2"], flags=flags | sizes)))
+    assert memory["state_memory_bytes"] > 0 and not recwarn.list
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

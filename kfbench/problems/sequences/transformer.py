@@ -1,10 +1,11 @@
 """A small causal transformer for tokens, made of plain linear layers so that every projection can be preconditioned."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
 _STD = 0.02  # of weights at the start (Radford et al. 2019)
 
@@ -91,10 +92,12 @@ class Attention(nn.Module):
         """The same shape."""
         q, k, v = (rows.unflatten(2, (self.heads, -1)).transpose(1, 2) for rows in self.qkv(x).chunk(3, dim=2))
         # Fused kernels have no forward-mode derivative, which step rules take, and on some devices no repeatable
-        # backward pass; this form is plain products, through which any of them goes.
-        with sdpa_kernel(SDPBackend.MATH):
-            mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        # backward pass; torch's own unfused form looks for rows that are masked whole, of which there are none here.
+        positions = x.shape[1]
+        later = torch.full((positions, positions), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+        scaled, keys, values = ((q / math.sqrt(q.shape[3])).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        mixed = torch.baddbmm(later, scaled, keys.mT).softmax(2) @ values
+        return self.output(mixed.unflatten(0, (len(x), self.heads)).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
