@@ -375,14 +375,14 @@ def check_repeatable(case: MethodCase) -> None:
 
 def check_state_restores(case: MethodCase) -> None:
     """A restored method continues bit for bit, in any phase of the schedule."""
-    for done in range(1, 4):  # as many as T
+    for done in range(1, 5):
         p, other = problem("mlp-bias", 7), problem("mlp-bias", 7, seed=1)
         options = {"damping": LAMBDA, "T": 3, "S": 2, "order": _trained_order(case), "fisher_batches": _own_points(p)}
         pre = run(case, p, updates=done, **options)
         state = copy.deepcopy(pre.state_dict())
         restored = Preconditioning(p.model, case.new(), seed=99, **options)
         restored.load_state_dict(copy.deepcopy(state))
-        for batch in (other, p, other):
+        for batch in (other, p, other, p):
             p = Problem(p.model, batch.x, batch.y)
             backward(pre, p)
             expected = directions(p)

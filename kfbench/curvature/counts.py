@@ -1,5 +1,6 @@
 """Multiply-adds: what an update must cost before anything is timed (Martens & Grosse 2015, appendix G)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 
@@ -91,7 +92,7 @@ class LayerShape:
         return replace(self, input_blocks=())
 
 
-def forward(shapes: list[LayerShape]) -> float:
+def forward(shapes: Sequence[LayerShape]) -> float:
     """Every layer once."""
     return sum(shape.product for shape in shapes)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfbench.curvature import counts
 from kfbench.curvature.counts import LayerShape
 from kfbench.step_rules.contract import NoRule, Proposed, Taken, Vector
 from kfbench.step_rules.greedy_gamma import GreedyGamma
@@ -105,7 +106,7 @@ class Rescaling(NoRule):
 
     def multiply_adds(self, shapes: Sequence[LayerShape], part: float) -> float:
         """Tangents of the output, each with a forward pass of its own, and the loss after a step that is looked at."""
-        forward = sum(shape.product for shape in shapes)
+        forward = counts.forward(shapes)
         # W a' + W' a at every layer but the first, whose input does not move.
         tangent = sum(shape.product * (1 if shape.first else 2) for shape in shapes)
         passes = (2 if self.momentum else 1) * self._asked * part

@@ -69,9 +69,9 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
     if counted is None:
         return None
     tasks = dict.fromkeys(TASKS, 0.0)
-    between = products_of_activations(trainee, batch) / len(batch[0])
-    tasks["forward and backward"] = counts.forward_backward(shapes) + 3 * between * len(batch[0])
     seen, points_seen = shapes, len(batch[0])
+    between = products_of_activations(trainee, batch) / points_seen  # of one sample
+    tasks["forward and backward"] = counts.forward_backward(shapes) + 3 * between * points_seen
     # Its own points go forward once more, but backward for their labels alone.
     # So does a part of the batch that is observed apart.
     if part := trainee.method.options.get("tau1"):
