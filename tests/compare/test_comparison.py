@@ -163,7 +163,8 @@ def test_curves_are_plotted(comparison, tmp_path):
 
 
 def test_losses_within_a_decade_are_plain_numbers(comparison, tmp_path):
-    records = records_of(comparison)
+    """Adam's and SGD's lie between 50 and 200, so 100 is the only power of ten; FOOF's reach down to 10."""
+    records = [record for record in records_of(comparison) if "foof" not in set(record.epochs["method"])]
     for record in records:
         record.epochs["train_loss"] *= 100
         record.updates["loss"] *= 100
