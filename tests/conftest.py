@@ -4,12 +4,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from jaxtyping import install_import_hook
+from tests.typechecking import check_annotations
 
-# Every shape annotation of the numerical core is checked while the tests run.
-install_import_hook(
-    ["kfbench.curvature", "kfbench.preconditioners", "kfbench.problems.likelihoods", "kfbench.problems.augmentation"],
-    "beartype.beartype",
+check_annotations(
+    ["kfbench.curvature", "kfbench.preconditioners", "kfbench.problems.likelihoods", "kfbench.problems.augmentation"]
 )
 
 import pytest

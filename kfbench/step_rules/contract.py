@@ -71,8 +71,11 @@ class StepRule(Protocol):
     def inner_products(self) -> float:
         """How often an update multiplies gradient and direction; each costs a layer's product."""
 
-    def multiply_adds(self, shapes: Sequence[LayerShape], part: float) -> float:
-        """Of whatever else an update takes, with a model that is made from ``part`` of the batch."""
+    def multiply_adds(self, shapes: Sequence[LayerShape], part: float, between: float) -> float:
+        """Of whatever else an update takes, with a model that is made from ``part`` of the batch.
+
+        ``between``: those of a forward pass of the batch in which no weight has part.
+        """
 
     def figures(self) -> Mapping[str, Tensor | float]:
         """Of the last step, by ``columns``; those on the device are read later."""
@@ -124,7 +127,7 @@ class NoRule:
         """None."""
         return 0.0
 
-    def multiply_adds(self, shapes: Sequence[LayerShape], part: float) -> float:
+    def multiply_adds(self, shapes: Sequence[LayerShape], part: float, between: float) -> float:
         """Nothing."""
         return 0.0
 

@@ -104,11 +104,11 @@ class Rescaling(NoRule):
         """How often an update asks the quadratic model: once, and for every damping that is tried."""
         return 1.0 if self.gamma_rule is None else 1 + 3 / self.gamma_rule.every
 
-    def multiply_adds(self, shapes: Sequence[LayerShape], part: float) -> float:
+    def multiply_adds(self, shapes: Sequence[LayerShape], part: float, between: float) -> float:
         """Tangents of the output, each with a forward pass of its own, and the loss after a step that is looked at."""
-        forward = counts.forward(shapes)
-        # W a' + W' a at every layer but the first, whose input does not move.
-        tangent = sum(shape.product * (1 if shape.first else 2) for shape in shapes)
+        forward = counts.forward(shapes) + between
+        # W a' + W' a at every layer but the first, whose input does not move; both of what attention multiplies do.
+        tangent = sum(shape.product * (1 if shape.first else 2) for shape in shapes) + 2 * between
         passes = (2 if self.momentum else 1) * self._asked * part
         looked = 0.0 if self.lambda_rule is None else forward / self.lambda_rule.every
         return passes * (forward + tangent) + looked

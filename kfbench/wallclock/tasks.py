@@ -97,7 +97,8 @@ def predicted_tasks(trainee: Trainee, batch: Batch) -> dict[str, float] | None:
         tasks["inverse"] += tries * counted["refresh"]
         tasks["apply"] += tries * counted["apply"]
         tasks["step"] += rule.inner_products * counts.forward(shapes)
-    tasks["step"] += rule.multiply_adds(shapes, trainee.method.options.get("tau2") or 1.0)
+    part = trainee.method.options.get("tau2") or 1.0
+    tasks["step"] += rule.multiply_adds(shapes, part, between * len(batch[0]))
     return tasks
 
 

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kfbench.cli.app import main
 from kfbench.config.load import load_config
 from kfbench.config.method_table import METHODS
 from kfbench.curvature.counts import LayerShape, forward_backward, label_backward
 from kfbench.preconditioners.natural import NaturalGradient
+from kfbench.step_rules.tangents import tangents
 from kfbench.updates.build import build_data
 from kfbench.updates.schedule import PARTS
 from kfbench.updates.timed import PartContestant, TraineeContestant, preload
@@ -118,6 +120,22 @@ def test_attention_multiplies_positions_with_one_another():
     tasks, shapes = predicted_tasks(trainee, batch), layer_shapes(trainee, batch)
     assert tasks["forward and backward"] == forward_backward(shapes) + 3 * products
     assert tasks["label backward"] == (label_backward(shapes, 1) + 2 * products) / 2
+
+
+def test_tangents_of_attention_are_counted():
+    """By torch's own count of what ran: a forward pass, and both products of the chain rule, for either vector."""
+    flags = {"dataset": "shakespeare", "model": "transformer", "context": 5, "width": 8, "heads": 2, "depth": 3}
+    flags |= {"train_samples": 20, "eval_samples": 20, "batch_size": 4}
+    config = load_config(specs=["foof:T=2,order=same,step=rescale-momentum"], flags=flags)
+    data = build_data(config, CPU)
+    trainee, batch = Trainee(config, data, 0, CPU), preload(data, 4, 0)[0]
+    with FlopCounterMode(display=False) as counter:
+        tangents(trainee.model, batch[0], [{w: torch.ones_like(w) for w in trainee.model.parameters()}] * 2)
+    ran = {str(operation): flops / 2 for operation, flops in counter.get_flop_counts()["Global"].items()}
+    shapes, between = layer_shapes(trainee, batch), products_of_activations(trainee, batch)
+    without, counted = (trainee.rule.multiply_adds(shapes, 1.0, products) for products in (0.0, between))
+    assert counted - without == ran["aten.bmm"] + ran["aten.baddbmm"] == 6 * between > 0
+    assert predicted_tasks(trainee, batch)["step"] >= counted
 
 
 def test_rows_of_several_vectors_and_positions_are_counted():
