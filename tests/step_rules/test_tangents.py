@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kfbench.step_rules.tangents import fisher_products, tangents
 from tests import dense
@@ -54,3 +56,37 @@ def test_tangents_are_finite_differences(name):
             w += step * v
         ahead = p.model(p.x)
     assert_close(moved.detach(), ((ahead - output) / step).detach(), 1e-4, what=name)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_an_input_that_does_not_move_costs_no_third_product(kind, bias):
+    """W x and W' x in the first layer, which is given data; W a, W' a and W a' in the second. Biases may stay."""
+    layer = nn.Linear(6, 5, bias=bias) if kind == "linear" else nn.Conv1d(6, 5, 2, padding="same", bias=bias)
+    other = nn.Linear(5, 3) if kind == "linear" else nn.Conv1d(5, 3, 1)
+    model = nn.Sequential(layer, nn.Tanh(), other).double()
+    x = torch.randn(*((4, 6) if kind == "linear" else (4, 6, 8)), dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        model[0](x)
+    first = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    second = counter.get_total_flops() - first
+    vector = {w: torch.randn_like(w) for w in model.parameters() if w is not layer.bias}
+    with FlopCounterMode(display=False) as counter:
+        output, moved = tangents(model, x, [vector])
+    assert counter.get_total_flops() == 2 * first + 3 * second
+    assert torch.equal(output, model(x))
+    _, expected = torch.func.jvp(
+        lambda *weights: torch.func.functional_call(
+            model, dict(zip(_names(model, vector), weights, strict=True)), (x,)
+        ),
+        tuple(w.detach() for w in vector),
+        tuple(vector.values()),
+    )
+    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
+
+
+def _names(model, vector):
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for parameter in vector]
