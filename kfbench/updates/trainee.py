@@ -37,6 +37,7 @@ from kfbench.updates.build import (
 )
 from kfbench.updates.evaluation import Repeated, Seen, at_weights_to_judge, on_both_sets, running_average
 from kfbench.updates.ranks.sharing import ALONE, Ranks, Several
+from kfbench.updates.ranks.synchronised import synchronise
 from kfbench.updates.schedule import total_updates
 from kfbench.updates.spent import tensor_bytes
 from kfbench.updates.turn import Turn, Watch
@@ -75,6 +76,7 @@ class Trainee:
         self.ranks = ranks
         if isinstance(ranks, Several):
             self.preconditioning.over_processes(ranks)
+            synchronise(self.model, ranks)
         self.step = self.samples = 0
         self._current: Batch | None = None  # of the coming step
         self._seen: Seen | None = None  # the batch of the coming step, for rules that look at it

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from kfbench.config.schema import Run
 from kfbench.errors import UsageError
@@ -14,6 +16,7 @@ from kfbench.layers.finding import batch_mixing
 from kfbench.preconditioners.contract import Traits
 from kfbench.step_rules.closure import ClosureCalls
 from kfbench.updates.isolation import forward_isolated
+from kfbench.updates.ranks.synchronised import normalising
 
 if TYPE_CHECKING:
     from kfbench.updates.trainee import Trainee
@@ -74,10 +77,12 @@ def _smallest_part(run: Run, samples: int, size: int) -> int | None:
 
 def _why_not_model(trainee: Trainee) -> str | None:
     """By its modules, and by two training forwards, which leave no trace."""
-    if mixing := batch_mixing(trainee.model):
-        return f"normalises by the batch in {', '.join(mixing[:3])}, of which each process has a part"
     few = trainee.data.train_inputs[:4].clone()
-    with torch.no_grad():
+    with torch.no_grad(), _by_averages(normalising(trainee.model)):
+        if mixing := batch_mixing(trainee.model):
+            return (
+                f"has no running averages to be evaluated by in {', '.join(mixing[:3])}, which normalises by the batch"
+            )
         before = _states(trainee.device)
         with forward_isolated(trainee.model):
             whole = trainee.model(few)
@@ -88,6 +93,18 @@ def _why_not_model(trainee: Trainee) -> str | None:
     if (whole[:1] - part).norm() > _ALIKE * whole[:1].norm():
         return "makes another output of a sample beside others than of that sample alone"
     return None
+
+
+@contextmanager
+def _by_averages(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """What normalises by the batch of all processes is no reason, so it does not here."""
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.train()
 
 
 def _states(device: torch.device) -> Iterator[torch.Tensor]:

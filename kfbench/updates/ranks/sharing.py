@@ -17,7 +17,7 @@ from kfbench.layers.estimate import Estimate
 from kfbench.updates.batches import Batch
 from kfbench.updates.ranks.placed import Placed
 from kfbench.updates.ranks.reduced import ReducedMoment, ReducedStatistics, as_sent, received
-from kfbench.updates.ranks.transport import Transport
+from kfbench.updates.ranks.transport import RankError, Transport
 
 
 class OwnError(KfbenchError):
@@ -146,11 +146,18 @@ class Several(Ranks):
         """Samples of the (micro-)batch at hand, and which of them are here."""
         return self._of, self._rows
 
+    @property
+    def counts(self) -> bool:
+        """Whether this process has rows of the (micro-)batch at hand that count; of no batch, as in a look, all do."""
+        return self._of == 0 or self._count(self.rank, self._of) > 0
+
     @contextmanager
     def by_itself(self) -> Iterator[None]:
         """An error there is no divergence that all agree on: it ends the run."""
         try:
             yield
+        except RankError:  # met where numbers travel within a forward or backward pass
+            raise
         except Exception as error:
             raise OwnError(f"process {self.rank} failed: {described(error)}") from error
 

@@ -1,5 +1,6 @@
 """How many bytes an update must send, counted from the sizes of layers before anything is measured."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from kfbench.updates.batches import Batch
 from kfbench.updates.isolation import forward_isolated
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.ranks.sharing import rows_are_fewer
+from kfbench.updates.ranks.synchronised import normalising
 from kfbench.updates.schedule import Schedule
 from kfbench.updates.trainee import Trainee
 
@@ -23,7 +25,8 @@ from kfbench.updates.trainee import Trainee
 class Traffic:
     """Bytes that one process hands over: at every update, beside that where it observes, and where it refreshes.
 
-    What a network moves for them is its own: a ring of p processes 2 (p - 1) / p times what is added up, for each.
+    What a network moves for them is its own: a ring of p processes 2 (p - 1) / p times what is added up, for each. Of a
+    model that normalises by the batch the first update takes a backward pass more, which looks at what layers reach.
     """
 
     update: int
@@ -38,12 +41,17 @@ class Traffic:
 def predicted_traffic(trainee: Trainee, batch: Batch) -> Traffic:
     """From the model's layers, as one forward of two samples shows them; it leaves no trace."""
     size = next(trainee.model.parameters()).element_size()
+    # Of what normalises by the whole batch: a forward and a backward pass of each micro-batch.
+    norms = len(trainee.micro_batches(*batch)) * sum(2 * m.num_features + 1 for m in normalising(trainee.model))
     # Beside gradients goes the loss.
-    update = 1 + sum(p.numel() for p in trainee.model.parameters() if p.requires_grad)
+    update = 1 + sum(p.numel() for p in trainee.model.parameters() if p.requires_grad) + 2 * norms
     if not isinstance(trainee.preconditioning, Preconditioning):
         return Traffic(update * size)
     traits = trainee.preconditioning.turn.traits
-    observe = refresh = 0
+    # Labels go backward once more.
+    labelled = traits.fisher in ("sampled", "full", "columns")
+    observe = norms * traits.vectors(math.prod(trainee.data.output_shape)) if labelled else 0
+    refresh = 0
     for shape, kept in _layers(trainee.model, batch, traits):
         sent = traits.numbers_sent(shape) if traits.numbers_sent is not None else {}
         update += sent.get("update", 0)

@@ -28,6 +28,11 @@ def centred(input_shape, outputs):
     return nn.Sequential(nn.Flatten(), Centred(), nn.Linear(784, outputs))
 
 
+def mixing(input_shape, outputs):
+    """Which normalises by the batch in evaluations too."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs), nn.BatchNorm1d(outputs, track_running_stats=False))
+
+
 def refusal(spec, size=2, **flags):
     config = config_of(spec, **flags)
     trainee = Trainee(config, build_data(config, CPU), 0, CPU)
@@ -50,7 +55,7 @@ def refusal(spec, size=2, **flags):
         ("kfac:tau1=0.5", {}, "tau1=0.5 takes the first part of each batch, which lies on the first process"),
         ("kfac:step=rescale", {}, "step=rescale looks at the whole batch again: one process only, got 2"),
         ("torch.optim:LBFGS", {}, "evaluates the batch within its step: one process only, got 2"),
-        ("sgd", {"model": "resnet18", "width": 4}, "model 'resnet18' normalises by the batch in "),
+        ("sgd", {"model": f"{HERE}:mixing", "width": None}, "has no running averages to be evaluated by in 2, which"),
         ("sgd", {"model": f"{HERE}:dropping", "width": None}, "draws random numbers in its forward, as dropout does"),
         ("sgd", {"model": f"{HERE}:centred", "width": None}, "makes another output of a sample beside others"),
         (

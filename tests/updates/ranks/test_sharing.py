@@ -108,6 +108,55 @@ def test_of_biases_and_of_outputs_that_are_no_classes():
         assert_same(trained(config, 4), trained(config, 4, 3))
 
 
+NORMALISED = CONVOLUTIONS | {"norm": "batch"}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("spec", ["sgd", "foof:T=2", "kfac:T=2", "kfac:T=3,fisher=full", "ekfac-ra:T=2", "shampoo:T=2"])
+def test_batch_normalisation_is_that_of_the_whole_batch(spec, size):
+    """On three processes the last batch, of 2, leaves one without rows; running averages are the same, too."""
+    problem = NORMALISED | IMAGES if spec.startswith("ekfac") else NORMALISED  # as above
+    config = config_of(spec, **METHODS.get(spec, {}), **problem)
+    one, several = trained(config, UPDATES), trained(config, UPDATES, size)
+    assert_same(one, several, 1e-11)
+    kept = [one[2].model.state_dict(), *(trainee.model.state_dict() for _, _, trainee in several)]
+    names = [name for name in kept[0] if "running" in name]
+    assert names and all(torch.equal(kept[1][name], other[name]) for other in kept[2:] for name in names)
+    for name in names:
+        torch.testing.assert_close(kept[1][name], kept[0][name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", ["foof:T=2", "kfac:T=2"])
+def test_batch_normalisation_of_micro_batches(spec):
+    """Each normalises by itself, on one process and on two."""
+    config = config_of(spec, **METHODS[spec], **NORMALISED | {"train_samples": 40}, micro_batch_size=7)
+    assert_same(trained(config, 5), trained(config, 5, 2), 1e-11)
+
+
+def test_batch_normalisation_of_each_part_is_noticed():
+    """Without what is exchanged losses are others."""
+    config = config_of("sgd", **NORMALISED)
+    one, several = trained(config, UPDATES), trained(config, UPDATES, 2, make=NormalisesItsPart)
+    with pytest.raises(AssertionError):
+        assert_same(one, several, 1e-6)
+
+
+class NormalisesItsPart(Several):
+    """Adds up gradients, but nothing within a forward pass."""
+
+    def sums(self, own):
+        return list(own) if self.within else super().sums(own)
+
+    within = True
+
+    def gradients(self, own, plain):
+        self.within = False
+        try:
+            return super().gradients(own, plain)
+        finally:
+            self.within = True
+
+
 class Unweighted(Several):
     """Every process counts alike, however many rows it has."""
 
