@@ -42,6 +42,7 @@ class Coverage:
         self.layers, self.left_out = find_layers(model)
         self._trainable, self._parts = self._fingerprint(), _parts(self.layers)
         self._verified: dict[str, set[_Kind]] = {}
+        self._plain: list[nn.Parameter] | None = None  # as long as the layers are these
         self.unwritten: set[str] = set()  # layers whose outputs were not changed in place
         self._named: set[str] = set()
         self._warned_of_mixing = False
@@ -54,21 +55,23 @@ class Coverage:
 
     def plain_parameters(self) -> list[nn.Parameter]:
         """Those of no captured layer."""
-        covered = {id(p) for layer in self.layers.values() for p in layer.parameters}
-        return [p for p in self.model.parameters() if p.requires_grad and id(p) not in covered]
+        if self._plain is None:  # a walk over all modules, which each update would take several times
+            covered = {id(p) for layer in self.layers.values() for p in layer.parameters}
+            self._plain = [p for p in self.model.parameters() if id(p) not in covered]
+        return [p for p in self._plain if p.requires_grad]
 
     def keep(self, names: Collection[str]) -> None:
         """As an interrupted run had verified it."""
         for name in self.layers.keys() - set(names):
             self.left_out[name] = "it was left out before"
-        self.layers = {name: self.layers[name] for name in names}
+        self.layers, self._plain = {name: self.layers[name] for name in names}, None
 
     def look_again(self) -> set[str]:
         """Find the layers anew where parameters were frozen, thawed or replaced; returns those that came or changed."""
         now = self._fingerprint()
         if now == self._trainable:
             return set()
-        before, self._trainable = self._parts, now
+        before, self._trainable, self._plain = self._parts, now, None
         found, self.left_out = find_layers(self.model)
         # What was found out about a layer still holds where it is the same one.
         known, self.layers = self.layers.keys(), found
@@ -125,6 +128,7 @@ class Coverage:
             if name in wrong:
                 self.left_out[name] = wrong[name]
                 del self.layers[name]
+                self._plain = None
                 captured.exclude(name)
             else:
                 self._verified.setdefault(name, set()).add(kind)

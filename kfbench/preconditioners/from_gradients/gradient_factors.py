@@ -34,16 +34,19 @@ class GradientFactors:
     def add(self, gradients: Mapping[str, LayerGradient]) -> None:
         """Take in one batch's mean gradient of every layer."""
         for name, G in gradients.items():
-            keep, scale = 1.0, 1.0
             if self.accumulate == "ema":
-                old = self.ema * self._weights.get(name, 0.0)
-                self._weights[name] = weight = old + 1 - self.ema
-                keep, scale = old / weight, (1 - self.ema) / weight
+                self._weights[name] = weight = self.ema * self._weights.get(name, 0.0) + 1 - self.ema
             on_left, on_right = self.has(*G.shape)
             for factors, wanted, moment in ((self.left, on_left, G.outer), (self.right, on_right, G.inner_moment)):
-                if wanted:
-                    known = factors.get(name)
-                    factors[name] = moment() * scale if known is None else known * keep + moment() * scale
+                if not wanted:
+                    continue
+                known = factors.get(name)
+                if known is None:
+                    factors[name] = moment()
+                elif self.accumulate == "sum":
+                    factors[name] = known + moment()
+                else:
+                    factors[name] = known.lerp(moment(), (1 - self.ema) / weight)
 
     def has(self, d_out: int, d_in: int) -> tuple[bool, bool]:
         """Whether a layer of this shape has L, and R."""
@@ -95,11 +98,11 @@ class RunningMean:
         """Take it in; the mean, of the shape of ``new``."""
         if name not in self.means:
             self.means[name], self.weights[name] = torch.zeros_like(new), new.new_zeros(())
-        before, finite = self.weights[name], torch.isfinite(new.sum())
+        mean, before, finite = self.means[name], self.weights[name], torch.isfinite(new.sum())
         weight = torch.where(finite, self.decay * before + (1 - self.decay), before)
-        keep = torch.where(finite, self.decay * before / weight, 1.0)
-        scale = torch.where(finite, (1 - self.decay) / weight, 0.0)
-        self.means[name] = self.means[name] * keep + torch.where(finite, new, 0.0) * scale
+        # Of a first one that is not finite the weight stays 0, and what is divided by it is not taken.
+        share = torch.where(finite, (1 - self.decay) / weight, 0.0)
+        self.means[name] = mean.lerp(torch.where(finite, new, mean), share)
         self.weights[name] = weight
         return self.means[name]
 

@@ -76,7 +76,7 @@ class SOAP:
         M = M if Q_L is None else Q_L.T @ M
         M = M if Q_R is None else M @ Q_R
         # A gradient that is not finite shows in this direction, and in no later one.
-        N = M / (V.sqrt() + self.damping) + 0 * rotated.sum()
+        N = (M / V.sqrt().add_(self.damping)).add_(0 * rotated.sum())
         N = N if Q_L is None else Q_L @ N
         return N if Q_R is None else N @ Q_R.T
 
