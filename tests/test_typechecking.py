@@ -1,4 +1,4 @@
-"""The suite checks the annotations of the numerical core: shapes where there are shapes, types everywhere else."""
+"""The suite checks annotations of the numerical core: shapes; types where there are none, but of local functions."""
 
 import pytest
 import torch

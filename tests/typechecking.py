@@ -9,7 +9,10 @@ _with_shapes = jaxtyping.jaxtyped
 
 
 def check_annotations(packages: list[str]) -> None:
-    """From here on every function of ``packages`` checks its arguments and its result; call it before they load."""
+    """From here on functions of ``packages`` check their arguments and results; call it before they load.
+
+    All of them but those that are defined within others and have no shapes.
+    """
     # The hook writes this name before every function and dataclass that it loads.
     jaxtyping.jaxtyped = _cheapest
     jaxtyping.install_import_hook(packages, "beartype.beartype")
@@ -30,7 +33,7 @@ def _cheapest(*, typechecker: Callable) -> Callable:
 
 def _has_shapes(function: Any) -> bool:
     try:
-        hints = get_type_hints(getattr(function, "__func__", function), include_extras=True)
+        hints = get_type_hints(function, include_extras=True)
     except Exception:  # names of a class that is not defined yet; the hook leaves those unchecked itself
         return True
     return any("jaxtyping." in repr(hint) for hint in hints.values())

@@ -56,9 +56,13 @@ class Coverage:
     def plain_parameters(self) -> list[nn.Parameter]:
         """Those of no captured layer."""
         if self._plain is None:  # a walk over all modules, which each update would take several times
-            covered = {id(p) for layer in self.layers.values() for p in layer.parameters}
-            self._plain = [p for p in self.model.parameters() if id(p) not in covered]
+            self._plain = self.uncovered()
         return [p for p in self._plain if p.requires_grad]
+
+    def uncovered(self) -> list[nn.Parameter]:
+        """Parameters of no captured layer as the model is now, frozen ones included."""
+        covered = {id(p) for layer in self.layers.values() for p in layer.parameters}
+        return [p for p in self.model.parameters() if id(p) not in covered]
 
     def keep(self, names: Collection[str]) -> None:
         """As an interrupted run had verified it."""

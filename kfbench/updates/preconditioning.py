@@ -109,7 +109,7 @@ class Preconditioning:
 
     def plain_parameters(self) -> list[nn.Parameter]:
         """Those that keep their plain gradient now, for whoever moves them in another way."""
-        return self.forward.coverage.plain_parameters()
+        return [p for p in self.forward.coverage.uncovered() if p.requires_grad]
 
     @property
     def damping(self) -> float:

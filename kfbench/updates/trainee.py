@@ -37,7 +37,6 @@ from kfbench.updates.build import (
 )
 from kfbench.updates.evaluation import Repeated, Seen, at_weights_to_judge, on_both_sets, running_average
 from kfbench.updates.ranks.sharing import ALONE, Ranks, Several
-from kfbench.updates.ranks.synchronised import synchronise
 from kfbench.updates.schedule import total_updates
 from kfbench.updates.spent import tensor_bytes
 from kfbench.updates.turn import Turn, Watch
@@ -76,7 +75,6 @@ class Trainee:
         self.ranks = ranks
         if isinstance(ranks, Several):
             self.preconditioning.over_processes(ranks)
-            synchronise(self.model, ranks)
         self.step = self.samples = 0
         self._current: Batch | None = None  # of the coming step
         self._seen: Seen | None = None  # the batch of the coming step, for rules that look at it
@@ -107,7 +105,8 @@ class Trainee:
         """Fill the statistics of a preconditioned method before its first update."""
         count = self.method.options.get("warmup_batches", 0)
         batches = warmup_batches(self.data, self.run.batch_size, self.seed, count)
-        self.preconditioning.warm_up(self.ranks.each(batches))
+        with self.ranks.training_forward():
+            self.preconditioning.warm_up(self.ranks.each(batches))
 
     def _part(self) -> list[Batch]:
         """The first ``tau1`` of the batch, for statistics."""
@@ -157,7 +156,7 @@ class Trainee:
         total: Tensor | None = None
         with self.ranks.by_itself():
             for xs, ys in self.ranks.shares(parts):
-                with self.preconditioning.capture():
+                with self.preconditioning.capture(), self.ranks.training_forward():
                     output = self._forward(self.model, xs)
                 losses = self.likelihood.loss(output, ys)
                 part = self.ranks.part(losses, len(x))  # not len(xs): the parts add up to the mean over the batch

@@ -35,7 +35,10 @@ class Failing(nn.Module):
 def failing(input_shape, outputs):
     return nn.Sequential(nn.Flatten(), Failing(), nn.Linear(784, outputs))
 
-def mixing(input_shape, outputs):
+def failing_before_others_add_up(input_shape, outputs):
+    return nn.Sequential(nn.Flatten(), Failing(), normalised(input_shape, outputs))
+
+def normalised(input_shape, outputs):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.BatchNorm1d(4), nn.Linear(4, outputs))
 """
 
@@ -100,16 +103,34 @@ def test_a_killed_process_ends_all_with_one_sentence(tmp_path, killed):
     assert said == [f"Error: {sentence}"]
 
 
-def test_what_one_raises_ends_all_and_is_said_once(tmp_path):
-    (tmp_path / "failing.py").write_text(MODEL)
-    sys.path.insert(0, str(tmp_path))
-    try:
-        two = Started(tmp_path, 2, "train", "--opt", "sgd", "--model", "failing:failing", "--batch-size", 20, *ENDLESS)
-        assert two.ended() == [3, 3], two.errors()
-    finally:
-        sys.path.remove(str(tmp_path))
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A module that a run can name, in the folder in which it runs."""
+    (tmp_path / "models.py").write_text(MODEL)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return "models"
+
+
+@pytest.mark.parametrize("model", ["failing", "failing_before_others_add_up"])
+def test_what_one_raises_ends_all_and_is_said_once(tmp_path, models, model):
+    two = Started(tmp_path, 2, "train", "--opt", "sgd", "--model", f"{models}:{model}", "--batch-size", 20, *ENDLESS)
+    assert two.ended() == [3, 3], two.errors()
     first, second = two.errors()
-    assert "another process failed: process 1 failed: ValueError: no more" in first and second == ""
+    assert "Error: another process failed: process 1 failed: ValueError: no more" in first and second == ""
+
+
+def test_batch_normalisation_is_that_of_one_process_and_is_continued_by_another_number(tmp_path, models):
+    """After two epochs; running averages are in the checkpoint, the losses of evaluations depend on them."""
+    given = [*KFAC[:3], *(arg for arg in TINY if arg not in ("--width", 12)), "--model", f"{models}:normalised"]
+    one, run = tmp_path / "one", tmp_path / "run"
+    assert Started(tmp_path, 1, *given, "--epochs", 4, "--out", one).ended() == [0]
+    two = Started(tmp_path, 2, *given, "--epochs", 4, "--out", run)
+    two.wait_for(run / "seed-0" / "updates.csv")
+    two.processes[1].terminate()
+    two.ended()  # interrupted, or through
+    three = Started(tmp_path, 3, "train", "--resume", "--out", run)
+    assert three.ended() == [0, 0, 0], three.errors()
+    assert_same(run, one)
 
 
 def test_they_diverge_together(tmp_path):

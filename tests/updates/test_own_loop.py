@@ -289,6 +289,19 @@ def test_a_layer_that_is_replaced_starts_anew(name):
     assert_close(got[-35:-5], rows, 1e-8)
 
 
+def test_plain_parameters_are_those_that_there_are_now():
+    """Between updates too, when another optimizer is made for them."""
+    model, (x, y) = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double(), _batch()
+    foof = _make(model, "foof")
+    _update(foof, model, x, y)
+    model[1] = nn.LayerNorm(6).double()
+    assert [id(p) for p in foof.plain_parameters()] == [id(model[1].weight), id(model[1].bias)]
+    model[1].bias.requires_grad_(False)
+    assert [id(p) for p in foof.plain_parameters()] == [id(model[1].weight)]
+    _update(foof, model, x, y)
+    assert model[1].weight.grad is not None and model[1].bias.grad is None
+
+
 def test_a_later_batch_along_another_dimension_is_noticed():
     """As many tokens as samples at first: only a batch of another size shows that tokens come first."""
     a, b = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()

@@ -17,6 +17,7 @@ from kfbench.layers.estimate import Estimate
 from kfbench.updates.batches import Batch
 from kfbench.updates.ranks.placed import Placed
 from kfbench.updates.ranks.reduced import ReducedMoment, ReducedStatistics, as_sent, received
+from kfbench.updates.ranks.synchronised import WholeBatch
 from kfbench.updates.ranks.transport import RankError, Transport
 
 
@@ -63,6 +64,10 @@ class Ranks:
 
     def by_itself(self) -> AbstractContextManager[None]:
         """Around what a process does of its own, so that it may fail where others do not."""
+        return nullcontext()
+
+    def training_forward(self) -> AbstractContextManager[Any]:
+        """Around a forward that is trained on."""
         return nullcontext()
 
     def part(self, losses: Tensor, samples: int) -> Tensor:
@@ -117,6 +122,7 @@ class Several(Ranks):
         self.placement = Placed(transport) if placement == "spread" else None
         self._samples = self._own = self._of = 0  # of the update so far, of all and here; of the (micro-)batch at hand
         self._rows = slice(0)
+        self.counts = True  # whether this process has rows of the (micro-)batch at hand
 
     def device(self, device: torch.device) -> torch.device:
         """Of several CUDA devices each process of a machine takes one."""
@@ -133,6 +139,7 @@ class Several(Ranks):
         for x, y in parts:
             self._of = len(x)
             self._rows, count = self.rows(len(x))
+            self.counts = count > 0
             self._samples += self._of
             self._own += count
             yield x[self._rows], y[self._rows]
@@ -146,10 +153,9 @@ class Several(Ranks):
         """Samples of the (micro-)batch at hand, and which of them are here."""
         return self._of, self._rows
 
-    @property
-    def counts(self) -> bool:
-        """Whether this process has rows of the (micro-)batch at hand that count; of no batch, as in a look, all do."""
-        return self._of == 0 or self._count(self.rank, self._of) > 0
+    def training_forward(self) -> AbstractContextManager[Any]:
+        """Around a training forward, in which batch normalisation is that of the whole (micro-)batch."""
+        return WholeBatch(self)
 
     @contextmanager
     def by_itself(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from kfbench.layers.contract import Layer
 from kfbench.layers.finding import find_layers
 from kfbench.preconditioners.contract import Traits
 from kfbench.updates.batches import Batch
-from kfbench.updates.isolation import forward_isolated
+from kfbench.updates.isolation import evaluating, forward_isolated
 from kfbench.updates.preconditioning import Preconditioning
 from kfbench.updates.ranks.sharing import rows_are_fewer
 from kfbench.updates.ranks.synchronised import normalising
@@ -25,8 +25,8 @@ from kfbench.updates.trainee import Trainee
 class Traffic:
     """Bytes that one process hands over: at every update, beside that where it observes, and where it refreshes.
 
-    What a network moves for them is its own: a ring of p processes 2 (p - 1) / p times what is added up, for each. Of a
-    model that normalises by the batch the first update takes a backward pass more, which looks at what layers reach.
+    What a network moves for them is its own: a ring of p processes 2 (p - 1) / p times what is added up, for each.
+    Where layers are captured behind batch normalisation, an update that verifies them takes a backward pass more.
     """
 
     update: int
@@ -42,7 +42,7 @@ def predicted_traffic(trainee: Trainee, batch: Batch) -> Traffic:
     """From the model's layers, as one forward of two samples shows them; it leaves no trace."""
     size = next(trainee.model.parameters()).element_size()
     # Of what normalises by the whole batch: a forward and a backward pass of each micro-batch.
-    norms = len(trainee.micro_batches(*batch)) * sum(2 * m.num_features + 1 for m in normalising(trainee.model))
+    norms = len(trainee.micro_batches(*batch)) * sum(2 * m.num_features for m in normalising(trainee.model))
     # Beside gradients goes the loss.
     update = 1 + sum(p.numel() for p in trainee.model.parameters() if p.requires_grad) + 2 * norms
     if not isinstance(trainee.preconditioning, Preconditioning):
@@ -72,7 +72,8 @@ def predicted_traffic(trainee: Trainee, batch: Batch) -> Traffic:
 def _layers(model: nn.Module, batch: Batch, traits: Traits) -> list[tuple[LayerShape, int]]:
     """Every layer's shape, and how many numbers its input factor is kept in."""
     layers: Mapping[str, Layer] = find_layers(model)[0]
-    with forward_isolated(model), torch.enable_grad(), capture(dict(layers)) as captured:
+    # By running averages, since others may not be asked.
+    with evaluating(model), forward_isolated(model), torch.enable_grad(), capture(dict(layers)) as captured:
         model(batch[0][:2])
     found = []
     for name, calls in captured.calls.items():
