@@ -20,6 +20,7 @@ from kfbench.config.method_table import METHODS
 from kfbench.curvature.counts import LayerShape, forward_backward, label_backward
 from kfbench.preconditioners.natural import NaturalGradient
 from kfbench.step_rules.tangents import tangents
+from kfbench.updates import timed
 from kfbench.updates.build import build_data
 from kfbench.updates.schedule import PARTS
 from kfbench.updates.timed import PartContestant, TraineeContestant, preload
@@ -235,12 +236,24 @@ def test_tasks_add_up_and_nobody_watches_afterwards():
     assert len(watched) == seen
 
 
-def test_optimizer_only_times_less_than_the_whole():
-    contestant = _contestant("foof:T=1", width=300)
+@pytest.mark.parametrize(("optimizer_only", "seconds"), [(False, 505), (True, 5)])
+def test_optimizer_only_times_what_follows_the_backward_pass(monkeypatch, optimizer_only, seconds):
+    """By a clock on which a backward pass takes 100 seconds and what follows takes one."""
+    contestant, clock = _contestant("foof:T=1"), SimpleNamespace(now=0.0)
+    monkeypatch.setattr(timed, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def takes(plain, length):
+        def slow(*arguments, **options):
+            clock.now += length
+            return plain(*arguments, **options)
+
+        return slow
+
     contestant.prepare()
-    whole = min(contestant.run(5) for _ in range(5))
-    contestant.optimizer_only = True
-    assert min(contestant.run(5) for _ in range(5)) < whole
+    monkeypatch.setattr(contestant.trainee, "backward", takes(contestant.trainee.backward, 100))
+    monkeypatch.setattr(contestant.trainee, "take_step", takes(contestant.trainee.take_step, 1))
+    contestant.optimizer_only = optimizer_only
+    assert contestant.run(5) == seconds
 
 
 @pytest.mark.parametrize("quick", [False, True])
